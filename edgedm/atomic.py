@@ -1,0 +1,76 @@
+"""Write a file or a folder whole or not at all: fill a temporary beside the target, then rename it.
+
+Readers see the old target or the new one, never a mixture, whatever kills the writer in between.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path to write to; on success it replaces `target`, on any exception it is removed."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        _sync(scratch)
+        scratch.chmod(0o666 & ~_umask())
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_dir(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder to fill; on success it replaces `target`, on any exception it is removed.
+
+    An existing target is moved aside first, because a folder cannot be replaced in one system call; if the
+    second rename fails, the old folder is put back.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield scratch
+        for path in scratch.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                _sync(path)
+        scratch.chmod(0o777 & ~_umask())
+        _swap(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(scratch: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(scratch, target)
+        return
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    old = aside / target.name
+    os.rename(target, old)
+    try:
+        os.rename(scratch, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,23 @@
+"""`edgedm compile`: deployed graph -> kernels and a generated C runtime."""
+
+import click
+
+from edgedm.cli.common import show_figures, verb
+from edgedm.cli.schedule import schedule_options
+from edgedm.outcome import Outcome
+
+
+@click.command(name="compile", short_help="TVM -> kernels + generated C runtime")
+@click.argument("graph", type=click.Path())
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False), help="The bundle to write.")
+@click.option("--target", default="host", show_default=True, help="See `edgedm targets`.")
+@schedule_options
+@verb(show_figures)
+def command(graph: str, output: str, target: str, steps: int, sampler: str) -> Outcome:
+    """Compile GRAPH (from `edgedm optimize`) into a bundle: objects, weights, C runtime, `bin/edgedm-sample`.
+
+    `--steps` and `--sampler` set the bundle's default schedule; any other can be chosen when sampling.
+    """
+    from edgedm.lower import compile
+
+    return compile(graph, output, target=target, steps=steps, sampler=sampler)

@@ -1,0 +1,25 @@
+"""`edgedm demo`: the whole way on a built-in model."""
+
+import click
+
+from edgedm.cli.common import verb
+from edgedm.outcome import Outcome
+
+
+def _show(outcome: Outcome) -> None:
+    from edgedm.demo import render
+
+    render(outcome)
+
+
+@click.command(name="demo", short_help="the whole way on a built-in model: images, parity, sizes, speed")
+@click.option("-o", "--output", default="demo-out", show_default=True, type=click.Path(file_okay=False))
+@verb(_show)
+def command(output: str) -> Outcome:
+    """Export, optimise, compile, verify, sample and time the built-in 1-bit digits model.
+
+    Ends with one self-contained page: images (fp32 torch, low-bit torch, native), parity, sizes, speed.
+    """
+    from edgedm.demo import demo
+
+    return demo(output)

@@ -1,0 +1,21 @@
+"""`edgedm export`: torch checkpoint -> ONNX with custom binary ops."""
+
+import click
+
+from edgedm.cli.common import show_figures, verb
+from edgedm.outcome import Outcome
+
+
+@click.command(name="export", short_help="torch checkpoint -> ONNX with custom binary ops")
+@click.argument("checkpoint")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The ONNX file to write.")
+@click.option("--layer-golden", is_flag=True, help="Also write one step's inputs and outputs of every layer.")
+@verb(show_figures)
+def command(checkpoint: str, output: str, layer_golden: bool) -> Outcome:
+    """Export CHECKPOINT (a folder or zoo:NAME) to one ONNX file that runs on stock ONNX Runtime.
+
+    Golden data (noise, x_t, state, eps from PyTorch) is written beside it.
+    """
+    from edgedm.export import export
+
+    return export(checkpoint, output, layer_golden=layer_golden)

@@ -1,0 +1,30 @@
+"""`edgedm sample`: draw images, natively from a bundle or with PyTorch from a checkpoint."""
+
+import click
+
+from edgedm.cli.common import show_figures, verb
+from edgedm.cli.schedule import schedule_options
+from edgedm.outcome import Outcome
+
+
+@click.command(name="sample", short_help="draw images with the generated runtime, no torch")
+@click.argument("model", default="zoo:digits-fp32")
+@click.option("-n", "number", type=click.IntRange(1), default=16, show_default=True, help="How many images.")
+@schedule_options
+@click.option("--eta", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="DDIM's noise share.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
+@click.option("--label", type=click.IntRange(0), help="Class to draw; unconditional without it.")
+@click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
+@click.option(
+    "-o", "--output", default="images.png", show_default=True, type=click.Path(), help="A .png grid or a .npy array."
+)
+@verb(show_figures)
+def command(model: str, number: int, **options: object) -> Outcome:
+    """Draw images with MODEL: a bundle (generated runtime) or a checkpoint (folder or zoo:NAME, by PyTorch).
+
+    The same seed gives the same image here and from the bundle's own `bin/edgedm-sample`, bit for bit.
+    """
+    from edgedm.sampling import sample
+
+    return sample(model, n=number, **options)

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Lint, types and tests, from nothing but Python 3.11: bash scripts/test.sh [--full]
+# --full also runs the slow tests and the demo.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+full=no
+if [ "${1:-}" = --full ]; then full=yes; shift; fi
+source "$here/environment.sh"
+part() {
+    local name=$1 start=$SECONDS
+    shift
+    echo "== $name"
+    "$@"
+    echo "== $name: $((SECONDS - start)) s"
+}
+part ruff ruff check .
+part mypy mypy
+if [ "$full" = yes ]; then
+    part demo edgedm demo --output build/demo
+    part tests pytest -m '' "$@"
+else
+    part tests pytest "$@"
+fi
