@@ -1,0 +1,56 @@
+"""Readers see the old target or the new one, never a mixture."""
+
+import pytest
+
+from edgedm.atomic import atomic_dir, atomic_file
+
+
+def test_a_file_appears_whole_when_the_block_ends(tmp_path):
+    target = tmp_path / "sub" / "model.onnx"
+    with atomic_file(target) as scratch:
+        scratch.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_failed_file_leaves_the_old_one_and_nothing_else(tmp_path):
+    target = tmp_path / "model.onnx"
+    target.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_file(target) as scratch:
+        scratch.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_replaces_the_old_one_whole(tmp_path):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "stale").write_text("old")
+    with atomic_dir(target) as scratch:
+        (scratch / "fresh").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["fresh"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "stale").write_text("old")
+    with pytest.raises(OSError, match="disk"), atomic_dir(target) as scratch:
+        (scratch / "half").write_text("new")
+        raise OSError("disk")
+    assert [path.name for path in target.iterdir()] == ["stale"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_new_files_and_folders_get_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").touch()
+    with atomic_file(tmp_path / "file"):
+        pass
+    with atomic_dir(tmp_path / "folder"):
+        pass
+    (tmp_path / "usual-folder").mkdir()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "folder").stat().st_mode == (tmp_path / "usual-folder").stat().st_mode
