@@ -1,0 +1,22 @@
+"""What every test may use: no network, the real 1-bit model through the whole pipeline once a session."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def digits_pipeline(tmp_path_factory) -> Path:
+    """Export, optimise and compile `zoo:digits-bidm-w1a1`: a folder with model.onnx, deploy.onnx, model.bundle."""
+    import edgedm
+
+    folder = tmp_path_factory.mktemp("digits")
+    edgedm.export("zoo:digits-bidm-w1a1", folder / "model.onnx")
+    edgedm.optimize(folder / "model.onnx", folder / "deploy.onnx")
+    edgedm.compile(folder / "deploy.onnx", folder / "model.bundle")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(digits_pipeline) -> Path:
+    return digits_pipeline / "model.bundle"
