@@ -1,0 +1,112 @@
+"""A UNet with the signature of the exported graph: everything that crosses denoising steps is an argument."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgedm.ops import timestep_lookup
+
+
+class Carry:
+    """What the taps of one forward pass read and write; a plain object, so that tracing sees only tensors.
+
+    `coefficients` holds one tensor a tap that broadcasts to the tap's feature, or is None: then nothing is mixed
+    and the features are only recorded.
+    """
+
+    def __init__(self) -> None:
+        self.coefficients: list[Tensor] | None = None
+        self.state: list[Tensor] = []
+        self.next: list[Tensor] = []
+
+
+class Denoiser(nn.Module):
+    """A diffusers `UNet2DModel` plus BiDM's cross-timestep connection (TBS, arXiv 2412.05926 eq. 12).
+
+    At tap j the feature h_j becomes (1 - c) h_j + c h_j^prev, where h_j^prev is what left the same tap in the
+    previous (noisier) denoising step and c = `cache_coefficients`[bin of the timestep, j]; on the first step of a
+    trajectory (`has_state` 0) nothing is mixed. Without taps it is the UNet alone.
+    """
+
+    def __init__(self, unet: nn.Module, taps: list[str] | None = None, edges: list[int] | None = None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.taps = list(taps or [])
+        self.carry = Carry()
+        if self.taps:
+            bins = torch.tensor(edges, dtype=torch.int64)
+            self.register_buffer("edges", bins)
+            self.cache_coefficients = nn.Parameter(torch.zeros(len(bins), len(self.taps)))
+        for index, path in enumerate(self.taps):
+            unet.get_submodule(path).register_forward_hook(self._tap(index))
+
+    @property
+    def input_names(self) -> list[str]:
+        """Return the names of `forward`'s inputs in order."""
+        state = [f"state.{path}" for path in self.taps]
+        return ["x", "timestep", "class_labels", *(["has_state", *state] if state else [])]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Return the names of `forward`'s outputs in order."""
+        return ["eps", *(f"state.{path}.next" for path in self.taps)]
+
+    def state_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
+        """Return the shape of each carried tensor for one image of `height` x `width`."""
+        parameter = next(self.parameters())
+        channels = self.unet.get_parameter("conv_in.weight").shape[1]
+        x = torch.zeros(1, channels, height, width, dtype=parameter.dtype)
+        zero = torch.zeros(1, dtype=torch.int64)
+        with torch.no_grad():
+            self.record(x, zero, zero)
+        return [tuple(feature.shape) for feature in self.carry.next]
+
+    def zero_state(self, height: int, width: int) -> list[Tensor]:
+        """Return zero tensors for the state inputs of a trajectory's first step."""
+        return [torch.zeros(shape) for shape in self.state_shapes(height, width)]
+
+    def record(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        """Run the UNet without mixing and leave the taps' features in `carry.next`."""
+        self.carry.coefficients, self.carry.next = None, []
+        return self._unet(x, timestep, class_labels)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor,
+        has_state: Tensor | None = None,
+        *state: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Return (eps, *next state) of one image x f32[1, C, H, W] at `timestep` int64[1].
+
+        `class_labels` is int64[1], `has_state` f32[1] of 0 or 1, `state` one tensor a tap.
+        """
+        if not self.taps:
+            return (self.record(x, timestep, class_labels),)
+        assert has_state is not None
+        row = timestep_lookup(self.cache_coefficients, self.edges, timestep) * has_state
+        return self.mix(x, timestep, class_labels, [row[j] for j in range(len(self.taps))], list(state))
+
+    def mix(
+        self, x: Tensor, timestep: Tensor, class_labels: Tensor, coefficients: list[Tensor], state: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Run the UNet, mixing `state` into the taps by `coefficients`; return (eps, *next state)."""
+        self.carry.coefficients, self.carry.state, self.carry.next = coefficients, state, []
+        eps = self._unet(x, timestep, class_labels)
+        return (eps, *self.carry.next)
+
+    def _unet(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        eps: Tensor = self.unet(x, timestep, class_labels=class_labels, return_dict=False)[0]
+        return eps
+
+    def _tap(self, index: int) -> Any:
+        def mix(_module: nn.Module, _inputs: Any, feature: Tensor) -> Tensor:
+            if self.carry.coefficients is not None:
+                c = self.carry.coefficients[index]
+                feature = (1 - c) * feature + c * self.carry.state[index]
+            self.carry.next.append(feature)
+            return feature
+
+        return mix
