@@ -1,0 +1,68 @@
+"""Sample from a checkpoint with PyTorch: the slow twin of the generated runtime, with the same noise."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgedm import progress
+from edgedm.diffusion import NoiseSchedule
+from edgedm.diffusion import sample as draw_one
+from edgedm.errors import UnsupportedError
+from edgedm.images import write_images
+from edgedm.models import load
+from edgedm.models.denoiser import Denoiser
+from edgedm.outcome import Outcome
+
+
+class Predictor:
+    """The model's output for one trajectory of one condition; carries the state from step to step."""
+
+    def __init__(self, module: Denoiser, label: int, height: int, width: int) -> None:
+        self.module, self.label = module, torch.tensor([label])
+        self.state: list[Tensor] = module.zero_state(height, width) if module.taps else []
+        self.has_state = 0.0
+
+    def __call__(self, x: NDArray[np.float32], timestep: int, _step: int) -> NDArray[np.float32]:
+        """Return the output f32[C, H, W] for x f32[C, H, W] and advance the state."""
+        inputs = [torch.from_numpy(np.ascontiguousarray(x))[None], torch.tensor([timestep]), self.label]
+        if self.state:
+            inputs += [torch.tensor([self.has_state]), *self.state]
+        with torch.inference_mode():
+            eps, *self.state = self.module(*inputs)
+        self.has_state = 1.0
+        return np.asarray(eps[0].numpy())
+
+
+def sample_checkpoint(
+    checkpoint: str,
+    output: str,
+    *,
+    n: int,
+    steps: int,
+    sampler: str,
+    eta: float,
+    seed: int,
+    label: int | None,
+    guidance: float,
+    threads: int,
+) -> Outcome:
+    """Draw `n` images with PyTorch and write them; see `edgedm.sample`."""
+    loaded = load(checkpoint)
+    module, config = loaded.module.eval(), loaded.config
+    null = config.null_class
+    if label is not None and not 0 <= label < null:
+        raise UnsupportedError(f"label: {checkpoint} knows classes 0..{null - 1}, got {label}")
+    schedule = NoiseSchedule.from_config(config.noise_schedule)
+    size = config.architecture.config["sample_size"]
+    shape = (int(config.architecture.config["in_channels"]), size, size)
+    torch.set_num_threads(threads)
+    images = []
+    for image in progress.track(range(n), "images"):
+        conditional = Predictor(module, null if label is None else label, size, size)
+        unconditional = Predictor(module, null, size, size) if guidance != 1.0 else None
+        images.append(
+            draw_one(conditional, schedule, shape, steps, sampler, eta, seed, image, unconditional, guidance)
+        )
+    path = write_images(output, np.stack(images))
+    return Outcome(True, {"images": float(n), "steps": float(steps)}, {"written": [str(path)]})
