@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from edgedm.ops.domain import DOMAIN, IR_VERSION, ONNX_OPSET, VERSION
 
 if TYPE_CHECKING:
-    from edgedm.ops.library import FUNCTIONS, attach_functions, infer_shapes
+    from edgedm.ops.library import FUNCTIONS, attach_functions
+    from edgedm.ops.shapes import infer_shapes
     from edgedm.ops.torch_ops import binarize, quantize4, timestep_lookup, unpack_bits
 
 _MEMBERS = {
@@ -20,7 +21,7 @@ _MEMBERS = {
     "quantize4": "torch_ops",
     "FUNCTIONS": "library",
     "attach_functions": "library",
-    "infer_shapes": "library",
+    "infer_shapes": "shapes",
 }
 
 __all__ = [

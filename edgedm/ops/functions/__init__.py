@@ -1,0 +1,1 @@
+"""The ops written as ONNX functions in onnxscript, one file an op or a family."""
