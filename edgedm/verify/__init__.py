@@ -1,0 +1,1 @@
+"""Parity: hold a bundle against the torch checkpoint that it was made from."""

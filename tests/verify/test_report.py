@@ -1,0 +1,42 @@
+"""What verify returns and prints."""
+
+import json
+
+from edgedm.verify.report import Level, Row, number, outcome_of, render
+
+GOOD = Level("op", "integers equal", (Row("BinaryConv", True, {"use": 0.25}),), {"kernels": 1.0})
+BAD = Level("layer", "within rounding", (Row("a", True), Row("mid.conv1[0, 3]", False, note="expected -1, got [1]")))
+
+
+def test_figures_are_flat_and_json() -> None:
+    outcome = outcome_of([GOOD], "b", "c")
+    assert outcome.ok
+    assert outcome.figures["op.kernels"] == 1.0 and outcome.figures["op.failed"] == 0.0
+    assert json.loads(json.dumps(outcome.details))["levels"][0]["rows"][0]["figures"] == {"use": 0.25}
+    assert "first_failure" not in outcome.details
+
+
+def test_the_first_row_that_is_off_is_named() -> None:
+    outcome = outcome_of([GOOD, BAD], "b", "c")
+    assert not outcome.ok
+    failure = outcome.details["first_failure"]
+    assert failure == {"level": "layer", "where": "mid.conv1[0, 3]", "what": "expected -1, got [1]"}
+
+
+def test_a_level_that_compared_nothing_does_not_hold() -> None:
+    assert not Level("op", "", ()).ok
+    assert not outcome_of([], "b", "c").ok
+
+
+def test_the_table_shows_levels_failures_and_verdict(capsys) -> None:
+    render(outcome_of([GOOD, BAD], "b", "c"))
+    shown = capsys.readouterr().out
+    assert "mid.conv1[0, 3]" in shown and "expected -1, got [1]" in shown
+    assert "parity does not hold" in shown
+    render(outcome_of([GOOD], "b", "c"))
+    assert "parity holds" in capsys.readouterr().out
+
+
+def test_numbers_are_short() -> None:
+    assert number(12345.0) == "12,345"
+    assert number(0.000123456) == "0.000123"
