@@ -1,0 +1,1 @@
+"""Torch checkpoint -> one ONNX file with packed weights, and golden data beside it."""

@@ -1,0 +1,244 @@
+"""Read and write graphs: the only door through which ONNX files enter and leave edgedm.
+
+A file is validated before anything acts on it: its size, its protobuf, no data outside the file, tensors as long as
+their shapes say, known domains and dtypes, static inputs, onnx's own full check, and shapes that fit all the way
+through. The functions of the `edgedm` domain inside a file are never trusted: they are replaced by ours.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
+from onnx.checker import ValidationError
+
+from edgedm.atomic import atomic_file
+from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.ops import DOMAIN, FUNCTIONS, ONNX_OPSET, VERSION, attach_functions, infer_shapes
+
+CONFIG_KEY, LEVEL_KEY, INPUTS_KEY = "edgedm.config", "edgedm.level", "edgedm.inputs"
+MODULE_KEY = "edgedm.module"  # on nodes: the torch module that a node comes from
+LEVELS = ("exported", "deployed", "prepare")
+
+MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
+MAX_VALUE_BYTES = 2**31  # of one activation; far above what the targets hold
+_IR_VERSIONS = range(8, 14)
+_DTYPES = {
+    ir.DataType.FLOAT,
+    ir.DataType.INT64,
+    ir.DataType.INT32,
+    ir.DataType.UINT8,
+    ir.DataType.INT8,
+    ir.DataType.UINT4,
+    ir.DataType.INT4,
+    ir.DataType.BOOL,
+}
+_CODES = {int(dtype): dtype for dtype in _DTYPES}
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """What a graph says about itself in its metadata.
+
+    `config` is the checkpoint's config; `inputs` maps every input's name to its role: x, timestep, class_labels,
+    has_state, state, or row (an output of the prepare graph).
+    """
+
+    level: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+
+def load_graph(path: str | os.PathLike[str]) -> ir.Model:
+    """Read and validate one ONNX file; its `edgedm` functions are ours and its values have static shapes.
+
+    Raises InvalidModelError for a missing, truncated, altered or inconsistent file and UnsupportedError for
+    contents that edgedm doesn't handle, naming the node or tensor.
+    """
+    path = Path(path)
+    proto = _parse(path)
+    try:
+        _check_imports(proto)
+        _check_nodes(proto)
+        _check_tensors(proto)
+        _use_our_functions(proto)
+        onnx.checker.check_model(proto, full_check=True)
+        model = ir.serde.deserialize_model(proto)
+        infer_shapes(model)
+        _check_values(model)
+    except (InvalidModelError, UnsupportedError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    except (ValidationError, onnx.shape_inference.InferenceError, ir.serde.SerdeError, ValueError) as error:
+        raise InvalidModelError(f"{path}: not a valid ONNX graph: {error}; export it again") from error
+    return model
+
+
+def save_graph(model: ir.Model, path: str | os.PathLike[str]) -> int:
+    """Attach the functions in use, run onnx's full check and write `path` whole or not at all; return its bytes.
+
+    Raises UnsupportedError where the file would pass 2 GiB. A graph that fails onnx's check is a bug of the
+    caller: onnx's ValidationError passes through.
+    """
+    attach_functions(model)
+    proto = ir.serde.serialize_model(model)
+    size = int(proto.ByteSize())
+    if size > MAX_FILE_BYTES:
+        raise UnsupportedError(f"{path}: {size} bytes; one ONNX file holds at most {MAX_FILE_BYTES}")
+    onnx.checker.check_model(proto, full_check=True)
+    with atomic_file(path) as scratch:
+        scratch.write_bytes(proto.SerializeToString(deterministic=True))
+    return size
+
+
+def graph_info(model: ir.Model) -> GraphInfo:
+    """Read a graph's metadata; InvalidModelError where it is missing or broken."""
+    found = model.metadata_props
+    missing = [key for key in (CONFIG_KEY, LEVEL_KEY, INPUTS_KEY) if key not in found]
+    if missing:
+        raise InvalidModelError(f"graph {model.graph.name!r}: no metadata {missing}; write it with `edgedm export`")
+    try:
+        config = json.loads(found[CONFIG_KEY])
+        inputs = {str(entry["name"]): str(entry["role"]) for entry in json.loads(found[INPUTS_KEY])}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InvalidModelError(f"graph {model.graph.name!r}: broken metadata: {error!r}") from error
+    names = [value.name for value in model.graph.inputs]
+    if found[LEVEL_KEY] not in LEVELS or not isinstance(config, dict) or sorted(inputs) != sorted(map(str, names)):
+        raise InvalidModelError(
+            f"graph {model.graph.name!r}: expected a level of {LEVELS}, a config object and the inputs {names}; "
+            f"got level {found[LEVEL_KEY]!r} and inputs {sorted(inputs)}"
+        )
+    return GraphInfo(found[LEVEL_KEY], config, inputs)
+
+
+def set_graph_info(model: ir.Model, info: GraphInfo) -> None:
+    """Write `info` into the model's metadata, where `graph_info` reads it."""
+    entries = [{"name": name, "role": role} for name, role in info.inputs.items()]
+    model.metadata_props[LEVEL_KEY] = info.level
+    model.metadata_props[CONFIG_KEY] = json.dumps(info.config, sort_keys=True)
+    model.metadata_props[INPUTS_KEY] = json.dumps(entries)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise InvalidModelError(f"{path}: no such file; expected an ONNX graph written by `edgedm export`")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_FILE_BYTES:
+        raise InvalidModelError(f"{path}: {size} bytes; expected an ONNX file of 1..{MAX_FILE_BYTES} bytes")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise InvalidModelError(f"{path}: not an ONNX file, or a truncated one ({error}); export it again") from error
+    if not proto.HasField("graph"):
+        raise InvalidModelError(f"{path}: an ONNX file without a graph; export it again")
+    return proto
+
+
+def _check_imports(proto: onnx.ModelProto) -> None:
+    expected = {"": ONNX_OPSET, DOMAIN: VERSION}
+    for entry in proto.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if domain in expected and entry.version != expected[domain]:
+            raise UnsupportedError(
+                f"operator set {domain or 'ai.onnx'!r} version {entry.version}: expected {expected[domain]}; "
+                "export the checkpoint with this version of edgedm"
+            )
+    if proto.ir_version not in _IR_VERSIONS:
+        raise UnsupportedError(f"ONNX IR version {proto.ir_version}: expected {_IR_VERSIONS[0]}..{_IR_VERSIONS[-1]}")
+
+
+def _check_nodes(proto: onnx.ModelProto) -> None:
+    """Only standard ops and ours, and no subgraphs: control flow cannot be planned statically."""
+    for node in proto.graph.node:
+        if not all(isinstance(name, str) for name in (node.name, node.op_type, *node.input, *node.output)):
+            raise InvalidModelError(f"node {node.name!r}: a name that is not UTF-8")
+        label = f"node {node.name or ', '.join(node.output)!r}"
+        if node.domain not in ("", "ai.onnx", DOMAIN) or (node.domain == DOMAIN and node.op_type not in FUNCTIONS):
+            raise UnsupportedError(
+                f"{label}: unknown op {node.domain}.{node.op_type}; edgedm handles ONNX's standard ops and "
+                f"{DOMAIN}.{{{', '.join(FUNCTIONS)}}}"
+            )
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise UnsupportedError(f"{label}: {node.op_type} holds a subgraph; control flow is not supported")
+
+
+def _check_tensors(proto: onnx.ModelProto) -> None:
+    if proto.graph.sparse_initializer:
+        raise UnsupportedError("sparse initialisers are not supported; store them dense")
+    for name, tensor in _tensors(proto.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise UnsupportedError(f"tensor {name!r}: its data lie outside the file; store them inside")
+        if any(dim < 0 for dim in tensor.dims):
+            raise InvalidModelError(f"tensor {name!r}: negative dimension in {list(tensor.dims)}")
+        dtype = _CODES.get(tensor.data_type)
+        if dtype is None:
+            raise UnsupportedError(
+                f"tensor {name!r}: ONNX dtype {tensor.data_type}; expected one of {_names(_DTYPES)}"
+            )
+        _check_length(name, tensor, dtype)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
+    for node in graph.node:
+        for attribute in node.attribute:
+            for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+                yield f"{node.name}.{attribute.name}", tensor
+
+
+def _check_length(name: str, tensor: onnx.TensorProto, dtype: ir.DataType) -> None:
+    """Compare the bytes that are there with those that dtype and shape ask for; nothing is allocated."""
+    elements = math.prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        expected, got, unit = math.ceil(elements * dtype.itemsize), len(tensor.raw_data), "bytes"
+    else:
+        fields = (tensor.float_data, tensor.int32_data, tensor.int64_data)
+        packed = dtype in (ir.DataType.INT4, ir.DataType.UINT4)  # two to an int32 entry
+        expected, got, unit = (-(-elements // 2) if packed else elements), sum(map(len, fields)), "values"
+    if expected != got:
+        raise InvalidModelError(
+            f"tensor {name!r}: {dtype} {list(tensor.dims)} asks for {expected} {unit}, the file holds {got}"
+        )
+
+
+def _use_our_functions(proto: onnx.ModelProto) -> None:
+    for function in proto.functions:
+        if function.domain != DOMAIN or function.name not in FUNCTIONS:
+            raise UnsupportedError(f"function {function.domain}.{function.name}: only those of {DOMAIN} are known")
+    used = sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN})
+    missing = set(used) - {function.name for function in proto.functions}
+    if missing:
+        raise InvalidModelError(f"the functions {sorted(missing)} are missing: a truncated file; export it again")
+    del proto.functions[:]
+    proto.functions.extend(ir.serde.serialize_function(FUNCTIONS[name]) for name in used)
+
+
+def _check_values(model: ir.Model) -> None:
+    for value in model.graph.inputs:
+        if value.dtype not in _DTYPES:
+            raise UnsupportedError(f"input {value.name!r}: dtype {value.dtype}; expected one of {_names(_DTYPES)}")
+        if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
+            raise UnsupportedError(f"input {value.name!r}: shape {value.shape}; expected a static shape of one image")
+    for value in _values(model):
+        if value.shape is None or value.dtype not in _DTYPES:
+            continue
+        elements = math.prod(dim for dim in value.shape if isinstance(dim, int))
+        if elements * value.dtype.itemsize > MAX_VALUE_BYTES:
+            raise UnsupportedError(f"value {value.name!r}: {value.shape} is more than {MAX_VALUE_BYTES} bytes")
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    for node in model.graph:
+        yield from node.outputs
+
+
+def _names(dtypes: Iterable[ir.DataType]) -> str:
+    return ", ".join(sorted(dtype.name.lower() for dtype in dtypes))
