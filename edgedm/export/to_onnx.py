@@ -1,0 +1,183 @@
+"""A denoiser as one ONNX graph: torch's exporter, then clean-ups that keep every weight packed.
+
+The exporter sees the low-bit layers' own `forward`; `edgedm.ops` emits a node of our domain for every sign, packed
+weight and table. Afterwards the 4-bit markers become int4 QuantizeLinear and DequantizeLinear, each node keeps the
+path of its torch module as its only metadata, and constants carry the names of the buffers that they came from.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from edgedm import __version__
+from edgedm.errors import UnsupportedError
+from edgedm.export.graph_io import MODULE_KEY
+from edgedm.models.denoiser import Denoiser
+from edgedm.ops import DOMAIN, IR_VERSION, ONNX_OPSET, attach_functions, infer_shapes
+from edgedm.quant.inference import LOW_BIT_LAYERS, ActivationQuantizer4
+
+WRAPPER = "unet."  # the denoiser's own child: module paths are those of the UNet inside
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+_FLOAT_LAYERS = (
+    nn.Conv2d,
+    nn.Linear,
+    nn.Embedding,
+    nn.GroupNorm,
+    nn.SiLU,
+    nn.AvgPool2d,
+    nn.Dropout,
+    nn.Identity,
+)
+
+
+def build_graph(module: Denoiser, inputs: Mapping[str, Tensor]) -> ir.Model:
+    """Trace `module` on example `inputs` (name -> tensor, the order of its forward) into a graph.
+
+    The result has our functions attached, static shapes, and no metadata but the nodes' module paths. Raises
+    UnsupportedError naming the module whose layer or operation edgedm or torch's exporter doesn't know.
+    """
+    check_layers(module)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module.eval(),
+                tuple(inputs.values()),
+                dynamo=True,
+                verbose=False,
+                input_names=list(inputs),
+                output_names=module.output_names,
+                opset_version=ONNX_OPSET,
+            )
+    except (torch.onnx.errors.OnnxExporterError, torch.onnx.errors.UnsupportedOperatorError) as error:
+        raise UnsupportedError(f"{type(module.unet).__name__}: torch.onnx cannot export it: {error}") from error
+    assert program is not None
+    model = program.model
+    assert isinstance(model, ir.Model)
+    _keep_only_module_paths(model)
+    _name_constants(model, module)
+    _expand_quantizers(model)
+    model.graph.name = "step"
+    model.ir_version, model.producer_name, model.producer_version = IR_VERSION, "edgedm", __version__
+    attach_functions(model)
+    infer_shapes(model)
+    return model
+
+
+def check_layers(module: Denoiser) -> None:
+    """Raise UnsupportedError naming the first layer that edgedm cannot run."""
+    known = (*LOW_BIT_LAYERS, ActivationQuantizer4, *_FLOAT_LAYERS)
+    for path, layer in module.unet.named_modules():
+        owns_data = next(layer.parameters(recurse=False), next(layer.buffers(recurse=False), None)) is not None
+        plain = type(layer).__module__.startswith("torch.nn.") and not any(layer.children())
+        if (owns_data or plain) and not isinstance(layer, (*known, nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+            raise UnsupportedError(
+                f"layer {path!r}: {type(layer).__name__} is not supported; edgedm exports "
+                f"{', '.join(sorted(kind.__name__ for kind in known))}"
+            )
+        if isinstance(layer, nn.Conv2d) and (
+            layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros"
+        ):
+            raise UnsupportedError(
+                f"layer {path!r}: Conv2d with groups {layer.groups}, dilation {layer.dilation}, padding "
+                f"{layer.padding_mode!r}; expected groups 1, dilation 1, padding 'zeros'"
+            )
+
+
+def _keep_only_module_paths(model: ir.Model) -> None:
+    """Everything else that the exporter notes (stack traces, paths of its machine) has no place in a file."""
+    for node in model.graph:
+        path = _module_path(node)
+        node.metadata_props.clear()
+        node.metadata_props[MODULE_KEY] = path
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.doc_string = model.doc_string = None
+
+
+def _module_path(node: ir.Node) -> str:
+    """Return the innermost module's path; the exporter notes the scopes as the text of a list of strings."""
+    scopes = node.metadata_props.get(_SCOPES_KEY, "[]").strip("[]").replace("'", "").replace('"', "").split(", ")
+    path = scopes[-2] if len(scopes) > 1 else ""  # the last is the traced operation's name
+    return "" if path == WRAPPER.rstrip(".") else path.removeprefix(WRAPPER)
+
+
+def _name_constants(model: ir.Model, module: Denoiser) -> None:
+    """Name initialisers by module path, those too that the exporter derived from a buffer by a reshape."""
+    initializers = model.graph.initializers
+    for name in list(initializers):
+        value = initializers[name]
+        consumers = [use.node for use in value.uses()]
+        derived = name not in module.state_dict() and consumers
+        better = _source(value, module, consumers[0].metadata_props[MODULE_KEY]) if derived else name
+        better = better.removeprefix(WRAPPER)
+        if better != name and better not in initializers:
+            del initializers[name]
+            value.name = better
+            initializers[better] = value
+
+
+def _source(value: ir.Value, module: Denoiser, path: str) -> str:
+    """Return the name of the parameter or buffer of the module at `path` that holds the same numbers."""
+    assert value.name is not None and value.const_value is not None
+    try:
+        owner = module.unet.get_submodule(path)
+    except AttributeError:
+        return value.name
+    data = value.const_value.numpy().ravel()
+    for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
+        if tensor.numel() == data.size and np.array_equal(tensor.detach().numpy().ravel(), data):
+            return f"{path}.{name}"
+    return value.name
+
+
+def _expand_quantizers(model: ir.Model) -> None:
+    """Turn every Quantize4 marker into QuantizeLinear and DequantizeLinear with an int4 zero point of 0."""
+    markers = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, "Quantize4")]
+    if not markers:
+        return
+    zero = ir.Value(name="int4_zero", const_value=ir.Tensor(np.zeros((), ml_dtypes.int4), name="int4_zero"))
+    zero.dtype, zero.shape = ir.DataType.INT4, ir.Shape([])
+    model.graph.register_initializer(zero)
+    for marker in markers:
+        x, step = marker.inputs
+        assert x is not None and step is not None
+        if step.shape is None or len(step.shape) != 0:
+            raise UnsupportedError(
+                f"quantiser {marker.metadata_props[MODULE_KEY]!r}: step of shape {step.shape}; expected one value []"
+            )
+        (result,) = marker.outputs
+        codes = ir.node("QuantizeLinear", [x, step, zero], name=f"{marker.name}_quantize")
+        codes.outputs[0].name = f"{result.name}_codes"
+        values = ir.node("DequantizeLinear", [codes.outputs[0], step, zero], name=f"{marker.name}_dequantize")
+        for node in (codes, values):
+            node.metadata_props.update(marker.metadata_props)
+        ir.convenience.replace_nodes_and_values(
+            model.graph, marker, [marker], [codes, values], [result], [values.outputs[0]]
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about its own dependencies; its errors still come as exceptions."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
