@@ -21,6 +21,20 @@ class Carry:
         self.next: list[Tensor] = []
 
 
+class _Tap:
+    """Forward hook that mixes and records one feature; an object, so that a deep copy of the model has its own."""
+
+    def __init__(self, carry: Carry, index: int) -> None:
+        self.carry, self.index = carry, index
+
+    def __call__(self, _module: nn.Module, _inputs: Any, feature: Tensor) -> Tensor:
+        if self.carry.coefficients is not None:
+            c = self.carry.coefficients[self.index]
+            feature = (1 - c) * feature + c * self.carry.state[self.index]
+        self.carry.next.append(feature)
+        return feature
+
+
 class Denoiser(nn.Module):
     """A diffusers `UNet2DModel` plus BiDM's cross-timestep connection (TBS, arXiv 2412.05926 eq. 12).
 
@@ -39,7 +53,7 @@ class Denoiser(nn.Module):
             self.register_buffer("edges", bins)
             self.cache_coefficients = nn.Parameter(torch.zeros(len(bins), len(self.taps)))
         for index, path in enumerate(self.taps):
-            unet.get_submodule(path).register_forward_hook(self._tap(index))
+            unet.get_submodule(path).register_forward_hook(_Tap(self.carry, index))
 
     @property
     def input_names(self) -> list[str]:
@@ -100,13 +114,3 @@ class Denoiser(nn.Module):
     def _unet(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
         eps: Tensor = self.unet(x, timestep, class_labels=class_labels, return_dict=False)[0]
         return eps
-
-    def _tap(self, index: int) -> Any:
-        def mix(_module: nn.Module, _inputs: Any, feature: Tensor) -> Tensor:
-            if self.carry.coefficients is not None:
-                c = self.carry.coefficients[index]
-                feature = (1 - c) * feature + c * self.carry.state[index]
-            self.carry.next.append(feature)
-            return feature
-
-        return mix
