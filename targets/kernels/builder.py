@@ -1,0 +1,104 @@
+"""A thin layer over TVM's IR builder: kernels are Python functions that emit TIR while they run.
+
+Python loops unroll, Python lists hold registers' worth of expressions, and `loop`/`parallel` emit loops. Buffers
+are flat or two-dimensional views; `load` and `store` move `lanes` consecutive elements.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from edgedm.targets.kernels.spec import TensorSpec
+
+Expr = Any
+Buffer = Any
+
+
+def build(name: str, parameters: Sequence[tuple[str, TensorSpec]], body: Callable[..., None]) -> Any:
+    """Return the PrimFunc `name` whose body is what `body(*flat buffers)` emits."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "global_symbol": name})
+        arguments = [T.arg(label, T.buffer(spec.shape, spec.dtype)) for label, spec in parameters]
+        with block():
+            body(*(view(each, (math.prod(each.shape),)) for each in arguments))
+    return builder.get()
+
+
+@contextlib.contextmanager
+def block() -> Iterator[None]:
+    """Open a scope that owns the `local` buffers allocated in it."""
+    with T.sblock("block"):
+        T.reads()
+        T.writes()
+        yield
+
+
+def view(buffer: Buffer, shape: tuple[int, ...], dtype: str | None = None) -> Buffer:
+    """Return the same memory as another shape (and dtype)."""
+    return T.decl_buffer(shape, dtype or str(buffer.dtype), data=buffer.data)
+
+
+def local(size: int, dtype: str) -> Buffer:
+    """Allocate `size` elements on the stack; with constant indices they become registers."""
+    return T.sblock_alloc_buffer((size,), dtype, scope="local")
+
+
+def loop(extent: Expr, start: Expr = 0) -> Any:
+    """Emit a serial loop over start..start+extent-1; yields its variable."""
+    return T.serial(start, start + extent)
+
+
+def parallel(extent: int, worthwhile: bool = True) -> Any:
+    """Emit a loop whose iterations run on all threads, or a serial one where that would not pay."""
+    return T.parallel(0, extent) if worthwhile and extent > 1 else T.serial(0, extent)
+
+
+def load(buffer: Buffer, index: Expr, lanes: int = 1) -> Expr:
+    """Load `lanes` consecutive elements of a flat buffer."""
+    return buffer[index] if lanes == 1 else buffer[T.ramp(index, 1, lanes)]
+
+
+def store(buffer: Buffer, value: Expr, index: Expr, lanes: int = 1) -> None:
+    """Store `lanes` consecutive elements of a flat buffer."""
+    T.buffer_store(buffer, value, [index if lanes == 1 else T.ramp(index, 1, lanes)])
+
+
+def let(value: Expr) -> Expr:
+    """Evaluate once: bind `value` to a variable."""
+    return T.Bind(value)
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """Repeat a scalar over a vector."""
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def const(value: float, dtype: str, lanes: int = 1) -> Expr:
+    """Return a constant, repeated over `lanes`."""
+    return splat(tirx.const(value, dtype), lanes)
+
+
+def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
+    """Convert to `dtype`."""
+    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+
+def reinterpret(value: Expr, dtype: str) -> Expr:
+    """Read the same bits as `dtype` (with its lanes, `int8x64`)."""
+    return T.reinterpret(dtype, value)
+
+
+def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
+    """Call a pure LLVM intrinsic."""
+    return T.call_llvm_pure_intrin(dtype, name, *args)
+
+
+def where(condition: Expr, yes: Expr, no: Expr) -> Expr:
+    """Lane-wise selection; both sides are evaluated."""
+    return tirx.Select(condition, yes, no)

@@ -1,0 +1,81 @@
+"""Float functions that kernels need, in plain vector operations: no libm on any target.
+
+`exp` is 2^n * p(f): n = round(x / ln 2), f = x - n ln 2 in two parts, p of degree 6 (Cephes' coefficients).
+Largest relative error on [-87.3, 88.7]: 2 units in the last place (tested); 0 below -103.9, infinite above 88.73,
+NaN for NaN.
+"""
+
+from edgedm.targets.kernels.builder import Expr, cast, const, let, reinterpret, where
+
+_LOG2E = 1.44269504088896341
+_LN2_HIGH = 0.693359375  # few bits, so that its product with n is exact
+_LN2_LOW = -2.12194440e-4
+_TAYLOR = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+_ROUND_MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer (ties to even) in the low bits
+_ROUND_MAGIC_BITS = 0x4B400000
+_LOWEST, _HIGHEST = -104.0, 89.0  # beyond these the result is 0 or infinite
+_EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
+
+
+def exp(x: Expr, lanes: int) -> Expr:
+    """e^x for float32 lanes."""
+
+    def number(value: float) -> Expr:
+        return const(value, "float32", lanes)
+
+    # The comparisons keep a NaN: it fails both and stays.
+    x = let(where(x > number(_HIGHEST), number(_HIGHEST), where(x < number(_LOWEST), number(_LOWEST), x)))
+    whole = let(nearest(x * number(_LOG2E), lanes))
+    n = let(cast(whole, "float32", lanes))
+    f = let((x - n * number(_LN2_HIGH)) - n * number(_LN2_LOW))
+    p = number(_TAYLOR[0])
+    for coefficient in _TAYLOR[1:]:
+        p = p * f + number(coefficient)
+    p = let(p * (f * f) + f + number(1.0))
+    # n reaches -150 and 128, past what one exponent holds: two factors, each 2^(n/2).
+    half = let(whole >> const(1, "int32", lanes))
+    return (p * _power_of_two(half, lanes)) * _power_of_two(whole - half, lanes)
+
+
+def silu(v: Expr, lanes: int) -> Expr:
+    """v * sigmoid(v) = v / (1 + e^-v) for float32 lanes, one division."""
+    one = const(1.0, "float32", lanes)
+    return v / (one + exp(const(0.0, "float32", lanes) - v, lanes))
+
+
+def nearest(x: Expr, lanes: int) -> Expr:
+    """Nearest integer, ties to even, as int32 lanes, for |x| < 2^22; a NaN gives some integer.
+
+    Read from the bits of a sum: no conversion that a NaN would make undefined, and nothing that TVM's simplifier,
+    which takes (x + c) - c for x, could see through.
+    """
+    magic = const(_ROUND_MAGIC, "float32", lanes)
+    return reinterpret(x + magic, _lanes("int32", lanes)) - const(_ROUND_MAGIC_BITS, "int32", lanes)
+
+
+def codes(x: Expr, step: Expr, low: int, high: int, lanes: int) -> Expr:
+    """int8 lanes clip(round_half_even(x / step), low, high), NaN to `low`; `step` is a float32 of `lanes`.
+
+    It clips before it rounds, which is the same for whole bounds and keeps the rounding in its range.
+    """
+    lowest, highest = const(low, "float32", lanes), const(high, "float32", lanes)
+    q = let(x / step)
+    q = let(where(q >= lowest, q, lowest))  # false for NaN
+    q = let(where(q <= highest, q, highest))
+    return cast(nearest(q, lanes), "int8", lanes)
+
+
+def _power_of_two(n: Expr, lanes: int) -> Expr:
+    bits = (n + const(_EXPONENT_BIAS, "int32", lanes)) * const(1 << _MANTISSA_BITS, "int32", lanes)
+    return reinterpret(bits, _lanes("float32", lanes))
+
+
+def _lanes(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"

@@ -1,0 +1,6 @@
+"""Helpers for the kernel tests live beside them, in `kernel_cases`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

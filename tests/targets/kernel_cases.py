@@ -1,0 +1,92 @@
+"""Run a kernel and the ONNX function that defines its op on the same operands.
+
+A case is (op, inputs, attrs): numpy inputs in ONNX layout; `runtime` are the indices of those that the kernel gets
+at run time, the others are constants of the graph. Many cases compile as one module: compile time dominates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import tvm
+from onnx import TensorProto, helper
+
+from edgedm.ops import DOMAIN, IR_VERSION, ONNX_OPSET, attach_functions
+from edgedm.targets import Target
+from edgedm.targets.kernels import Kernel, TensorSpec, select
+from edgedm.targets.kernels.spec import as_words
+
+_OUTPUTS = {"PackBitsMeanAbs": 2, "GroupNormSiluPack": 3}
+_STANDARD = {"MatMul", "Softmax"}
+
+
+@dataclass
+class Case:
+    op: str
+    inputs: Sequence[np.ndarray]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    runtime: frozenset[int] = frozenset({0})
+
+
+def select_case(case: Case, target: Target) -> Kernel:
+    operands = [
+        TensorSpec(x.shape, str(x.dtype)) if index in case.runtime else x for index, x in enumerate(case.inputs)
+    ]
+    return select(case.op, operands, case.attrs, target)
+
+
+def compile_kernels(kernels: Sequence[Kernel], target: Target):
+    functions = {str(kernel.function.attrs["global_symbol"]): kernel.function for kernel in kernels}
+    return tvm.compile(tvm.IRModule(functions), target.tvm())
+
+
+def call(library, kernel: Kernel, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Run one kernel; packed bits come back as uint8, as in ONNX."""
+    arguments = []
+    for index, spec in zip(kernel.kept, kernel.inputs, strict=True):
+        value = kernel.pack[index](inputs[index]) if index in kernel.pack else inputs[index]
+        if spec.dtype == "uint64" and value.dtype == np.uint8:
+            value = as_words(value)
+        assert value.shape == spec.shape and str(value.dtype) == spec.dtype, (value.shape, value.dtype, spec)
+        arguments.append(tvm.runtime.tensor(np.array(value, order="C")))
+    # outputs and scratch start as garbage: a kernel must not count on zeros
+    rest = [np.full(spec.shape, 0x5A, spec.dtype) for spec in (*kernel.outputs, *kernel.scratch)]
+    tensors = [tvm.runtime.tensor(each) for each in rest]
+    library[str(kernel.function.attrs["global_symbol"])](*arguments, *tensors)
+    results = [tensor.numpy() for tensor in tensors[: len(kernel.outputs)]]
+    return [each.view("u1") if each.dtype == np.uint64 else each for each in results]
+
+
+def run_kernels(cases: Sequence[Case], target: Target) -> list[list[np.ndarray]]:
+    kernels = [select_case(case, target) for case in cases]
+    library = compile_kernels(kernels, target)
+    return [call(library, kernel, case.inputs) for kernel, case in zip(kernels, cases, strict=True)]
+
+
+def reference(case: Case) -> list[np.ndarray]:
+    """The op's ONNX function under ONNX Runtime, optimisation off."""
+    names = [f"i{index}" for index in range(len(case.inputs))]
+    outputs = [f"o{index}" for index in range(_OUTPUTS.get(case.op, 1))]
+    domain = "" if case.op in _STANDARD else DOMAIN
+    node = helper.make_node(case.op, names, outputs, domain=domain, **case.attrs)
+    types = [helper.np_dtype_to_tensor_dtype(x.dtype) for x in case.inputs]
+    graph = helper.make_graph(
+        [node],
+        "case",
+        [helper.make_tensor_value_info(n, t, x.shape) for n, t, x in zip(names, types, case.inputs, strict=True)],
+        [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in outputs],
+    )
+    for output in graph.output:
+        output.ClearField("type")
+    opsets = [helper.make_opsetid("", ONNX_OPSET)] + ([helper.make_opsetid(DOMAIN, 1)] if domain else [])
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION))
+    attach_functions(model)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    return session.run(None, dict(zip(names, case.inputs, strict=True)))
