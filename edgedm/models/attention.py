@@ -23,8 +23,12 @@ class ExplicitAttention(nn.Module):
         super().__init__()
         self.quantizers = nn.ModuleDict(quantizers or {})
 
-    def forward(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return attention over the H*W positions plus the residual, f32[N, C, H, W]."""
+    def forward(self, attn: Any, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
+        """Return attention over the H*W positions plus the residual, f32[N, C, H, W].
+
+        `temb` is what diffusers hands to every processor; nothing here depends on the time embedding.
+        """
+        del temb
         batch, channels, height, width = hidden_states.shape
         tokens = attn.group_norm(hidden_states.reshape(batch, channels, height * width)).transpose(1, 2)
         head_dim = channels // attn.heads
