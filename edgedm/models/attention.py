@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgedm.errors import UnsupportedError
+
 OPERANDS = ("query", "key", "weight", "value")
 
 
@@ -23,12 +25,22 @@ class ExplicitAttention(nn.Module):
         super().__init__()
         self.quantizers = nn.ModuleDict(quantizers or {})
 
-    def forward(self, attn: Any, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
         """Return attention over the H*W positions plus the residual, f32[N, C, H, W].
 
-        `temb` is what diffusers hands to every processor; nothing here depends on the time embedding.
+        `temb` is what diffusers hands to every processor; nothing here depends on the time embedding. Raises
+        `UnsupportedError` for cross-attention or a mask.
         """
         del temb
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise UnsupportedError("attention: cross-attention and masks are not supported, only plain self-attention")
         batch, channels, height, width = hidden_states.shape
         tokens = attn.group_norm(hidden_states.reshape(batch, channels, height * width)).transpose(1, 2)
         head_dim = channels // attn.heads
