@@ -80,7 +80,15 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
 
 
 def save_graph(model: ir.Model, path: str | os.PathLike[str]) -> int:
-    """Attach the functions in use, run onnx's full check and write `path` whole or not at all; return its bytes.
+    """Write `serialize_graph(model)` to `path`, whole or not at all; return its bytes."""
+    data = serialize_graph(model)
+    with atomic_file(path) as scratch:
+        scratch.write_bytes(data)
+    return len(data)
+
+
+def serialize_graph(model: ir.Model) -> bytes:
+    """Attach the functions in use, run onnx's full check and return the file's bytes; equal graphs, equal bytes.
 
     Raises UnsupportedError where the file would pass 2 GiB. A graph that fails onnx's check is a bug of the
     caller: onnx's ValidationError passes through.
@@ -89,11 +97,10 @@ def save_graph(model: ir.Model, path: str | os.PathLike[str]) -> int:
     proto = ir.serde.serialize_model(model)
     size = int(proto.ByteSize())
     if size > MAX_FILE_BYTES:
-        raise UnsupportedError(f"{path}: {size} bytes; one ONNX file holds at most {MAX_FILE_BYTES}")
+        raise UnsupportedError(f"graph of {size} bytes; one ONNX file holds at most {MAX_FILE_BYTES}")
     onnx.checker.check_model(proto, full_check=True)
-    with atomic_file(path) as scratch:
-        scratch.write_bytes(proto.SerializeToString(deterministic=True))
-    return size
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
 
 
 def graph_info(model: ir.Model) -> GraphInfo:

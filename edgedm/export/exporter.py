@@ -1,0 +1,63 @@
+"""The verb `export`: checkpoint -> graph and golden data."""
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgedm import progress
+from edgedm.atomic import atomic_file
+from edgedm.diffusion import NoiseSchedule
+from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.export import golden
+from edgedm.export.graph_io import GraphInfo, serialize_graph, set_graph_info
+from edgedm.export.to_onnx import build_graph
+from edgedm.models import load
+from edgedm.outcome import Outcome
+
+if TYPE_CHECKING:
+    from edgedm.models import Checkpoint
+
+_GOLDEN_LABEL = 7  # or the last class of a model with fewer
+
+
+def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.PathLike[str], layers: bool) -> Outcome:
+    """See `edgedm.export`."""
+    started = time.perf_counter()
+    output = Path(output)
+    if output.suffix != ".onnx":
+        raise InvalidModelError(f"{output}: expected a file name that ends in .onnx")
+    progress.stage("loading the checkpoint")
+    loaded = load(os.fspath(checkpoint)) if isinstance(checkpoint, str | os.PathLike) else checkpoint
+    module, config = loaded.module.eval().requires_grad_(False), loaded.config
+    schedule = NoiseSchedule.from_config(config.noise_schedule)
+    architecture = config.architecture.config
+    size = architecture["sample_size"]
+    if not isinstance(size, int):
+        raise UnsupportedError(f"sample_size: expected one number (square images), got {size!r}")
+    shape = (int(architecture["in_channels"]), size, size)
+    label = max(0, min(_GOLDEN_LABEL, config.null_class - 1))
+
+    progress.stage("tracing the model")
+    inputs = golden.example_inputs(module, shape, label)
+    model = build_graph(module, inputs)
+    roles = {name: "state" if name.startswith("state.") else name for name in inputs}
+    set_graph_info(model, GraphInfo("exported", config.model_dump(mode="json"), roles))
+    recorded = golden.record(module, schedule, shape, label, layers)
+
+    files = {output: serialize_graph(model), **golden.files(recorded, output)}
+    with ExitStack() as stack:  # all are written before the first one appears
+        for path, data in files.items():
+            stack.enter_context(atomic_file(path)).write_bytes(data)
+    weights = {name: value.const_value.nbytes for name, value in model.graph.initializers.items() if value.const_value}
+    figures = {
+        "bytes.file": float(len(files[output])),
+        "bytes.weights": float(sum(weights.values())),
+        "bytes.weights.packed": float(sum(size for name, size in weights.items() if name.endswith(".bits"))),
+        "nodes": float(len(model.graph)),
+        "functions": float(len(model.functions)),
+        "golden.steps": float(len(golden.golden_steps())),
+        "seconds": time.perf_counter() - started,
+    }
+    return Outcome(True, figures, {"written": [str(path) for path in files]})

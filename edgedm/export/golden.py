@@ -1,0 +1,155 @@
+"""Golden data: what PyTorch computed, recorded so that a graph or a bundle can be held against it without PyTorch.
+
+`<stem>.golden.safetensors` holds one DDIM trajectory of `TRAJECTORY_STEPS` steps under the default seed and label:
+
+    noise                        f32[C, H, W]  the trajectory's start (Philox, see edgedm.diffusion)
+    step.<i>.<input>             each input of the graph at step i, with the true carried state
+    step.<i>.<output>            each output
+    image                        f32[C, H, W]  the end of the trajectory
+
+for the steps i of `golden_steps` (the first one has has_state 0), and as metadata: format, sampler, steps,
+golden_steps, seed, image, class_label, torch. `<stem>.layers.safetensors` holds of one step
+`<module path>.input` and `<module path>.output` of every low-bit layer. PyTorch runs on one thread.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from edgedm import progress
+from edgedm.diffusion import NoiseSchedule
+from edgedm.diffusion.sampler import trajectory
+from edgedm.models.denoiser import Denoiser
+from edgedm.quant.inference import LOW_BIT_LAYERS, ActivationQuantizer4
+
+FORMAT = "edgedm.golden/1"
+TRAJECTORY_STEPS = 50
+SEED, IMAGE = 0, 0
+_RECORDED = 8  # steps, spread evenly from the first to the last
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Tensors and metadata of the two files; `layers` is empty unless asked for."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    layers: dict[str, Tensor] = field(default_factory=dict)
+
+
+def golden_steps() -> list[int]:
+    """Return the recorded steps, first and last included."""
+    return [int(step) for step in np.linspace(0, TRAJECTORY_STEPS - 1, _RECORDED).round()]
+
+
+def example_inputs(module: Denoiser, shape: tuple[int, int, int], label: int) -> dict[str, Tensor]:
+    """Return the graph's inputs by name for an image of `shape` (C, H, W): zeros, at the start of a trajectory."""
+    zeros = [torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64), torch.tensor([label])]
+    if module.taps:
+        zeros += [torch.zeros(1), *module.zero_state(*shape[1:])]
+    return dict(zip(module.input_names, zeros, strict=True))
+
+
+def record(
+    module: Denoiser, schedule: NoiseSchedule, shape: tuple[int, int, int], label: int, layers: bool = False
+) -> Golden:
+    """Run the trajectory in PyTorch and keep what `golden_steps` see; `layers` keeps the middle one's layers too."""
+    recorder = _Recorder(module, example_inputs(module, shape, label), golden_steps())
+    middle = golden_steps()[_RECORDED // 2]
+    with _one_thread(), torch.inference_mode():
+        images = trajectory(recorder, schedule, shape, TRAJECTORY_STEPS, "ddim", seed=SEED, image=IMAGE)
+        kept = [torch.from_numpy(x.copy()) for x in progress.track(images, "golden data", TRAJECTORY_STEPS + 1)]
+        inside = record_layers(module, recorder.inputs_at(middle)) if layers else {}
+    tensors = {"noise": kept[0], **recorder.tensors, "image": kept[-1]}
+    metadata = {
+        "format": FORMAT,
+        "sampler": "ddim",
+        "steps": str(TRAJECTORY_STEPS),
+        "golden_steps": json.dumps(golden_steps()),
+        "seed": str(SEED),
+        "image": str(IMAGE),
+        "class_label": str(label),
+        "layers_step": str(middle),
+        "torch": torch.__version__,
+    }
+    return Golden({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata, inside)
+
+
+def record_layers(module: Denoiser, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run one step on `inputs` and return `<path>.input` and `<path>.output` of every low-bit layer."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(_layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            found[f"{path}.input"], found[f"{path}.output"] = arguments[0].clone(), output.clone()
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(keep(path))
+        for path, layer in module.unet.named_modules()
+        if isinstance(layer, (*LOW_BIT_LAYERS, ActivationQuantizer4))
+    ]
+    try:
+        module(*inputs.values())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def files(golden: Golden, graph: str | os.PathLike[str]) -> dict[Path, bytes]:
+    """Return path and contents of the files that belong to the graph at `graph`."""
+    contents = {golden_path(graph): save(golden.tensors, golden.metadata)}
+    if golden.layers:
+        contents[Path(graph).with_suffix(".layers.safetensors")] = save(golden.layers, golden.metadata)
+    return contents
+
+
+def golden_path(graph: str | os.PathLike[str]) -> Path:
+    """Return where the golden data of the graph at `graph` stand: model.onnx -> model.golden.safetensors."""
+    return Path(graph).with_suffix(".golden.safetensors")
+
+
+class _Recorder:
+    """Predicts for the sampler, carries the state from step to step and keeps what the chosen steps see."""
+
+    def __init__(self, module: Denoiser, inputs: dict[str, Tensor], steps: list[int]) -> None:
+        self.module, self.inputs, self.steps = module, inputs, set(steps)
+        self.tensors: dict[str, Tensor] = {}
+
+    def __call__(self, x: NDArray[np.float32], timestep: int, step: int) -> NDArray[np.float32]:
+        self.inputs["x"] = torch.from_numpy(x.copy())[None]
+        self.inputs["timestep"] = torch.tensor([timestep])
+        outputs = dict(zip(self.module.output_names, self.module(*self.inputs.values()), strict=True))
+        if step in self.steps:
+            seen = {**self.inputs, **outputs}
+            self.tensors |= {f"step.{step}.{name}": tensor.clone() for name, tensor in seen.items()}
+        for tap in self.module.taps:
+            self.inputs[f"state.{tap}"] = outputs[f"state.{tap}.next"]
+        if self.module.taps:
+            self.inputs["has_state"] = torch.ones(1)
+        return np.asarray(outputs["eps"][0].numpy())
+
+    def inputs_at(self, step: int) -> dict[str, Tensor]:
+        return {name: self.tensors[f"step.{step}.{name}"] for name in self.module.input_names}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in PyTorch depend on the number of threads; golden data must not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
