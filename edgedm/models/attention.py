@@ -25,7 +25,7 @@ class ExplicitAttention(nn.Module):
         super().__init__()
         self.quantizers = nn.ModuleDict(quantizers or {})
 
-    def forward(
+    def __call__(
         self,
         attn: Any,
         hidden_states: Tensor,
@@ -33,14 +33,19 @@ class ExplicitAttention(nn.Module):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Return attention over the H*W positions plus the residual, f32[N, C, H, W].
+        """Call `forward`; diffusers reads this signature to learn what a processor takes.
 
-        `temb` is what diffusers hands to every processor; nothing here depends on the time embedding. Raises
+        `temb` is handed to every processor; nothing here depends on the time embedding. Raises
         `UnsupportedError` for cross-attention or a mask.
         """
         del temb
         if encoder_hidden_states is not None or attention_mask is not None:
             raise UnsupportedError("attention: cross-attention and masks are not supported, only plain self-attention")
+        result: Tensor = super().__call__(attn, hidden_states)
+        return result
+
+    def forward(self, attn: Any, hidden_states: Tensor) -> Tensor:
+        """Return attention over the H*W positions plus the residual, f32[N, C, H, W]."""
         batch, channels, height, width = hidden_states.shape
         tokens = attn.group_norm(hidden_states.reshape(batch, channels, height * width)).transpose(1, 2)
         head_dim = channels // attn.heads
