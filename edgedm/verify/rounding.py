@@ -55,13 +55,22 @@ def _rounded(value: Float, propagated: Float | float, scale: Float, operations: 
     return Bounded(value, np.broadcast_to(error, value.shape), operations + int(count))
 
 
+def _is_exact(value: Float, *operands: Bounded) -> bool:
+    """Whether one operation on exact operands gives numbers that float32 holds: nothing is rounded."""
+    return all(operand.error is None for operand in operands) and bool(np.all(value.astype(np.float32) == value))
+
+
 def _add(node: onnx.NodeProto, a: Bounded, b: Bounded) -> Bounded:
     value = a.value + b.value if node.op_type == "Add" else a.value - b.value
+    if _is_exact(value, a, b):
+        return Bounded(value)
     return _rounded(value, a.bound + b.bound, np.abs(a.value) + np.abs(b.value), max(a.operations, b.operations))
 
 
 def _multiply(_node: onnx.NodeProto, a: Bounded, b: Bounded) -> Bounded:
     value = a.value * b.value
+    if _is_exact(value, a, b):
+        return Bounded(value)
     propagated = np.abs(a.value) * b.bound + np.abs(b.value) * a.bound + a.bound * b.bound
     return _rounded(value, propagated, np.abs(value), a.operations + b.operations)
 

@@ -100,18 +100,25 @@ def test_functions_are_walked_into_with_their_attributes() -> None:
 
 
 def test_decisions_lean_to_either_end_of_the_bound() -> None:
-    body = """t = Constant <value_float=0.0> () h = Constant <value_float=0.5> ()
-    s = Add (x, h) p = GreaterOrEqual (s, t) q = Round (s) l = Less (t, s)"""
+    body = """one = Constant <value_float=1.0> ()
+    e = Exp (x) p = GreaterOrEqual (e, one) q = Round (e) l = Less (one, e)"""
     model = parse("float[4] x", "bool[4] p", body)
-    exact_tie = np.float32(0.5)
-    feeds = {"x": np.array([-0.5 - 2e-8, -0.5 + 1e-3, -0.6, exact_tie + 0.5], np.float32)}
+    feeds = {"x": np.array([-1e-8, 1e-3, -0.1, np.log(1.5)], np.float32)}
     low, middle, high = (evaluate(model, feeds, lean) for lean in (-1, 0, 1))
     assert low["p"].value.tolist() == [False, True, False, True]
-    assert middle["p"].value.tolist() == [True, True, False, True]
+    assert middle["p"].value.tolist() == [False, True, False, True]
     assert high["p"].value.tolist() == [True, True, False, True]
-    assert [result["q"].value[3] for result in (low, middle, high)] == [1.0, 2.0, 2.0]
-    assert [result["l"].value[0] for result in (low, high)] == [False, True]
+    assert [low["q"].value[3], high["q"].value[3]] == [1.0, 2.0]
+    assert [low["l"].value[0], high["l"].value[0]] == [False, True]
     assert middle["p"].error is None
+
+
+def test_one_operation_on_integers_is_exact() -> None:
+    model = parse("float[2] x", "float[2] y", "two = Constant <value_float=2.0> () d = Mul (x, two) y = Sub (d, x)")
+    assert evaluate(model, {"x": np.array([1, -3], np.float32)})["y"].error is None
+    assert evaluate(model, {"x": np.array([0.1, 1e30], np.float32)})["y"].error is None
+    third = parse("float[2] x", "float[2] y", "y = Mul (x, x)")
+    assert evaluate(third, {"x": np.array([0.1, 3], np.float32)})["y"].error is not None
 
 
 def test_an_inexact_value_that_cannot_be_followed_is_refused() -> None:
