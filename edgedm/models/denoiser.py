@@ -48,6 +48,7 @@ class Denoiser(nn.Module):
         self.unet = unet
         self.taps = list(taps or [])
         self.carry = Carry()
+        self.edges: Tensor
         if self.taps:
             bins = torch.tensor(edges, dtype=torch.int64)
             self.register_buffer("edges", bins)
