@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets.kernels import generic
+from edgedm.targets.kernels import bitserial, generic
 from edgedm.targets.kernels.builder import cast, load
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Operand, Request, TensorSpec, as_words
+
+from edgedm.targets.tuning import tiling
 
 _WORD = 64
 
@@ -87,19 +89,8 @@ def _binary(request: Request) -> Draft:
     if width != -(-channels // _WORD):
         raise InvalidModelError(f"{request.op}: {channels} channels need {-(-channels // _WORD)} words, got {width}")
     epilogue = Epilogue.of(_terms(request), output)
-
-    def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        def term(pixel: Any, tap: Any, channel: Any, o: Any) -> Any:
-            word, bit = channel // _WORD, channel % _WORD
-            x = load(inputs["bits"], pixel * width + word)
-            w = load(inputs["weight"], (o * shape.taps + tap) * width + word)
-            return generic.sign_of(x, bit) * generic.sign_of(w, bit)
-
-        generic.product(shape, term, channels, "int32", epilogue, inputs, outs[0])
-
-    packed = as_words(weight)
-    inputs = {"bits": bits.spec, "weight": TensorSpec(packed.shape, "uint64"), **_kept(epilogue)}
-    return Draft("generic", body, inputs, [TensorSpec(output, "float32")], pack={"weight": as_words}, macs=shape.macs)
+    tile = tiling.bitserial(request.target, shape)
+    return bitserial.draft(shape, bits.spec, weight, output, epilogue, tile)
 
 
 def _binary_weight(request: Request) -> Draft:

@@ -1,0 +1,1 @@
+"""Tile sizes: which registers a kernel family holds, by target and shape."""
