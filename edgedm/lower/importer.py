@@ -1,0 +1,155 @@
+"""ONNX -> Relax: TVM's importer, with edgedm's ops (and MatMul, Softmax) as calls of the target's kernels.
+
+TVM's importer knows ops by name and ignores their domain, so the walk over the nodes is ours and each standard op
+goes to TVM's converter. A kernel call is `call_tir` with packed constants; its scratch tensors are extra outputs
+that nobody reads, so the memory plan finds room for them. Kernel functions are opaque to Relax's fusion and are
+shared between equal calls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, onnx_input
+
+from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.ops import DOMAIN
+from edgedm.passes.editing import MODULE
+from edgedm.targets.kernels.select import select
+from edgedm.targets.kernels.spec import Kernel, TensorSpec
+from edgedm.targets.target import Target
+
+OURS = ("MatMul", "Softmax")  # standard ops that have a kernel of ours
+OPAQUE = 8  # Relax's kOpaque: never fused with neighbours
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One node that became a kernel call: what the manifest says about it."""
+
+    op: str
+    node: str
+    module: str
+    inputs: tuple[str, ...]  # names of the node's inputs that are parameters, in their order
+    outputs: tuple[str, ...]
+    kernel: Kernel
+    function: str  # name of the kernel's function in the Relax module
+
+
+def import_graph(model: onnx.ModelProto, target: Target) -> tuple[Any, list[KernelCall]]:
+    """Return the Relax module of a channels-last graph, and its kernel calls in order.
+
+    Raises UnsupportedError naming the node that neither edgedm nor TVM's importer can take.
+    """
+    importer = _Importer(target)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return importer.from_onnx(model.graph, opset), importer.calls
+
+
+class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
+    def __init__(self, target: Target) -> None:
+        super().__init__({}, "float32", sanitize=True)
+        self.target = target
+        self.calls: list[KernelCall] = []
+        self._functions: dict[str, Any] = {}  # kernel key -> GlobalVar
+        self._constants: dict[str, NDArray[Any]] = {}
+
+    def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
+        standard = onnx.GraphProto()
+        standard.node.extend(node for node in graph.node if node.domain in ("", "ai.onnx"))
+        try:
+            super()._check_for_unsupported_ops(standard)
+        except Exception as error:  # TVM raises its own error classes
+            raise UnsupportedError(f"graph {graph.name!r}: {error}") from error
+
+    def _construct_nodes(self, graph: onnx.GraphProto) -> None:
+        self._constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+        for node in graph.node:
+            results = self._kernel(node) if node.domain == DOMAIN else self._standard(node)
+            if len(results) < len(node.output):
+                raise UnsupportedError(f"node {node.name!r} ({node.op_type}): expected {len(node.output)} outputs")
+            self._nodes.update(zip(node.output, results, strict=False))
+
+    def _standard(self, node: onnx.NodeProto) -> Sequence[Any]:
+        if node.op_type in OURS and len(node.output) == 1:
+            try:
+                return self._kernel(node)
+            except UnsupportedError:
+                pass  # a shape without a kernel: TVM's own lowering
+        inputs = onnx_input()
+        for name in node.input:
+            inputs.append(self._nodes[name] if name else None)
+        attributes = self._parse_attr(node.attribute)
+        attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
+        if node.op_type == "Reshape" and inputs[0].ty.dtype.dtype == "uint64":
+            return [self._reshape_words(inputs[0], node)]
+        try:
+            result = self._convert_operator(node.op_type, inputs, attributes, self.opset)
+        except Exception as error:  # TVM's converters raise anything
+            raise UnsupportedError(f"node {node.name!r} ({node.op_type}): TVM cannot import it: {error}") from error
+        if isinstance(result, relax.Tuple):
+            return list(result)
+        if isinstance(result.ty, relax.TupleType):
+            return [self.bb.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
+        return [result]
+
+    def _reshape_words(self, words: Any, node: onnx.NodeProto) -> Any:
+        """Reshape packed bits: the graph counts bytes, the kernels words of eight."""
+        shape = [int(size) for size in self._constants[node.input[1]]]
+        if shape[-1] % 8:
+            raise UnsupportedError(
+                f"node {node.name!r}: reshapes packed bits to {shape}; rows are multiples of 8 bytes"
+            )
+        return self.bb.emit(relax.op.reshape(words, [*shape[:-1], shape[-1] // 8]))
+
+    def _kernel(self, node: onnx.NodeProto) -> list[Any]:
+        operands = [self._operand(node, name) for name in node.input]
+        attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        module = next((each.value for each in node.metadata_props if each.key == MODULE), "")
+        try:
+            kernel = select(node.op_type, operands, attributes, self.target)
+        except (UnsupportedError, InvalidModelError) as error:
+            raise type(error)(f"node {node.name!r} (module {module or 'unknown'}): {error}") from error
+        arguments = [
+            self._argument(name, kernel, index) for index, name in enumerate(node.input) if index in kernel.kept
+        ]
+        made = [relax.TensorType(spec.shape, spec.dtype) for spec in (*kernel.outputs, *kernel.scratch)]
+        function = self._function(kernel)
+        call = self.bb.emit(relax.call_tir(function, relax.Tuple(arguments), made))
+        kept = tuple(node.input[index] for index in kernel.kept)
+        outputs = tuple(node.output)
+        self.calls.append(KernelCall(node.op_type, node.name, module, kept, outputs, kernel, function.name_hint))
+        if len(made) == 1:
+            return [call]
+        return [self.bb.emit(relax.TupleGetItem(call, index)) for index in range(len(kernel.outputs))]
+
+    def _operand(self, node: onnx.NodeProto, name: str) -> TensorSpec | NDArray[Any]:
+        if not name or name not in self._nodes:
+            raise InvalidModelError(f"node {node.name!r} ({node.op_type}): an input is missing")
+        if name in self._constants:
+            return self._constants[name]
+        ty = self._nodes[name].ty
+        return TensorSpec(tuple(int(size) for size in ty.shape), str(ty.dtype.dtype))
+
+    def _argument(self, name: str, kernel: Kernel, index: int) -> Any:
+        if name not in self._constants:
+            return self._nodes[name]
+        array = self._constants[name]
+        pack = kernel.pack.get(index)
+        return relax.const(np.ascontiguousarray(pack(array) if pack else array))
+
+    def _function(self, kernel: Kernel) -> Any:
+        if kernel.key not in self._functions:
+            name = str(kernel.function.attrs["global_symbol"])
+            function = kernel.function.with_attr("op_pattern", OPAQUE)
+            self._functions[kernel.key] = self.bb.add_func(function, name)
+        return self._functions[kernel.key]
+
+
+def renamed(call: KernelCall, function: str) -> KernelCall:
+    """The same call of a function that got another name."""
+    return replace(call, function=function)

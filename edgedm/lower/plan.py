@@ -1,0 +1,215 @@
+"""Relax -> a plan: the kernel calls of one graph, in order, on tensors with fixed places.
+
+After Relax has legalised and fused everything, a graph of static shapes is a straight line of allocations, kernel
+calls and reshapes. The plan resolves reshapes to views, gives every buffer its place (arena, weights, an input or
+an output of the graph) and lists the calls.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from edgedm.errors import UnsupportedError
+from edgedm.lower.importer import KernelCall
+from edgedm.lower.memory import Lifetime, plan_arena
+from edgedm.lower.weights import Weights
+
+_PASSES = (
+    relax.transform.RewriteDataflowReshape,
+    relax.transform.ToNonDataflow,
+    relax.transform.RemovePurityChecking,
+    relax.transform.CallTIRRewrite,
+)
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Memory with one place; tensors are views of it. `offset` is a port's number for inputs and outputs."""
+
+    place: str  # "arena", "weights", "input" or "output"
+    size: int
+    offset: int = -1
+    first: int = -1
+    last: int = -1
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A typed view of a whole buffer."""
+
+    buffer: Buffer
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel call. `origin` is the ONNX node that it stands for, None where Relax fused standard ops."""
+
+    function: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    scratch: tuple[Tensor, ...] = ()
+    origin: KernelCall | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One graph, ready to be written as C. `copies` maps an output's number to the tensor to copy there at the end."""
+
+    calls: list[Call]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    copies: dict[int, Tensor]
+    arena_bytes: int
+    functions: Mapping[str, Any] = field(repr=False)
+
+
+def make_plan(module: Any, kernel_calls: list[KernelCall], weights: Weights, target: tvm.target.Target) -> Plan:
+    """Lower `module` as far as kernel calls, put its constants into `weights` and plan its memory."""
+    with target:
+        module = relax.get_pipeline("zero")(module)
+        module = tvm.ir.transform.Sequential([each() for each in _PASSES])(module)
+    walk = _Walk(weights)
+    results = walk.function(module["main"])
+    calls = _match(walk.calls, kernel_calls)
+    outputs, copies = _bind_outputs(results)
+    arena_bytes = _place(calls, walk.buffers, copies)
+    names = {call.function for call in calls}
+    functions = {variable.name_hint: f for variable, f in module.functions.items() if variable.name_hint in names}
+    return Plan(calls, walk.inputs, outputs, copies, arena_bytes, functions)
+
+
+class _Walk:
+    """Turns the straight line of bindings into calls on tensors."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.calls: list[Call] = []
+        self.inputs: list[Tensor] = []
+        self.buffers: list[Buffer] = []
+        self._values: dict[Any, Tensor | list[Tensor]] = {}
+
+    def function(self, main: Any) -> list[Tensor]:
+        for number, parameter in enumerate(main.params):
+            tensor = _tensor(parameter.ty, Buffer("input", _bytes(parameter.ty), number))
+            self._values[parameter] = tensor
+            self.inputs.append(tensor)
+        for block in main.body.blocks:
+            for binding in block.bindings:
+                self._bind(binding.var, binding.value)
+        result = self._read(main.body.body)
+        return result if isinstance(result, list) else [result]
+
+    def _bind(self, variable: Any, value: Any) -> None:
+        if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
+            self._call(value)
+        elif isinstance(value, relax.Call) and value.op.name == "relax.builtin.alloc_tensor":
+            shape, dtype = [int(size) for size in value.args[0]], str(value.args[1].value)
+            buffer = Buffer("arena", math.prod(shape) * np.dtype(dtype).itemsize)
+            self.buffers.append(buffer)
+            self._values[variable] = Tensor(buffer, tuple(shape), dtype)
+        elif isinstance(value, relax.Call) and value.op.name == "relax.reshape":
+            source = self._one(value.args[0])
+            self._values[variable] = _tensor(variable.ty, source.buffer)
+        else:
+            self._values[variable] = self._read(value)
+
+    def _call(self, call: Any) -> None:
+        tensors = tuple(self._one(argument) for argument in call.args)
+        # CallTIRRewrite appends the outputs to the arguments: they are the arena tensors that nobody has written
+        written = {id(each.buffer) for done in self.calls for each in done.outputs}
+        fresh = [each.buffer.place == "arena" and id(each.buffer) not in written for each in tensors]
+        inputs = tuple(each for each, new in zip(tensors, fresh, strict=True) if not new)
+        outputs = tuple(each for each, new in zip(tensors, fresh, strict=True) if new)
+        if tensors != inputs + outputs:
+            raise AssertionError(f"kernel {call.op.name_hint}: an output stands before an input")
+        self.calls.append(Call(call.op.name_hint, inputs, outputs))
+
+    def _read(self, value: Any) -> Tensor | list[Tensor]:
+        if isinstance(value, relax.Tuple):
+            return [self._one(each) for each in value.fields]
+        if isinstance(value, relax.TupleGetItem):
+            items = self._read(value.tuple_value)
+            assert isinstance(items, list)
+            return items[value.index]
+        if value in self._values:
+            return self._values[value]
+        if hasattr(value, "value") and hasattr(value.value, "numpy"):
+            return self._constant(value.value.numpy())
+        raise UnsupportedError(f"lowering left {value} ({type(value).__name__}), which the runtime cannot execute")
+
+    def _one(self, value: Any) -> Tensor:
+        result = self._read(value)
+        assert isinstance(result, Tensor)
+        return result
+
+    def _constant(self, array: NDArray[Any]) -> Tensor:
+        offset = self.weights.add(array)
+        return Tensor(Buffer("weights", array.nbytes, offset), tuple(array.shape), str(array.dtype))
+
+
+def _match(calls: list[Call], kernel_calls: list[KernelCall]) -> list[Call]:
+    """Give every call of an edgedm kernel its ONNX node: both stand in the same order."""
+    waiting = iter(kernel_calls)
+    ours = {each.function for each in kernel_calls}
+    matched = []
+    for call in calls:
+        if call.function not in ours:
+            matched.append(call)
+            continue
+        origin = next(waiting, None)
+        if origin is None or origin.function != call.function:
+            raise AssertionError(f"lowering changed the order of kernel calls at {call.function}")
+        count = len(origin.kernel.outputs)
+        outputs, scratch = call.outputs[:count], call.outputs[count:]
+        matched.append(Call(call.function, call.inputs, outputs, scratch, origin))
+    if next(waiting, None) is not None:
+        raise AssertionError("lowering dropped a kernel call")
+    return matched
+
+
+def _bind_outputs(results: list[Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """Let kernels write straight into the graph's outputs; what lies elsewhere already is copied at the end."""
+    outputs, copies = [], {}
+    for number, tensor in enumerate(results):
+        if tensor.buffer.place == "arena":
+            tensor.buffer.place, tensor.buffer.offset = "output", number
+            outputs.append(tensor)
+        else:
+            outputs.append(Tensor(Buffer("output", tensor.nbytes, number), tensor.shape, tensor.dtype))
+            copies[number] = tensor
+    return outputs, copies
+
+
+def _place(calls: list[Call], buffers: list[Buffer], copies: Mapping[int, Tensor]) -> int:
+    for index, call in enumerate(calls):
+        for tensor in (*call.inputs, *call.outputs, *call.scratch):
+            tensor.buffer.first = index if tensor.buffer.first < 0 else tensor.buffer.first
+            tensor.buffer.last = index
+    for tensor in copies.values():
+        tensor.buffer.last = len(calls)
+    arena = [each for each in buffers if each.place == "arena" and each.first >= 0]
+    offsets, total = plan_arena([Lifetime(each.size, each.first, each.last) for each in arena])
+    for buffer, offset in zip(arena, offsets, strict=True):
+        buffer.offset = offset
+    return total
+
+
+def _tensor(ty: Any, buffer: Buffer) -> Tensor:
+    return Tensor(buffer, tuple(int(size) for size in ty.shape), str(ty.dtype.dtype))
+
+
+def _bytes(ty: Any) -> int:
+    return math.prod(int(size) for size in ty.shape) * np.dtype(str(ty.dtype.dtype)).itemsize

@@ -1,0 +1,132 @@
+/* The C interface of one compiled diffusion model.
+ *
+ *   edm_model *model;  edm_session *session;
+ *   edm_source source = {.path = "model.bundle/weights.bin"};
+ *   edm_session_options options = {.threads = 2};
+ *   edm_schedule schedule = {.steps = 50, .sampler = EDM_DDIM};
+ *   edm_conditions conditions = {.label = 7, .guidance = 1.5f};
+ *   edm_sample_options draw = {.seed = 0, .images = 16};
+ *   if (edm_open(&source, &model) || edm_session_create(model, &options, &session) ||
+ *       edm_prepare(session, &schedule, &conditions) || edm_sample(session, &draw, images, NULL, NULL))
+ *     fprintf(stderr, "%s\n", edm_last_error());
+ *
+ * A model is immutable and may be shared by any number of threads; a session owns everything that changes and
+ * belongs to one thread at a time. No function allocates memory while sampling: edm_session_create and
+ * edm_prepare do. Images and eps are float32 in [channel][row][column] order, images nominally in -1..1. */
+#ifndef EDGEDM_H
+#define EDGEDM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "edgedm_names.h" /* gives every edm_ function the prefix of this bundle */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define EDM_API __attribute__((visibility("default")))
+#else
+#define EDM_API
+#endif
+
+typedef enum {
+  EDM_OK = 0,
+  EDM_BAD_ARGUMENT = 1, /* the caller asked for what this model cannot do */
+  EDM_BAD_FILE = 2,     /* weights missing, truncated or altered */
+  EDM_NO_MEMORY = 3,
+  EDM_KERNEL_FAILED = 4, /* a kernel refused its arguments: a defect of the bundle */
+  EDM_CANCELLED = 5,
+  EDM_IO_FAILED = 6
+} edm_status;
+
+typedef enum { EDM_DDIM = 0, EDM_DDPM = 1 } edm_sampler;
+
+typedef struct edm_model edm_model;
+typedef struct edm_session edm_session;
+
+/* Where weights.bin is: `memory` (kept by the caller while the model lives, 64-byte aligned or else copied),
+ * or `path`, or an open file `fd` (used if path and memory are NULL); `length` 0 means up to the end. */
+typedef struct {
+  const char *path;
+  int fd;
+  uint64_t offset;
+  uint64_t length;
+  const void *memory;
+} edm_source;
+
+typedef struct {
+  int threads; /* 0 means 1 */
+  int lanes;   /* images drawn at once, each with its own arena; 0 means as many as threads */
+  void *memory; /* edm_session_bytes() bytes, 64-byte aligned; or NULL: the session allocates them */
+} edm_session_options;
+
+typedef struct {
+  int steps;
+  edm_sampler sampler;
+  double eta;               /* DDIM's share of fresh noise, 0..1 */
+  const int64_t *timesteps; /* `steps` of them, descending; or NULL: spaced as the model's noise schedule says */
+} edm_schedule;
+
+typedef struct {
+  int64_t label;  /* class, or -1: unconditional */
+  float guidance; /* classifier-free guidance: 1 (or 0, the unset value) is off */
+} edm_conditions;
+
+typedef struct {
+  uint64_t seed;
+  uint32_t first_image; /* number of the first image: image i of a seed is the same in every call */
+  uint32_t images;
+} edm_sample_options;
+
+/* Called on the caller's thread after every step; a result other than 0 cancels. */
+typedef int (*edm_progress_fn)(void *user, uint64_t steps_done, uint64_t steps_total);
+
+/* What went wrong in the last call of this thread that did not return EDM_OK. */
+EDM_API const char *edm_last_error(void);
+
+EDM_API edm_status edm_open(const edm_source *source, edm_model **model); /* checks the SHA-256 of the weights */
+EDM_API void edm_close(edm_model *model);                                 /* after its sessions are freed */
+EDM_API void edm_image_shape(int64_t shape[3]);                           /* channels, height, width */
+
+EDM_API size_t edm_session_bytes(const edm_session_options *options);
+EDM_API edm_status edm_session_create(edm_model *model, const edm_session_options *options, edm_session **session);
+EDM_API void edm_session_free(edm_session *session);
+
+/* Choose timesteps and conditions: runs everything that depends on them alone, once. */
+EDM_API edm_status edm_prepare(edm_session *session, const edm_schedule *schedule, const edm_conditions *conditions);
+EDM_API edm_status edm_timesteps(const edm_session *session, int64_t *timesteps);
+
+/* The model's output at step 0.. of the prepared schedule. Carried state lives in the session; edm_reset starts
+ * a new trajectory. */
+EDM_API edm_status edm_step(edm_session *session, int step, const float *x, float *output);
+EDM_API edm_status edm_reset(edm_session *session);
+
+/* Carried state number 0..edm_state_count()-1 of the conditional pass, in the kernels' layout (manifest.json);
+ * writing all of them continues a trajectory from outside. */
+EDM_API int edm_state_count(void);
+EDM_API uint64_t edm_state_bytes(int state);
+EDM_API edm_status edm_state_read(const edm_session *session, int state, void *data);
+EDM_API edm_status edm_state_write(edm_session *session, int state, const void *data);
+
+EDM_API edm_status edm_sample(edm_session *session, const edm_sample_options *options, float *images,
+                              edm_progress_fn progress, void *user);
+
+/* Noise as edm_sample draws it: draw 0 starts an image, draw i + 1 is added by step i. */
+EDM_API void edm_normals(uint64_t seed, uint32_t image, uint32_t draw, uint64_t count, float *values);
+
+/* Write images as a grid (.png, 1 or 3 channels) or an array (.npy), whole or not at all. */
+EDM_API edm_status edm_write_images(const char *path, const float *images, uint32_t count);
+
+#ifdef EDM_PROBE
+/* Run call number `call` of a graph ("step" or "prepare") alone. `inputs` and `outputs` point to its non-constant
+ * tensors in the order of the manifest. */
+EDM_API edm_status edm_run_node(edm_session *session, const char *graph, int call, const void *const *inputs,
+                                void *const *outputs);
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif

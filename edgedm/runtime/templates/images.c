@@ -1,0 +1,168 @@
+/* Images as files: a PNG grid with stored (uncompressed) deflate blocks, or a NumPy array. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime.h"
+
+/* --- PNG (ISO/IEC 15948) --------------------------------------------------------------------------------- */
+
+enum { SMALLEST_TILE = 64, GAP = 2, WHITE = 255, STORED_LIMIT = 65535 };
+
+typedef struct {
+  FILE *file;
+  uint32_t crc;
+} png_chunk;
+
+static uint32_t crc_of(uint32_t crc, const uint8_t *data, size_t length) {
+  for (size_t i = 0; i < length; ++i) {
+    crc ^= data[i];
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ (0xEDB88320u & (0u - (crc & 1u)));
+  }
+  return crc;
+}
+
+static void big_endian(uint8_t bytes[4], uint32_t value) {
+  for (int i = 0; i < 4; ++i) bytes[i] = (uint8_t)(value >> (24 - 8 * i));
+}
+
+static void put(png_chunk *chunk, const void *data, size_t length) {
+  chunk->crc = crc_of(chunk->crc, data, length);
+  fwrite(data, 1, length, chunk->file);
+}
+
+static png_chunk begin_chunk(FILE *file, const char *type, uint32_t length) {
+  uint8_t bytes[4];
+  png_chunk chunk = {file, 0xFFFFFFFFu};
+  big_endian(bytes, length);
+  fwrite(bytes, 1, 4, file);
+  put(&chunk, type, 4);
+  return chunk;
+}
+
+static void end_chunk(png_chunk *chunk) {
+  uint8_t bytes[4];
+  big_endian(bytes, chunk->crc ^ 0xFFFFFFFFu);
+  fwrite(bytes, 1, 4, chunk->file);
+}
+
+/* One IDAT chunk with `length` bytes of scanlines as a zlib stream of stored blocks. */
+static void put_scanlines(FILE *file, const uint8_t *data, size_t length) {
+  size_t blocks = (length + STORED_LIMIT - 1) / STORED_LIMIT;
+  png_chunk chunk = begin_chunk(file, "IDAT", (uint32_t)(2 + length + 5 * blocks + 4));
+  put(&chunk, "\x78\x01", 2);
+  uint32_t low = 1, high = 0; /* Adler-32 */
+  for (size_t at = 0; at < length; at += STORED_LIMIT) {
+    size_t size = length - at < STORED_LIMIT ? length - at : STORED_LIMIT;
+    uint8_t header[5] = {at + size == length, (uint8_t)size, (uint8_t)(size >> 8), (uint8_t)~size,
+                         (uint8_t)(~size >> 8)};
+    put(&chunk, header, sizeof header);
+    put(&chunk, data + at, size);
+    for (size_t i = 0; i < size; ++i) {
+      low = (low + data[at + i]) % 65521;
+      high = (high + low) % 65521;
+    }
+  }
+  uint8_t adler[4];
+  big_endian(adler, high << 16 | low);
+  put(&chunk, adler, 4);
+  end_chunk(&chunk);
+}
+
+/* -1..1 to 0..255, rounding half up */
+static uint8_t pixel(float value) {
+  float scaled = (value + 1.0F) * 127.5F + 0.5F;
+  if (!(scaled > 0.0F)) return 0; /* NaN too */
+  return scaled >= 255.0F ? 255 : (uint8_t)scaled;
+}
+
+static edm_status write_png(FILE *file, const float *images, uint32_t count) {
+  const int64_t *shape = edm_compiled.image_shape;
+  size_t channels = (size_t)shape[0], height = (size_t)shape[1], width = (size_t)shape[2];
+  if (channels != 1 && channels != 3)
+    return edm_fail(EDM_BAD_ARGUMENT, "PNG needs 1 or 3 channels, this model has %zu: write .npy", channels);
+  size_t columns = 1;
+  while (columns * columns < count) ++columns;
+  size_t rows = (count + columns - 1) / columns;
+  size_t zoom = width < SMALLEST_TILE ? SMALLEST_TILE / width : 1;
+  size_t grid_width = columns * (width * zoom + GAP) + GAP, grid_height = rows * (height * zoom + GAP) + GAP;
+  size_t line = 1 + grid_width * channels; /* the first byte is the filter: none */
+  uint8_t *grid = malloc(line * grid_height);
+  if (!grid) return edm_fail(EDM_NO_MEMORY, "no memory for a grid of %u images", count);
+  memset(grid, WHITE, line * grid_height);
+  for (size_t y = 0; y < grid_height; ++y) grid[y * line] = 0;
+  for (size_t i = 0; i < count; ++i) {
+    size_t top = (i / columns) * (height * zoom + GAP) + GAP, left = (i % columns) * (width * zoom + GAP) + GAP;
+    for (size_t y = 0; y < height * zoom; ++y)
+      for (size_t x = 0; x < width * zoom; ++x)
+        for (size_t c = 0; c < channels; ++c)
+          grid[(top + y) * line + 1 + (left + x) * channels + c] =
+              pixel(images[((i * channels + c) * height + y / zoom) * width + x / zoom]);
+  }
+  uint8_t header[13] = {0};
+  big_endian(header, (uint32_t)grid_width);
+  big_endian(header + 4, (uint32_t)grid_height);
+  header[8] = 8;                     /* bits */
+  header[9] = channels == 3 ? 2 : 0; /* RGB or grey */
+  fwrite("\x89PNG\r\n\x1a\n", 1, 8, file);
+  png_chunk chunk = begin_chunk(file, "IHDR", sizeof header);
+  put(&chunk, header, sizeof header);
+  end_chunk(&chunk);
+  put_scanlines(file, grid, line * grid_height);
+  chunk = begin_chunk(file, "IEND", 0);
+  end_chunk(&chunk);
+  free(grid);
+  return EDM_OK;
+}
+
+/* --- .npy (version 1.0) ---------------------------------------------------------------------------------- */
+
+static edm_status write_npy(FILE *file, const float *images, uint32_t count) {
+  const int64_t *shape = edm_compiled.image_shape;
+  char header[128];
+  memset(header, ' ', sizeof header);
+  memcpy(header, "\x93NUMPY\x01\x00", 8);
+  header[8] = sizeof header - 10;
+  header[9] = 0;
+  int length = snprintf(header + 10, sizeof header - 10,
+                        "{'descr': '<f4', 'fortran_order': False, 'shape': (%u, %d, %d, %d), }", count, (int)shape[0],
+                        (int)shape[1], (int)shape[2]);
+  header[10 + length] = ' ';
+  header[sizeof header - 1] = '\n';
+  fwrite(header, 1, sizeof header, file);
+  fwrite(images, sizeof(float), (size_t)count * (size_t)edm_image_floats(), file);
+  return EDM_OK;
+}
+
+/* --- either ---------------------------------------------------------------------------------------------- */
+
+static bool ends_with(const char *path, const char *suffix) {
+  size_t length = strlen(path), tail = strlen(suffix);
+  return length > tail && strcmp(path + length - tail, suffix) == 0;
+}
+
+edm_status edm_write_images(const char *path, const float *images, uint32_t count) {
+  bool png = ends_with(path, ".png");
+  if (!png && !ends_with(path, ".npy"))
+    return edm_fail(EDM_BAD_ARGUMENT, "%s: expected a name that ends in .png or .npy", path);
+  size_t room = strlen(path) + 32;
+  char *scratch = malloc(room);
+  if (!scratch) return edm_fail(EDM_NO_MEMORY, "no memory to write %s", path);
+  snprintf(scratch, room, "%s.%ld.part", path, (long)getpid());
+  FILE *file = fopen(scratch, "wb");
+  edm_status status = EDM_OK;
+  if (!file) {
+    status = edm_fail(EDM_IO_FAILED, "%s: %s", path, strerror(errno));
+  } else {
+    status = png ? write_png(file, images, count) : write_npy(file, images, count);
+    bool failed = ferror(file) != 0;
+    failed = fclose(file) != 0 || failed;
+    if (!status && failed) status = edm_fail(EDM_IO_FAILED, "%s: could not write: %s", path, strerror(errno));
+    if (!status && rename(scratch, path)) status = edm_fail(EDM_IO_FAILED, "%s: %s", path, strerror(errno));
+    if (status) remove(scratch);
+  }
+  free(scratch);
+  return status;
+}

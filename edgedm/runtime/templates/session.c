@@ -1,0 +1,366 @@
+/* A session: memory for one or more lanes, the prepared schedule, one step of the model. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime.h"
+
+uint64_t edm_image_floats(void) {
+  const int64_t *shape = edm_compiled.image_shape;
+  return (uint64_t)(shape[0] * shape[1] * shape[2]);
+}
+
+void edm_image_shape(int64_t shape[3]) { memcpy(shape, edm_compiled.image_shape, sizeof edm_compiled.image_shape); }
+
+/* --- memory: one block, cut into aligned pieces in a fixed order ----------------------------------------- */
+
+typedef struct {
+  uint8_t *base; /* NULL: only count */
+  size_t used;
+} cutter;
+
+static void *cut(cutter *block, uint64_t bytes) {
+  uint8_t *piece = block->base ? block->base + block->used : NULL;
+  block->used += edm_align((size_t)bytes);
+  return piece;
+}
+
+static void lay_out(edm_session *session, cutter *block, int lanes, edm_lane *lane_table, const uint8_t *weights) {
+  const edm_description *it = &edm_compiled;
+  uint64_t image_bytes = edm_image_floats() * sizeof(float);
+  for (int i = 0; i < lanes; ++i) {
+    edm_lane lane = {0};
+    lane.arena = cut(block, it->arena_bytes);
+    void *tables = cut(block, edm_instance_bytes(&it->step));
+    for (int pass = 0; pass < EDM_PASSES; ++pass) {
+      lane.states[pass][0] = cut(block, it->states_bytes);
+      lane.states[pass][1] = cut(block, it->states_bytes);
+      lane.outputs[pass] = cut(block, image_bytes);
+    }
+    lane.x = cut(block, image_bytes);
+    lane.noise = cut(block, image_bytes);
+    lane.has_state = cut(block, sizeof(float));
+    lane.timestep = cut(block, sizeof(int64_t));
+    lane.label = cut(block, sizeof(int64_t));
+    if (!block->base) continue;
+    edm_instance_init(&lane.step, &it->step, tables, weights, lane.arena);
+    lane_table[i] = lane;
+    edm_lane_reset(&lane_table[i]);
+  }
+  void *tables = cut(block, edm_instance_bytes(&it->prepare));
+  if (block->base) edm_instance_init(&session->prepare, &it->prepare, tables, weights, lane_table[0].arena);
+}
+
+static int threads_of(const edm_session_options *options) { return options->threads > 0 ? options->threads : 1; }
+
+static int lanes_of(const edm_session_options *options) {
+  if (threads_of(options) == 1) return 1;
+  return options->lanes > 0 ? options->lanes : threads_of(options);
+}
+
+size_t edm_session_bytes(const edm_session_options *options) {
+  cutter block = {NULL, 0};
+  lay_out(NULL, &block, lanes_of(options), NULL, NULL);
+  return block.used;
+}
+
+edm_status edm_session_create(edm_model *model, const edm_session_options *options, edm_session **created) {
+  *created = NULL;
+  if (options->threads < 0 || options->threads > 1024 || options->lanes < 0 || options->lanes > 1024)
+    return edm_fail(EDM_BAD_ARGUMENT, "threads and lanes: expected 0..1024, got %d and %d", options->threads,
+                    options->lanes);
+  if ((uintptr_t)options->memory % EDM_ALIGNMENT)
+    return edm_fail(EDM_BAD_ARGUMENT, "session memory: expected 64-byte alignment");
+  edm_session *session = calloc(1, sizeof *session);
+  if (!session) return edm_fail(EDM_NO_MEMORY, "no memory for a session");
+  size_t bytes = edm_session_bytes(options);
+  session->model = model;
+  session->lane_count = lanes_of(options);
+  session->lanes = calloc((size_t)session->lane_count, sizeof *session->lanes);
+  if (!options->memory) session->owned = aligned_alloc(EDM_ALIGNMENT, bytes);
+  cutter block = {options->memory ? options->memory : session->owned, 0};
+  if (!session->lanes || !block.base) {
+    edm_session_free(session);
+    return edm_fail(EDM_NO_MEMORY, "no memory for a session of %zu bytes", bytes);
+  }
+  lay_out(session, &block, session->lane_count, session->lanes, model->weights);
+  if (threads_of(options) > 1) {
+    edm_status status = edm_pool_create(threads_of(options), &session->pool);
+    if (status) {
+      edm_session_free(session);
+      return status;
+    }
+  }
+  *created = session;
+  return EDM_OK;
+}
+
+void edm_session_free(edm_session *session) {
+  if (!session) return;
+  edm_pool_free(session->pool);
+  free(session->plan);
+  free(session->owned);
+  free(session->lanes);
+  free(session);
+}
+
+/* --- prepare --------------------------------------------------------------------------------------------- */
+
+static edm_status choose_conditions(edm_session *session, const edm_conditions *wanted) {
+  const edm_description *it = &edm_compiled;
+  int64_t label = wanted->label;
+  session->guidance = wanted->guidance == 0.0F ? 1.0F : wanted->guidance;
+  session->passes = 1;
+  if (it->classes == 0) {
+    if (label >= 0) return edm_fail(EDM_BAD_ARGUMENT, "label %lld: this model has no classes", (long long)label);
+    return EDM_OK;
+  }
+  if (label < -1 || label >= it->classes)
+    return edm_fail(EDM_BAD_ARGUMENT, "label: expected 0..%lld, got %lld", (long long)it->classes - 1,
+                    (long long)label);
+  if (label < 0 && it->null_class < 0)
+    return edm_fail(EDM_BAD_ARGUMENT, "label: this model cannot draw without one (0..%lld)",
+                    (long long)it->classes - 1);
+  if (label < 0) label = it->null_class;
+  if (session->guidance != 1.0F && label != it->null_class) {
+    if (it->null_class < 0)
+      return edm_fail(EDM_BAD_ARGUMENT, "guidance %g: this model has no unconditional class; use 1",
+                      (double)session->guidance);
+    session->passes = 2;
+  }
+  session->labels[EDM_CONDITIONAL] = label;
+  session->labels[EDM_UNCONDITIONAL] = it->null_class;
+  return EDM_OK;
+}
+
+static edm_status check_timesteps(const int64_t *timesteps, int steps) {
+  const edm_noise_schedule *noise = &edm_compiled.noise;
+  for (int i = 0; i < steps; ++i)
+    if (timesteps[i] < noise->first_timestep || timesteps[i] > noise->last_timestep)
+      return edm_fail(EDM_BAD_ARGUMENT,
+                      "step %d of %d has timestep %lld, outside the trained %d..%d: choose another number of steps", i,
+                      steps, (long long)timesteps[i], noise->first_timestep, noise->last_timestep);
+  return EDM_OK;
+}
+
+static edm_status reserve_plan(edm_session *session, int steps) {
+  size_t count = (size_t)steps;
+  for (int counting = 1; counting >= 0; --counting) {
+    cutter block = {counting ? NULL : session->plan, 0};
+    for (int pass = 0; pass < EDM_PASSES; ++pass) session->rows[pass] = cut(&block, count * edm_compiled.row_bytes);
+    session->timesteps = cut(&block, count * sizeof *session->timesteps);
+    session->coefficients = cut(&block, count * sizeof *session->coefficients);
+    if (counting && block.used > session->plan_bytes) {
+      free(session->plan);
+      session->plan_bytes = 0;
+      session->plan = aligned_alloc(EDM_ALIGNMENT, block.used);
+      if (!session->plan) return edm_fail(EDM_NO_MEMORY, "no memory to prepare %d steps", steps);
+      session->plan_bytes = block.used;
+    }
+  }
+  return EDM_OK;
+}
+
+static edm_status prepare_row(edm_session *session, int pass, int step) {
+  const edm_graph *graph = &edm_compiled.prepare;
+  edm_lane *lane = &session->lanes[0];
+  void *inputs[EDM_MAX_PORTS] = {NULL}, *outputs[EDM_MAX_PORTS] = {NULL};
+  *lane->timestep = session->timesteps[step];
+  *lane->label = session->labels[pass];
+  for (uint32_t i = 0; i < graph->input_count; ++i)
+    inputs[i] = graph->inputs[i].role == EDM_ROLE_TIMESTEP ? lane->timestep : lane->label;
+  for (uint32_t i = 0; i < graph->output_count; ++i)
+    outputs[i] = session->rows[pass] + (size_t)step * edm_compiled.row_bytes + graph->outputs[i].index;
+  return edm_instance_run(&session->prepare, inputs, outputs);
+}
+
+static edm_status plan_steps(edm_session *session, const edm_schedule *schedule) {
+  const edm_noise_schedule *noise = &edm_compiled.noise;
+  edm_status status = reserve_plan(session, schedule->steps);
+  if (status) return status;
+  if (schedule->timesteps)
+    memcpy(session->timesteps, schedule->timesteps, (size_t)schedule->steps * sizeof *session->timesteps);
+  else
+    edm_choose_timesteps(noise, schedule->steps, session->timesteps);
+  status = check_timesteps(session->timesteps, schedule->steps);
+  if (status) return status;
+  edm_step_coefficients(noise, schedule, session->timesteps, session->coefficients);
+  edm_pool *before = edm_pool_enter(session->pool);
+  for (int pass = 0; pass < session->passes && !status; ++pass)
+    for (int step = 0; step < schedule->steps && !status; ++step) status = prepare_row(session, pass, step);
+  edm_pool_enter(before);
+  return status;
+}
+
+edm_status edm_prepare(edm_session *session, const edm_schedule *schedule, const edm_conditions *conditions) {
+  session->steps = 0;
+  if (schedule->steps < 1 || schedule->steps > edm_compiled.noise.train_timesteps)
+    return edm_fail(EDM_BAD_ARGUMENT, "steps: expected 1..%d, got %d", edm_compiled.noise.train_timesteps,
+                    schedule->steps);
+  if (schedule->sampler != EDM_DDIM && schedule->sampler != EDM_DDPM)
+    return edm_fail(EDM_BAD_ARGUMENT, "sampler: expected EDM_DDIM or EDM_DDPM, got %d", (int)schedule->sampler);
+  if (!(schedule->eta >= 0.0 && schedule->eta <= 1.0))
+    return edm_fail(EDM_BAD_ARGUMENT, "eta: expected 0..1, got %g", schedule->eta);
+  edm_status status = choose_conditions(session, conditions);
+  if (!status) status = plan_steps(session, schedule);
+  if (status) return status;
+  session->steps = schedule->steps;
+  return edm_reset(session);
+}
+
+edm_status edm_timesteps(const edm_session *session, int64_t *timesteps) {
+  if (!session->steps) return edm_fail(EDM_BAD_ARGUMENT, "edm_timesteps before edm_prepare");
+  memcpy(timesteps, session->timesteps, (size_t)session->steps * sizeof *timesteps);
+  return EDM_OK;
+}
+
+/* --- one step -------------------------------------------------------------------------------------------- */
+
+void edm_lane_reset(edm_lane *lane) {
+  *lane->has_state = 0.0F;
+  lane->current = 0;
+  for (int pass = 0; pass < EDM_PASSES; ++pass) memset(lane->states[pass][0], 0, (size_t)edm_compiled.states_bytes);
+}
+
+static void *input_of(const edm_session *session, edm_lane *lane, int pass, int step, const edm_port *port) {
+  switch (port->role) {
+    case EDM_ROLE_X: return lane->x;
+    case EDM_ROLE_TIMESTEP: return lane->timestep;
+    case EDM_ROLE_LABEL: return lane->label;
+    case EDM_ROLE_HAS_STATE: return lane->has_state;
+    case EDM_ROLE_STATE: return lane->states[pass][lane->current] + edm_compiled.state_offsets[port->index];
+    default: return session->rows[pass] + (size_t)step * edm_compiled.row_bytes + port->index;
+  }
+}
+
+static edm_status run_pass(const edm_session *session, edm_lane *lane, int pass, int step) {
+  const edm_graph *graph = &edm_compiled.step;
+  void *inputs[EDM_MAX_PORTS] = {NULL}, *outputs[EDM_MAX_PORTS] = {NULL};
+  *lane->timestep = session->timesteps[step];
+  *lane->label = session->labels[pass];
+  for (uint32_t i = 0; i < graph->input_count; ++i)
+    inputs[i] = input_of(session, lane, pass, step, &graph->inputs[i]);
+  for (uint32_t i = 0; i < graph->output_count; ++i) {
+    const edm_port *port = &graph->outputs[i];
+    uint8_t *next = lane->states[pass][1 - lane->current];
+    outputs[i] = port->role == EDM_ROLE_OUTPUT ? (void *)lane->outputs[pass]
+                                               : next + edm_compiled.state_offsets[port->index];
+  }
+  return edm_instance_run(&lane->step, inputs, outputs);
+}
+
+edm_status edm_lane_step(const edm_session *session, edm_lane *lane, int step) {
+  for (int pass = 0; pass < session->passes; ++pass) {
+    edm_status status = run_pass(session, lane, pass, step);
+    if (status) return status;
+  }
+  lane->current = 1 - lane->current;
+  *lane->has_state = 1.0F;
+  if (session->passes == EDM_PASSES) {
+    float *output = lane->outputs[EDM_CONDITIONAL];
+    edm_guide(output, lane->outputs[EDM_UNCONDITIONAL], session->guidance, edm_image_floats(), output);
+  }
+  return EDM_OK;
+}
+
+edm_status edm_step(edm_session *session, int step, const float *x, float *output) {
+  if (step < 0 || step >= session->steps)
+    return edm_fail(EDM_BAD_ARGUMENT, "step: expected 0..%d of the prepared schedule, got %d", session->steps - 1,
+                    step);
+  edm_lane *lane = &session->lanes[0];
+  size_t bytes = (size_t)edm_image_floats() * sizeof(float);
+  memcpy(lane->x, x, bytes);
+  edm_pool *before = edm_pool_enter(session->pool);
+  edm_status status = edm_lane_step(session, lane, step);
+  edm_pool_enter(before);
+  if (!status) memcpy(output, lane->outputs[EDM_CONDITIONAL], bytes);
+  return status;
+}
+
+edm_status edm_reset(edm_session *session) {
+  for (int i = 0; i < session->lane_count; ++i) edm_lane_reset(&session->lanes[i]);
+  return EDM_OK;
+}
+
+/* --- carried state --------------------------------------------------------------------------------------- */
+
+int edm_state_count(void) { return (int)edm_compiled.state_count; }
+
+uint64_t edm_state_bytes(int state) {
+  return state >= 0 && state < edm_state_count() ? edm_compiled.state_bytes[state] : 0;
+}
+
+static edm_status find_state(const edm_session *session, int state, uint8_t **data) {
+  if (state < 0 || state >= edm_state_count())
+    return edm_fail(EDM_BAD_ARGUMENT, "state: expected 0..%d, got %d", edm_state_count() - 1, state);
+  const edm_lane *lane = &session->lanes[0];
+  *data = lane->states[EDM_CONDITIONAL][lane->current] + edm_compiled.state_offsets[state];
+  return EDM_OK;
+}
+
+edm_status edm_state_read(const edm_session *session, int state, void *data) {
+  uint8_t *from;
+  edm_status status = find_state(session, state, &from);
+  if (!status) memcpy(data, from, (size_t)edm_compiled.state_bytes[state]);
+  return status;
+}
+
+edm_status edm_state_write(edm_session *session, int state, const void *data) {
+  uint8_t *to;
+  edm_status status = find_state(session, state, &to);
+  if (status) return status;
+  memcpy(to, data, (size_t)edm_compiled.state_bytes[state]);
+  *session->lanes[0].has_state = 1.0F;
+  return EDM_OK;
+}
+
+/* --- probe ----------------------------------------------------------------------------------------------- */
+
+#ifdef EDM_PROBE
+static size_t bytes_of(const edm_graph *graph, const edm_tensor *tensor) {
+  size_t bytes = tensor->bits / 8;
+  for (int i = 0; i < tensor->rank; ++i) bytes *= (size_t)graph->extents[tensor->shape + (uint32_t)i];
+  return bytes;
+}
+
+/* While a node is probed, inputs and outputs of its graph lie in one block that the caller frees. */
+static void *bind_ports(edm_instance *instance) {
+  const edm_graph *graph = instance->graph;
+  void *inputs[EDM_MAX_PORTS], *outputs[EDM_MAX_PORTS];
+  cutter block = {NULL, 0};
+  for (int counting = 1; counting >= 0; --counting) {
+    for (uint32_t i = 0; i < graph->input_count; ++i) inputs[i] = cut(&block, graph->inputs[i].bytes);
+    for (uint32_t i = 0; i < graph->output_count; ++i) outputs[i] = cut(&block, graph->outputs[i].bytes);
+    if (counting) block = (cutter){aligned_alloc(EDM_ALIGNMENT, block.used + EDM_ALIGNMENT), 0};
+    if (!block.base) return NULL;
+  }
+  edm_instance_bind(instance, inputs, outputs);
+  return block.base;
+}
+
+edm_status edm_run_node(edm_session *session, const char *name, int number, const void *const *inputs,
+                        void *const *outputs) {
+  bool is_step = strcmp(name, "step") == 0;
+  edm_instance *instance = is_step ? &session->lanes[0].step : &session->prepare;
+  const edm_graph *graph = instance->graph;
+  if ((!is_step && strcmp(name, "prepare")) || number < 0 || (uint32_t)number >= graph->call_count)
+    return edm_fail(EDM_BAD_ARGUMENT, "graph \"%s\" has no call %d", name, number);
+  void *ports = bind_ports(instance);
+  if (!ports) return edm_fail(EDM_NO_MEMORY, "no memory to probe call %d", number);
+  const edm_call *call = &graph->calls[number];
+  const uint16_t *arguments = graph->arguments + call->first;
+  for (int i = 0, given = 0; i < call->inputs; ++i) {
+    const edm_tensor *tensor = &graph->tensors[arguments[i]];
+    if (tensor->place == EDM_IN_WEIGHTS) continue;
+    memcpy(instance->tensors[arguments[i]].data, inputs[given++], bytes_of(graph, tensor));
+  }
+  edm_pool *before = edm_pool_enter(session->pool);
+  edm_status status = edm_instance_call(instance, (uint32_t)number);
+  edm_pool_enter(before);
+  for (int i = 0; i < call->outputs && !status; ++i) {
+    uint16_t index = arguments[call->inputs + i];
+    memcpy(outputs[i], instance->tensors[index].data, bytes_of(graph, &graph->tensors[index]));
+  }
+  free(ports);
+  return status;
+}
+#endif

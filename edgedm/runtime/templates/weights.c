@@ -1,0 +1,89 @@
+/* Opening a model: find the weights, map them, refuse them unless they are those that were compiled. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "runtime.h"
+
+/* Map [offset, offset + length) of an open file; length 0 means up to its end. */
+static edm_status map_file(edm_model *model, int fd, uint64_t offset, uint64_t length, const char *name) {
+  struct stat status;
+  if (fstat(fd, &status)) return edm_fail(EDM_BAD_FILE, "%s: %s", name, strerror(errno));
+  if (status.st_size < 0 || offset > (uint64_t)status.st_size)
+    return edm_fail(EDM_BAD_FILE, "%s: offset %llu is beyond its end", name, (unsigned long long)offset);
+  uint64_t rest = (uint64_t)status.st_size - offset;
+  uint64_t wanted = length ? length : rest;
+  if (wanted != edm_compiled.weights_bytes || rest < wanted)
+    return edm_fail(EDM_BAD_FILE, "%s: expected %llu bytes of weights, found %llu", name,
+                    (unsigned long long)edm_compiled.weights_bytes,
+                    (unsigned long long)(wanted < rest ? wanted : rest));
+  if (wanted == 0) return EDM_OK; /* a model without constants: nothing to map */
+  uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+  uint64_t start = offset / page * page;
+  model->mapped_bytes = (size_t)(offset + wanted - start);
+  model->mapped = mmap(NULL, model->mapped_bytes, PROT_READ, MAP_PRIVATE, fd, (off_t)start);
+  if (model->mapped == MAP_FAILED) {
+    model->mapped = NULL;
+    return edm_fail(EDM_BAD_FILE, "%s: %s", name, strerror(errno));
+  }
+  model->weights = (const uint8_t *)model->mapped + (offset - start);
+  return EDM_OK;
+}
+
+static edm_status find(edm_model *model, const edm_source *source) {
+  if (source->memory) {
+    if (source->length != edm_compiled.weights_bytes)
+      return edm_fail(EDM_BAD_FILE, "weights in memory: expected %llu bytes, got %llu",
+                      (unsigned long long)edm_compiled.weights_bytes, (unsigned long long)source->length);
+    model->weights = (const uint8_t *)source->memory + source->offset;
+    return EDM_OK;
+  }
+  if (!source->path) return map_file(model, source->fd, source->offset, source->length, "weights");
+  int fd = open(source->path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return edm_fail(EDM_BAD_FILE, "%s: %s", source->path, strerror(errno));
+  edm_status status = map_file(model, fd, source->offset, source->length, source->path);
+  close(fd);
+  return status;
+}
+
+/* The kernels need 64-byte alignment, which a caller's memory or an odd file offset may lack. */
+static edm_status align(edm_model *model) {
+  if ((uintptr_t)model->weights % EDM_ALIGNMENT == 0) return EDM_OK;
+  model->copied = aligned_alloc(EDM_ALIGNMENT, edm_align((size_t)edm_compiled.weights_bytes));
+  if (!model->copied) return edm_fail(EDM_NO_MEMORY, "no memory for an aligned copy of the weights");
+  memcpy(model->copied, model->weights, (size_t)edm_compiled.weights_bytes);
+  model->weights = model->copied;
+  return EDM_OK;
+}
+
+edm_status edm_open(const edm_source *source, edm_model **model) {
+  *model = NULL;
+  edm_model *opened = calloc(1, sizeof *opened);
+  if (!opened) return edm_fail(EDM_NO_MEMORY, "no memory for a model");
+  edm_status status = find(opened, source);
+  if (!status) status = align(opened);
+  if (!status) {
+    uint8_t digest[32];
+    edm_sha256(opened->weights, edm_compiled.weights_bytes, digest);
+    if (memcmp(digest, edm_compiled.weights_sha256, sizeof digest))
+      status = edm_fail(EDM_BAD_FILE, "%s: not the weights that this model was compiled with (SHA-256 differs)",
+                        source->path && !source->memory ? source->path : "weights");
+  }
+  if (status) {
+    edm_close(opened);
+    return status;
+  }
+  *model = opened;
+  return EDM_OK;
+}
+
+void edm_close(edm_model *model) {
+  if (!model) return;
+  if (model->mapped) munmap(model->mapped, model->mapped_bytes);
+  free(model->copied);
+  free(model);
+}
