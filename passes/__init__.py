@@ -1,0 +1,1 @@
+"""Graph passes: from the exported graph to the deployed one, target-independent."""
