@@ -66,12 +66,14 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
     try:
         _check_imports(proto)
         _check_nodes(proto)
+        _check_inputs(proto)
         _check_tensors(proto)
         _use_our_functions(proto)
         onnx.checker.check_model(proto, full_check=True)
         model = ir.serde.deserialize_model(proto)
+        declared = {value.name: value.shape for value in model.graph.outputs}
         infer_shapes(model)
-        _check_values(model)
+        _check_values(model, declared)
     except (InvalidModelError, UnsupportedError) as error:
         raise type(error)(f"{path}: {error}") from error
     except (ValidationError, onnx.shape_inference.InferenceError, ir.serde.SerdeError, ValueError) as error:
@@ -227,18 +229,30 @@ def _use_our_functions(proto: onnx.ModelProto) -> None:
     proto.functions.extend(ir.serde.serialize_function(FUNCTIONS[name]) for name in used)
 
 
-def _check_values(model: ir.Model) -> None:
-    for value in model.graph.inputs:
-        if value.dtype not in _DTYPES:
-            raise UnsupportedError(f"input {value.name!r}: dtype {value.dtype}; expected one of {_names(_DTYPES)}")
-        if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
-            raise UnsupportedError(f"input {value.name!r}: shape {value.shape}; expected a static shape of one image")
+def _check_inputs(proto: onnx.ModelProto) -> None:
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for entry in proto.graph.input:
+        if entry.name in constants:
+            raise UnsupportedError(f"input {entry.name!r} is also an initialiser; remove it from the inputs")
+        tensor = entry.type.tensor_type
+        if tensor.elem_type not in _CODES:
+            raise UnsupportedError(
+                f"input {entry.name!r}: ONNX dtype {tensor.elem_type}; expected one of {_names(_DTYPES)}"
+            )
+        if not tensor.HasField("shape") or not all(dim.dim_value > 0 for dim in tensor.shape.dim):
+            raise UnsupportedError(f"input {entry.name!r}: expected a static shape of one image")
+
+
+def _check_values(model: ir.Model, declared: dict[str | None, ir.Shape | None]) -> None:
     for value in _values(model):
         if value.shape is None or value.dtype not in _DTYPES:
             continue
         elements = math.prod(dim for dim in value.shape if isinstance(dim, int))
         if elements * value.dtype.itemsize > MAX_VALUE_BYTES:
             raise UnsupportedError(f"value {value.name!r}: {value.shape} is more than {MAX_VALUE_BYTES} bytes")
+    for value in model.graph.outputs:
+        if value.shape != declared[value.name]:
+            raise InvalidModelError(f"output {value.name!r}: declared {declared[value.name]}, it is {value.shape}")
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

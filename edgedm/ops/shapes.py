@@ -4,21 +4,14 @@ onnx's own inference stops at functions whose shapes depend on an attribute (Unp
 (PackBits), and passes and lowering need every shape.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import onnx
 import onnx_ir as ir
 
 from edgedm.errors import InvalidModelError
 from edgedm.ops.domain import DOMAIN
-from edgedm.ops.packing import packed_bytes
-
-Shape = tuple[int, ...]
-TensorType = tuple[ir.DataType, Shape]
-Attributes = Mapping[str, Any]
-
-_F32, _U8, _I8 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT8
+from edgedm.ops.rules import Shape, TensorType, output_types
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -38,18 +31,10 @@ def infer_shapes(model: ir.Model) -> None:
                 output.dtype, output.shape = inferred[0], ir.Shape(inferred[1])
 
 
-def output_types(op: str, shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
-    """Return dtype and shape of every output of the `edgedm` op `op` for inputs of `shapes`.
-
-    Raises KeyError for an op outside the domain and ValueError where shapes don't fit.
-    """
-    return _RULES[op](shapes, attributes)
-
-
 def _infer_ours(node: ir.Node) -> list[TensorType]:
     shapes = [_static(value) for value in node.inputs]
     known = [shape for shape in shapes if shape is not None]
-    if len(known) != len(shapes) or node.op_type not in _RULES:
+    if len(known) != len(shapes):
         return []
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     try:
@@ -105,45 +90,3 @@ def _static(value: ir.Value | None) -> Shape | None:
         return None
     dims = [dim for dim in value.shape if isinstance(dim, int)]
     return tuple(dims) if len(dims) == len(value.shape) else None
-
-
-def _conv(shapes: Sequence[Shape], attributes: Attributes, channels_last_weight: bool) -> list[TensorType]:
-    (batch, *image, _), (out, *rest) = shapes[0], shapes[1]
-    kernel = rest[:2] if channels_last_weight else rest[1:]
-    pads, strides = attributes["pads"], attributes["strides"]
-    sides = [
-        (size + pads[axis] + pads[axis + 2] - kernel[axis]) // strides[axis] + 1 for axis, size in enumerate(image)
-    ]
-    if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(f"output of {sides} pixels")
-    return [(_F32, (batch, *sides, out))]
-
-
-def _packed(shape: Shape) -> Shape:
-    return (*shape[:-1], packed_bytes(shape[-1]))
-
-
-_RULES: dict[str, Callable[[Sequence[Shape], Attributes], list[TensorType]]] = {
-    "Binarize": lambda s, _: [(_F32, s[0])],
-    "UnpackBits": lambda s, a: [(_F32, (s[0][0], a["channels"], s[0][1], s[0][2]))],
-    "UnpackBitsLinear": lambda s, a: [(_F32, (s[0][0], a["channels"]))],
-    "TimestepLookup": lambda s, _: [(_F32, s[0][1:])],
-    "PackBits": lambda s, _: [(_U8, _packed(s[0]))],
-    "PackBitsMeanAbs": lambda s, _: [(_U8, _packed(s[0])), (_F32, (*s[0][:-1], 1))],
-    "QuantizeCodes": lambda s, _: [(_I8, s[0])],
-    "BinaryConv": lambda s, a: _conv(s, a, channels_last_weight=True),
-    "BinaryGemm": lambda s, _: [(_F32, (*s[0][:-1], s[1][0]))],
-    "BinaryWeightConv": lambda s, a: _conv(s, a, channels_last_weight=True),
-    "BinaryWeightGemm": lambda s, _: [(_F32, (*s[0][:-1], s[1][0]))],
-    "GroupNorm": lambda s, _: [(_F32, s[0])],
-    "GroupNormSilu": lambda s, _: [(_F32, s[0])],
-    "GroupNormSiluPack": lambda s, _: [(_F32, s[0]), (_U8, _packed(s[0])), (_F32, (*s[0][:-1], 1))],
-    "GroupNormSiluQuantize": lambda s, _: [(_I8, s[0])],
-    "FloatConv": lambda s, a: _conv(s, a, channels_last_weight=False),
-    "UpsampleNearest": lambda s, a: [
-        (_F32, (s[0][0], s[0][1] * a["factor"], s[0][2] * a["factor"], s[0][3]))
-    ],
-    "AveragePool2d": lambda s, a: [
-        (_F32, (s[0][0], s[0][1] // a["kernel"][0], s[0][2] // a["kernel"][1], s[0][3]))
-    ],
-}
