@@ -32,7 +32,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line of a table; `bar` in 0..1 draws a bar behind the last cell, `ok` a mark before the first."""
+    """One line of a table; `bar` in 0..1 draws a bar behind the cells, `ok` a mark before the first."""
 
     cells: tuple[str, ...]
     bar: float | None = None
