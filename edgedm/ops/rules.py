@@ -7,7 +7,6 @@ The layouts are those of the docstrings in `edgedm.ops.functions`.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from edgedm.ops.packing import packed_bytes
@@ -176,7 +175,8 @@ def _equal(what: str, got: object, expected: object) -> None:
 
 
 def _broadcast(what: str, shape: Shape, to: Shape) -> None:
-    if np.broadcast_shapes(shape, to) != to:
+    padded = (1,) * (len(to) - len(shape)) + shape
+    if len(padded) != len(to) or any(got not in (1, size) for got, size in zip(padded, to, strict=True)):
         raise ValueError(f"{what}: {shape} does not broadcast to {to}")
 
 

@@ -39,7 +39,7 @@ def _infer_ours(node: ir.Node) -> list[TensorType]:
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     try:
         return output_types(node.op_type, known, attributes)
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, TypeError) as error:
         raise InvalidModelError(
             f"node {_label(node)} ({DOMAIN}.{node.op_type}): inputs {known} with {attributes} don't fit: {error}"
         ) from error
