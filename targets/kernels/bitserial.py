@@ -35,10 +35,10 @@ from edgedm.targets.kernels.builder import (
     store,
 )
 from edgedm.targets.kernels.draft import Draft
-from edgedm.targets.kernels.epilogue import Epilogue
+from edgedm.targets.kernels.epilogue import Epilogue, store_few
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Array, TensorSpec, as_words
-from edgedm.targets.kernels.tiles import Border, Grid, grid
+from edgedm.targets.kernels.tiles import Border, Grid, grid, output_groups
 
 PARALLEL_MACS = 1 << 24  # about 20 us of one AVX-512 core: less is not worth waking the others
 L1_BYTES = 16 * 1024  # of the input that is reused for one group of weights
@@ -148,13 +148,12 @@ class _Kernel:
         self, inputs: Mapping[str, Buffer], image: Buffer, weight: Buffer, table: Buffer | None, y: Buffer
     ) -> None:
         full = self.shape.out_channels // self.tile.block
-        groups = self.tile.groups if full >= self.tile.groups else max(full, 1)
         worthwhile = self.shape.macs >= PARALLEL_MACS
         row_bytes = self.width * self.words * 8 * self.shape.strides[0] * self.grid.rows
         for region in self.grid.regions:
             chunk = max(1, min(region.row_blocks, L1_BYTES // row_bytes))
             chunks = -(-region.row_blocks // chunk)
-            for first, count, together in _groups(full, groups, self.blocks):
+            for first, count, together in output_groups(full, self.tile.groups, self.blocks):
                 tail = first * self.tile.block + count * together * self.tile.block > self.shape.out_channels
                 with parallel(chunks * count, worthwhile) as unit:
                     index = first + (unit % count) * together
@@ -233,20 +232,10 @@ class _Kernel:
                 bits = self._merge(acc, (p * together + g) * size)
                 total = let(base - bits * const(2, "int32", size))
                 if tail and g == together - 1:
-                    self._store_tail(total, inputs, y, row, channel)
+                    store_few(total, shape.out_channels % size, size, self.epilogue, inputs, y, row, channel)
                 else:
                     value = self.epilogue.apply(cast(total, "float32", size), inputs, row, channel, size)
                     store(y, value, row * shape.out_channels + channel, size)
-
-    def _store_tail(self, total: Expr, inputs: Mapping[str, Buffer], y: Buffer, row: Expr, channel: Expr) -> None:
-        """The last output channels, fewer than a block: one by one."""
-        size = self.tile.block
-        with block():
-            spill = local(size, "int32")
-            store(spill, total, 0, size)
-            with loop(self.shape.out_channels % size) as o:
-                value = self.epilogue.apply(cast(load(spill, o), "float32"), inputs, row, channel + o, 1)
-                store(y, value, row * self.shape.out_channels + channel + o)
 
     def _merge(self, acc: Buffer, at: int) -> Expr:
         """Two vectors of counts, even and odd channels, as int32 lanes in order."""
@@ -254,9 +243,3 @@ class _Kernel:
         even, odd = load(acc, at, lanes), load(acc, at + lanes, lanes)
         return reinterpret(even | (odd << const(32, "uint64", lanes)), f"int32x{2 * lanes}")
 
-
-def _groups(full: int, groups: int, blocks: int) -> list[tuple[int, int, int]]:
-    """Split blocks of output channels: (first block, how many groups, blocks in each); a partial one comes last."""
-    whole = full // groups
-    parts = [(0, whole, groups), (whole * groups, full - whole * groups, 1), (full, blocks - full, 1)]
-    return [part for part in parts if part[1]]

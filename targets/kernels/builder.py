@@ -102,3 +102,46 @@ def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
 def where(condition: Expr, yes: Expr, no: Expr) -> Expr:
     """Lane-wise selection; both sides are evaluated."""
     return tirx.Select(condition, yes, no)
+
+
+def branch(condition: Expr, yes: Callable[[], None], no: Callable[[], None] | None = None) -> None:
+    """Emit `yes()` under a condition and `no()` under its opposite."""
+    with T.If(condition):
+        with T.Then():
+            yes()
+        if no is not None:
+            with T.Else():
+                no()
+
+
+def lane_numbers(lanes: int, dtype: str) -> Expr:
+    """Return the constant vector 0, 1, 2, ... (`lanes` must fit `dtype`)."""
+    return T.ramp(tirx.const(0, dtype), tirx.const(1, dtype), lanes)
+
+
+def permute(vector: Expr, indices: Sequence[int]) -> Expr:
+    """Return the lanes of `vector` at constant `indices`."""
+    return tirx.Shuffle([vector], list(indices))
+
+
+def repeat(vector: Expr, size: int, lanes: int) -> Expr:
+    """Repeat a vector of `size` lanes until there are `lanes`."""
+    return vector if lanes == size else tirx.Shuffle([vector] * (lanes // size), list(range(lanes)))
+
+
+def sum_lanes(vector: Expr, lanes: int) -> Expr:
+    """Add up the lanes: halves onto halves, a fixed order."""
+    while lanes > 1:
+        lanes //= 2
+        low = permute(vector, range(lanes)) if lanes > 1 else permute(vector, [0])
+        high = permute(vector, range(lanes, 2 * lanes)) if lanes > 1 else permute(vector, [1])
+        vector = let(low + high)
+    return vector
+
+
+def byte_shuffle(table: Expr, indices: Expr, lanes: int) -> Expr:
+    """In each 16 bytes: lane i is table[indices[i] & 15], or 0 where indices[i] has its high bit set; int8 lanes."""
+    return intrinsic(f"int8x{lanes}", _BYTE_SHUFFLE[lanes], table, indices)
+
+
+_BYTE_SHUFFLE = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}

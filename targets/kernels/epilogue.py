@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgedm.errors import InvalidModelError
-from edgedm.targets.kernels.builder import Buffer, Expr, load, splat
+from edgedm.targets.kernels.builder import Buffer, Expr, block, cast, load, local, loop, splat, store
 from edgedm.targets.kernels.spec import Operand
 
 _NEUTRAL = {"multiplier": 1.0, "pixel_scale": 1.0, "addend": 0.0, "residual": 0.0, "residual_scale": 1.0}
@@ -79,3 +79,22 @@ def _check_broadcast(name: str, shape: Sequence[int], full: Sequence[int]) -> No
     aligned = list(full)[len(full) - len(shape) :]
     if len(shape) > len(full) or any(own not in (1, extent) for own, extent in zip(shape, aligned, strict=True)):
         raise InvalidModelError(f"{name}: shape {list(shape)} does not broadcast to the output's {list(full)}")
+
+
+def store_few(
+    total: Expr,
+    count: int,
+    size: int,
+    epilogue: Epilogue,
+    inputs: Mapping[str, Buffer],
+    y: Buffer,
+    row: Expr,
+    channel: Expr,
+) -> None:
+    """Finish the first `count` of `size` int32 lanes one by one: a tail of output channels."""
+    with block():
+        spill = local(size, "int32")
+        store(spill, total, 0, size)
+        with loop(count) as o:
+            value = epilogue.apply(cast(load(spill, o), "float32"), inputs, row, channel + o, 1)
+            store(y, value, row * epilogue.shape[-1] + channel + o)

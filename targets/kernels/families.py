@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets.kernels import bitserial, generic
+from edgedm.targets.kernels import bitserial, generic, lookup
 from edgedm.targets.kernels.builder import cast, load
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
@@ -98,6 +98,9 @@ def _binary_weight(request: Request) -> Draft:
     channels = codes.shape[-1]
     shape, output = _geometry(request, codes.shape, channels)
     epilogue = Epilogue.of(_terms(request), output)
+    if "ssse3" in request.target.features and request.attrs.get("code_bits", 4) <= 4:
+        tile = tiling.lookup(request.target, shape)
+        return lookup.draft(shape, codes.spec, weight, output, epilogue, tile)
     packed = as_words(weight)
     width = packed.shape[-1]
 

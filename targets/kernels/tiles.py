@@ -42,6 +42,14 @@ def grid(height: int, width: int, pixels: int) -> Grid:
     return Grid(rows, tuple(regions))
 
 
+def output_groups(full: int, groups: int, blocks: int) -> list[tuple[int, int, int]]:
+    """Split blocks of output channels, `full` of them whole: (first block, how many groups, blocks in each)."""
+    groups = max(1, min(groups, full))
+    whole = full // groups
+    parts = [(0, whole, groups), (whole * groups, full - whole * groups, 1), (full, blocks - full, 1)]
+    return [part for part in parts if part[1]]
+
+
 def _columns(width: int, pixels: int) -> int:
     """The largest divisor of the width up to `pixels`, if it is at least half of that; else `pixels` itself."""
     if width <= pixels:
