@@ -109,9 +109,9 @@ def record_layers(module: Denoiser, inputs: Mapping[str, Tensor]) -> dict[str, T
 
 def files(golden: Golden, graph: str | os.PathLike[str]) -> dict[Path, bytes]:
     """Return path and contents of the files that belong to the graph at `graph`."""
-    contents = {golden_path(graph): save(golden.tensors, golden.metadata)}
+    contents = {golden_path(graph): _serialize(golden.tensors, golden.metadata)}
     if golden.layers:
-        contents[Path(graph).with_suffix(".layers.safetensors")] = save(golden.layers, golden.metadata)
+        contents[Path(graph).with_suffix(".layers.safetensors")] = _serialize(golden.layers, golden.metadata)
     return contents
 
 
@@ -142,6 +142,17 @@ class _Recorder:
 
     def inputs_at(self, step: int) -> dict[str, Tensor]:
         return {name: self.tensors[f"step.{step}.{name}"] for name in self.module.input_names}
+
+
+def _serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Write safetensors with the metadata in order: the library shuffles them, and equal data must be equal bytes."""
+    data = save(tensors, metadata)
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from edgedm import ops
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export import export, exporter, golden
 from edgedm.export.graph_io import MODULE_KEY, graph_info, load_graph
-from edgedm.export.to_onnx import build_graph, check_layers
+from edgedm.export.to_onnx import check_layers
 from edgedm.quant.inference import LOW_BIT_LAYERS, ActivationQuantizer4, BinaryConv2d, BinaryLinear
 
 # Relative to the largest value of a step's output: float32 sums in another order, through some 20 layers.
@@ -165,9 +165,12 @@ def test_layer_golden_holds_every_low_bit_layer(exported) -> None:
 
 
 def test_int4_ops_of_onnxruntime_decide_as_quantize4() -> None:
-    """Ties, saturation, zeros and infinities; an odd number of elements, since two share a byte."""
+    """Ties, saturation and zeros; an odd number of elements, since two share a byte.
+
+    Not beyond 2^31 steps, where ONNX Runtime 1.31's conversion overflows (1e30 becomes -8).
+    """
     step = np.array(0.3, np.float32)
-    x = np.concatenate([(np.arange(-40, 41) * np.float32(0.5)) * step, [np.inf, -np.inf, -0.0, 1e30]])
+    x = np.concatenate([(np.arange(-40, 41) * np.float32(0.5)) * step, [3e8, -3e8, -0.0, 0.0]])
     x = x.astype(np.float32)
     text = """
     <ir_version: 10, opset_import: ["" : 21]>
@@ -180,13 +183,12 @@ def test_int4_ops_of_onnxruntime_decide_as_quantize4() -> None:
     assert np.array_equal(y, expected)
 
 
-def test_equal_models_give_equal_bytes() -> None:
-    def graph() -> bytes:
-        module = small_denoiser("binarydm")
-        model = build_graph(module, golden.example_inputs(module, (1, SIZE, SIZE), 0))
-        return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-
-    assert graph() == graph()
+def test_equal_checkpoints_give_equal_bytes(exported, tmp_path) -> None:
+    if exported.method != "binarydm":
+        pytest.skip("one method is enough: it takes seconds")
+    export(small_checkpoint(exported.method), tmp_path / exported.path.name, layer_golden=True)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == exported.path.with_name(path.name).read_bytes()
 
 
 class _Foreign(nn.Module):
