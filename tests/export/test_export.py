@@ -148,13 +148,10 @@ def test_golden_trajectory_carries_the_state_from_step_to_step(exported) -> None
     assert torch.allclose(x[0], data["image"], atol=1e-4)
 
 
+@pytest.mark.parametrize("exported", ["binarydm", "bidm"], indirect=True)
 def test_layer_golden_holds_every_low_bit_layer(exported) -> None:
     layers = _low_bit_layers(exported.module)
-    path = exported.path.with_suffix(".layers.safetensors")
-    assert path.exists() == bool(layers)
-    if not layers:
-        return
-    data = load_file(path)
+    data = load_file(exported.path.with_suffix(".layers.safetensors"))
     quantizers = {
         path for path, layer in exported.module.unet.named_modules() if isinstance(layer, ActivationQuantizer4)
     }
@@ -183,9 +180,8 @@ def test_int4_ops_of_onnxruntime_decide_as_quantize4() -> None:
     assert np.array_equal(y, expected)
 
 
+@pytest.mark.parametrize("exported", ["binarydm"], indirect=True)
 def test_equal_checkpoints_give_equal_bytes(exported, tmp_path) -> None:
-    if exported.method != "binarydm":
-        pytest.skip("one method is enough: it takes seconds")
     export(small_checkpoint(exported.method), tmp_path / exported.path.name, layer_golden=True)
     for path in tmp_path.iterdir():
         assert path.read_bytes() == exported.path.with_name(path.name).read_bytes()
