@@ -158,7 +158,10 @@ class _Kernel:
                 with parallel(chunks * count, worthwhile) as unit:
                     index = first + (unit % count) * together
                     start = let((unit // count) * chunk)
-                    with loop(tirx.min(chunk, region.row_blocks - start), start) as row, loop(region.column_blocks) as c:
+                    with (
+                        loop(tirx.min(chunk, region.row_blocks - start), start) as row,
+                        loop(region.column_blocks) as c,
+                    ):
                         oh = region.first_row + row * region.rows
                         ow = region.first_column + c * region.columns
                         with block():
@@ -242,4 +245,3 @@ class _Kernel:
         lanes = self.tile.lanes
         even, odd = load(acc, at, lanes), load(acc, at + lanes, lanes)
         return reinterpret(even | (odd << const(32, "uint64", lanes)), f"int32x{2 * lanes}")
-

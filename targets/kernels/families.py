@@ -11,7 +11,6 @@ from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Operand, Request, TensorSpec, as_words
-
 from edgedm.targets.tuning import tiling
 
 _WORD = 64
@@ -99,8 +98,8 @@ def _binary_weight(request: Request) -> Draft:
     shape, output = _geometry(request, codes.shape, channels)
     epilogue = Epilogue.of(_terms(request), output)
     if "ssse3" in request.target.features and request.attrs.get("code_bits", 4) <= 4:
-        tile = tiling.lookup(request.target, shape)
-        return lookup.draft(shape, codes.spec, weight, output, epilogue, tile)
+        reader = tiling.lookup(request.target, shape)
+        return lookup.draft(shape, codes.spec, weight, output, epilogue, reader)
     packed = as_words(weight)
     width = packed.shape[-1]
 

@@ -1,7 +1,9 @@
 """The small table from target and shape to a tile, measured on one core of an AVX-512 machine."""
 
 from edgedm.targets.kernels import bitserial as _bitserial
-from edgedm.targets.kernels import lookup as _lookup
+from edgedm.targets.kernels.lookup import Reader
+from edgedm.targets.kernels.lookup_permute import PermuteReader
+from edgedm.targets.kernels.lookup_shuffle import ShuffleReader
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target
 
@@ -19,13 +21,17 @@ def bitserial(target: Target, shape: Convolution) -> _bitserial.Tile:
     return _bitserial.Tile(lanes, 4, 2) if pixels >= 4 else _bitserial.Tile(lanes, pixels, 4)
 
 
-def lookup(target: Target, shape: Convolution) -> _lookup.Tile:
-    """Three accumulators a pixel: eight pixels in 32 vector registers, four in 16."""
+def lookup(target: Target, shape: Convolution) -> Reader:
+    """Sixteen accumulators for the permutation; for shuffles, with three a pixel, eight or four pixels."""
+    pixels = shape.out_height * shape.out_width
+    if {"vbmi", "vnni"} <= target.features:
+        if pixels >= 8:
+            return PermuteReader(8, 2)
+        return PermuteReader(4, 4) if pixels >= 4 else PermuteReader(pixels, 8)
     lanes = target.vector_bytes
     while lanes > 16 and shape.out_channels <= lanes // 2:
         lanes //= 2
     most = 8 if target.vector_bytes == 64 else 4
-    pixels = shape.out_height * shape.out_width
     if pixels >= most:
-        return _lookup.Tile(lanes, most, 1)
-    return _lookup.Tile(lanes, pixels, max(1, most // pixels // 2))
+        return ShuffleReader(lanes, most, 1)
+    return ShuffleReader(lanes, pixels, max(1, most // pixels // 2))

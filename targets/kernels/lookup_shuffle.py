@@ -1,0 +1,143 @@
+"""Tables read by a shuffle within 16 bytes (pshufb): SSSE3, AVX2, AVX-512 BW.
+
+A table, repeated over the vector, is looked up for as many output channels as there are bytes. With the bias an
+entry is at most 60, four look-ups fit a byte (240), and 273 such bytes fit 16 bits. Read as 16-bit lanes s the
+bytes' sums are x = even + 256 odd; adding up x (modulo 2^16) and x >> 8 gives both sums in three operations.
+
+Weights: uint8[O / lanes][tap][pair of tables][lanes], the earlier table's bits in the low nibble: one bit a weight.
+Byte lane 4 j + q is output channel q * lanes / 4 + j of its block, so that widening to int32 by masks and shifts
+leaves four vectors in order.
+
+Limit: 10 operations and 4 broadcasting loads for 4 tables x lanes, besides indices: with two shuffles and four
+additions of 32 bytes a cycle, about 180 MAC/cycle.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from edgedm.targets.kernels.builder import (
+    Buffer,
+    Expr,
+    byte_shuffle,
+    const,
+    let,
+    load,
+    local,
+    loop,
+    reinterpret,
+    repeat,
+    store,
+)
+from edgedm.targets.kernels.lookup import STEP_CHANNELS, STEP_TABLES, TABLE_BYTES, TABLE_CHANNELS, Window
+from edgedm.targets.kernels.spec import Array
+
+_BIAS = 32  # makes the smallest entry, 4 * -8, zero
+WIDENINGS = 65535 // (STEP_TABLES * (_BIAS + TABLE_CHANNELS * 7))  # bytes that add up within 16 bits: 273
+
+
+@dataclass(frozen=True)
+class ShuffleReader:
+    """Tile: `pixels` tables against `groups` vectors of `block` output channels, all bytes of a vector."""
+
+    block: int
+    pixels: int
+    groups: int
+    name = "lookup-shuffle"
+    bias = _BIAS
+    even_steps = False
+
+    @property
+    def lanes(self) -> int:
+        """int32 lanes of a widened vector."""
+        return self.block // 4
+
+    @property
+    def shuffle_lanes(self) -> int:
+        """Bytes of a vector."""
+        return self.block
+
+    def pack(self, weight: Array, channels: int) -> Array:
+        """uint8[O, (kh, kw,) Cb] -> uint8[ceil(O / block), taps, tables / 2, block]; missing channels: zero bits."""
+        rows = weight.reshape(weight.shape[0], -1, weight.shape[-1])
+        bits = np.unpackbits(rows, axis=-1, count=channels, bitorder="little")
+        bits = np.pad(bits, [(0, -rows.shape[0] % self.block), (0, 0), (0, -channels % STEP_CHANNELS)])
+        nibbles = np.packbits(bits, axis=-1, bitorder="little")  # two tables a byte, the earlier one low
+        blocks = nibbles.reshape(-1, 4, self.block // 4, *nibbles.shape[1:])  # block, q, j, tap, pair
+        ordered = blocks.transpose(0, 3, 4, 2, 1)  # block, tap, pair, j, q
+        return np.ascontiguousarray(ordered).reshape(*ordered.shape[:3], self.block)
+
+    def accumulate(
+        self, weight: Buffer, tables: Buffer, window: Window, index: Expr, together: int
+    ) -> Callable[[int], list[Expr]]:
+        """Add up all look-ups of a tile; return slot -> its four int32 vectors."""
+        lanes, half, quarter = self.block, self.block // 2, self.block // 4
+        slots = len(window.pixels) * together
+        kh, row_steps = window.rows, window.row_steps
+        wide = local(slots * lanes, "uint16")  # a slot's sum of x, then of x >> 8
+        spill = local(slots * lanes, "int32") if kh * row_steps > WIDENINGS else None
+
+        def clear(buffer: Buffer, dtype: str, size: int) -> None:
+            for at in range(0, slots * lanes, size):
+                store(buffer, const(0, dtype, size), at, size)
+
+        def step(i: Expr, k: Expr) -> None:
+            """Sixteen channels of one tap."""
+            nibbles = []
+            for g in range(together):
+                at = ((index + g) * kh * row_steps + i * row_steps + k) * (STEP_TABLES // 2) * lanes
+                for pair in range(STEP_TABLES // 2):
+                    both = let(load(weight, at + pair * lanes, lanes))
+                    low = both & const(15, "uint8", lanes)
+                    high = (reinterpret(both, f"uint16x{half}") >> const(4, "uint16", half)) & const(
+                        0x0F0F, "uint16", half
+                    )
+                    nibbles += [let(reinterpret(low, f"int8x{lanes}")), let(reinterpret(high, f"int8x{lanes}"))]
+            for p, pixel in enumerate(window.pixels):
+                at = let((window.at(pixel, i) + k) * STEP_TABLES * TABLE_BYTES)
+                entries = [
+                    let(repeat(load(tables, at + t * TABLE_BYTES, TABLE_BYTES), TABLE_BYTES, lanes))
+                    for t in range(STEP_TABLES)
+                ]
+                for g in range(together):
+                    total = byte_shuffle(entries[0], nibbles[g * STEP_TABLES], lanes)
+                    for t in range(1, STEP_TABLES):
+                        total = total + byte_shuffle(entries[t], nibbles[g * STEP_TABLES + t], lanes)
+                    pairs = let(reinterpret(let(total), f"uint16x{half}"))
+                    even = (p * together + g) * lanes
+                    odd = even + half
+                    store(wide, load(wide, even, half) + pairs, even, half)
+                    store(wide, load(wide, odd, half) + (pairs >> const(8, "uint16", half)), odd, half)
+
+        def widened(slot: int) -> list[Expr]:
+            """Vector q of a block's quarter q: byte lanes 4 j + q."""
+            odd = let(load(wide, slot * lanes + half, half))
+            even = let(load(wide, slot * lanes, half) - (odd << const(8, "uint16", half)))
+            vectors = []
+            for q in range(4):
+                words = reinterpret(odd if q % 2 else even, f"uint32x{quarter}")
+                shift, mask = const(16, "uint32", quarter), const(0xFFFF, "uint32", quarter)
+                vectors.append(reinterpret(words >> shift if q >= 2 else words & mask, f"int32x{quarter}"))
+            return vectors
+
+        def flush() -> None:
+            for slot in range(slots):
+                for q, vector in enumerate(widened(slot)):
+                    at = slot * lanes + q * quarter
+                    store(spill, load(spill, at, quarter) + vector, at, quarter)
+
+        if spill is None:
+            clear(wide, "uint16", half)
+            with loop(kh) as i, loop(row_steps) as k:
+                step(i, k)
+            return widened
+        clear(spill, "int32", quarter)
+        with loop(kh) as i, loop(-(-row_steps // WIDENINGS)) as part:
+            clear(wide, "uint16", half)
+            start = let(part * WIDENINGS)
+            with loop(tirx.min(WIDENINGS, row_steps - start), start) as k:
+                step(i, k)
+            flush()
+        return lambda slot: [load(spill, slot * lanes + q * quarter, quarter) for q in range(4)]
