@@ -1,0 +1,1 @@
+"""Training: data, noising, losses, loops, quality figures."""

@@ -1,0 +1,54 @@
+"""Train the float base model of the zoo: eps prediction, label dropout, EMA (Ho et al. 2020; Ho, Salimans 2022)."""
+
+import copy
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgedm.models.presets import DIGITS, NULL_CLASS
+from edgedm.training.data import load_digits
+from edgedm.training.loop import LoopOptions, Losses, train
+from edgedm.training.noising import add_noise, alphas_cumprod
+
+LABEL_DROPOUT = 0.1
+BATCH = 64
+
+
+class Batches:
+    """Draw (x_t, noise, t, labels) of the training digits; labels are dropped to the null class at 10 %."""
+
+    def __init__(self, batch: int = BATCH) -> None:
+        digits = load_digits()
+        self.images, self.labels = digits.train_images, digits.train_labels
+        self.alphas, self.batch = alphas_cumprod(), batch
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return x_0, noise f32[N, 1, 16, 16], t int64[N], labels int64[N] and x_t."""
+        rows = torch.randint(len(self.images), (self.batch,), generator=generator)
+        images, labels = self.images[rows], self.labels[rows]
+        drop = torch.rand(self.batch, generator=generator) < LABEL_DROPOUT
+        labels = torch.where(drop, NULL_CLASS, labels)
+        # Stratified: one timestep from each of N equal slices, in random order, halves the loss's variance.
+        slices = (torch.randperm(self.batch, generator=generator) + torch.rand(self.batch, generator=generator)) / self.batch
+        t = (slices * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        noise = torch.randn(images.shape, generator=generator)
+        return images, noise, t, labels, add_noise(images, noise, t, self.alphas)
+
+
+def train_base(folder: Path, options: LoopOptions) -> nn.Module:
+    """Train and return the EMA model; resumes from `folder`."""
+    torch.manual_seed(options.seed)
+    model = UNet2DModel(**DIGITS)
+    ema = copy.deepcopy(model).requires_grad_(False)
+    batches = Batches()
+
+    def loss(generator: torch.Generator) -> Losses:
+        _, noise, t, labels, noisy = batches.draw(generator)
+        eps = model(noisy, t, class_labels=labels).sample
+        return {"loss": F.mse_loss(eps.float(), noise)}
+
+    train("base", model, ema, loss, options, folder)
+    return ema
