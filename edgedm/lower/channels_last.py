@@ -138,12 +138,15 @@ class _Walk:
     def remove_replaced(self) -> None:
         """Last node first, so that what still reads a replaced value really needs it."""
         for node in reversed(self.replaced):
+            if node.graph is None:
+                continue  # removed with the last reader of its output
             old = node.outputs[0]
             if list(old.uses()) or old.is_graph_output():
                 twin = self.twins[old]
                 new = self.editor.permute(twin, _to_first(len(dims(twin))), node, ".first")
                 self.editor.replace(old, new)
-            self.editor.graph.remove(node, safe=True)
+            if node.graph is not None:
+                self.editor.graph.remove(node, safe=True)
 
     # --- one method an op: the twin of its output, or None to leave it alone ---
 
@@ -268,7 +271,7 @@ def _to_first(rank: int) -> tuple[int, ...]:
 def _free_transposes(editor: Editor) -> None:
     """A Transpose that keeps the order of the axes longer than 1 moves nothing: make it a Reshape."""
     for node in editor.nodes():
-        if node.op_type != "Transpose" or node.domain not in ("", "ai.onnx"):
+        if node.graph is None or node.op_type != "Transpose" or node.domain not in ("", "ai.onnx"):
             continue
         source = operand(node, 0)
         shape = dims(source)

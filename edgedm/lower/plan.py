@@ -100,6 +100,7 @@ class _Walk:
         self.inputs: list[Tensor] = []
         self.buffers: list[Buffer] = []
         self._values: dict[Any, Tensor | list[Tensor]] = {}
+        self._written: set[Buffer] = set()
 
     def function(self, main: Any) -> list[Tensor]:
         for number, parameter in enumerate(main.params):
@@ -129,12 +130,12 @@ class _Walk:
     def _call(self, call: Any) -> None:
         tensors = tuple(self._one(argument) for argument in call.args)
         # CallTIRRewrite appends the outputs to the arguments: they are the arena tensors that nobody has written
-        written = {id(each.buffer) for done in self.calls for each in done.outputs}
-        fresh = [each.buffer.place == "arena" and id(each.buffer) not in written for each in tensors]
+        fresh = [each.buffer.place == "arena" and each.buffer not in self._written for each in tensors]
         inputs = tuple(each for each, new in zip(tensors, fresh, strict=True) if not new)
         outputs = tuple(each for each, new in zip(tensors, fresh, strict=True) if new)
         if tensors != inputs + outputs:
             raise AssertionError(f"kernel {call.op.name_hint}: an output stands before an input")
+        self._written.update(each.buffer for each in outputs)
         self.calls.append(Call(call.op.name_hint, inputs, outputs))
 
     def _read(self, value: Any) -> Tensor | list[Tensor]:

@@ -9,7 +9,7 @@
 
 /* --- PNG (ISO/IEC 15948) --------------------------------------------------------------------------------- */
 
-enum { SMALLEST_TILE = 64, GAP = 2, WHITE = 255, STORED_LIMIT = 65535 };
+enum { BORDER = 2, BACKGROUND = 64, STORED_LIMIT = 65535 }; /* as in edgedm/images.py */
 
 typedef struct {
   FILE *file;
@@ -71,11 +71,10 @@ static void put_scanlines(FILE *file, const uint8_t *data, size_t length) {
   end_chunk(&chunk);
 }
 
-/* -1..1 to 0..255, rounding half up */
+/* -1..1 to 0..255, clamped, rounding half up; NaN is 0 */
 static uint8_t pixel(float value) {
-  float scaled = (value + 1.0F) * 127.5F + 0.5F;
-  if (!(scaled > 0.0F)) return 0; /* NaN too */
-  return scaled >= 255.0F ? 255 : (uint8_t)scaled;
+  if (!(value > -1.0F)) return 0;
+  return value >= 1.0F ? 255 : (uint8_t)((value + 1.0F) * 127.5F + 0.5F);
 }
 
 static edm_status write_png(FILE *file, const float *images, uint32_t count) {
@@ -86,20 +85,19 @@ static edm_status write_png(FILE *file, const float *images, uint32_t count) {
   size_t columns = 1;
   while (columns * columns < count) ++columns;
   size_t rows = (count + columns - 1) / columns;
-  size_t zoom = width < SMALLEST_TILE ? SMALLEST_TILE / width : 1;
-  size_t grid_width = columns * (width * zoom + GAP) + GAP, grid_height = rows * (height * zoom + GAP) + GAP;
+  size_t grid_width = columns * (width + BORDER) + BORDER, grid_height = rows * (height + BORDER) + BORDER;
   size_t line = 1 + grid_width * channels; /* the first byte is the filter: none */
   uint8_t *grid = malloc(line * grid_height);
   if (!grid) return edm_fail(EDM_NO_MEMORY, "no memory for a grid of %u images", count);
-  memset(grid, WHITE, line * grid_height);
+  memset(grid, BACKGROUND, line * grid_height);
   for (size_t y = 0; y < grid_height; ++y) grid[y * line] = 0;
   for (size_t i = 0; i < count; ++i) {
-    size_t top = (i / columns) * (height * zoom + GAP) + GAP, left = (i % columns) * (width * zoom + GAP) + GAP;
-    for (size_t y = 0; y < height * zoom; ++y)
-      for (size_t x = 0; x < width * zoom; ++x)
+    size_t top = i / columns * (height + BORDER) + BORDER, left = i % columns * (width + BORDER) + BORDER;
+    for (size_t y = 0; y < height; ++y)
+      for (size_t x = 0; x < width; ++x)
         for (size_t c = 0; c < channels; ++c)
           grid[(top + y) * line + 1 + (left + x) * channels + c] =
-              pixel(images[((i * channels + c) * height + y / zoom) * width + x / zoom]);
+              pixel(images[((i * channels + c) * height + y) * width + x]);
   }
   uint8_t header[13] = {0};
   big_endian(header, (uint32_t)grid_width);

@@ -1,0 +1,106 @@
+"""Writing a bundle whole or not at all, and reading one only after its hashes are checked."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from edgedm.atomic import atomic_dir
+from edgedm.bundle.manifest import FORMAT, FileEntry, Manifest
+from edgedm.errors import InvalidModelError
+
+MANIFEST = "manifest.json"
+LIBRARY, SAMPLER, WEIGHTS = "lib/libedgedm.so", "bin/edgedm-sample", "weights.bin"
+MAX_MANIFEST_BYTES = 64 << 20  # far above the largest model's; a bound against hostile files
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are those that the manifest names, byte for byte."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def library(self) -> Path:
+        """The shared library with the C interface and the probe."""
+        return self.path / LIBRARY
+
+    @property
+    def sampler(self) -> Path:
+        """The native program."""
+        return self.path / SAMPLER
+
+    @property
+    def weights(self) -> Path:
+        """The constants of all kernels."""
+        return self.path / WEIGHTS
+
+
+def write(target: str | os.PathLike[str], fill: Callable[[Path], Manifest]) -> Manifest:
+    """Let `fill` write a bundle's files into an empty folder and return its manifest; then put it in place.
+
+    The manifest's `files` are computed here. Files are made reproducible: no execute bit but on programs.
+    """
+    with atomic_dir(target) as folder:
+        manifest = fill(folder)
+        files = {}
+        for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+            name = path.relative_to(folder).as_posix()
+            path.chmod(0o755 if name.startswith("bin/") else 0o644)
+            files[name] = FileEntry(sha256=_sha256(path), bytes=path.stat().st_size)
+        manifest = manifest.model_copy(update={"files": files})
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
+        (folder / MANIFEST).write_text(text + "\n")
+    return manifest
+
+
+def load(path: str | os.PathLike[str]) -> Bundle:
+    """Read the bundle at `path`; every file's size and SHA-256 are checked before anything is used.
+
+    Raises InvalidModelError for a folder that is no bundle, an unknown format, or a missing, altered or
+    additional file.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder / MANIFEST)
+    found = {each.relative_to(folder).as_posix() for each in folder.rglob("*") if not each.is_dir()} - {MANIFEST}
+    missing, unknown = sorted(set(manifest.files) - found), sorted(found - set(manifest.files))
+    if missing or unknown:
+        raise InvalidModelError(
+            f"{folder}: the manifest and the folder differ: missing {missing}, unknown {unknown}; compile it again"
+        )
+    for name, entry in manifest.files.items():
+        file = folder / name
+        if file.is_symlink() or file.stat().st_size != entry.bytes or _sha256(file) != entry.sha256:
+            raise InvalidModelError(f"{file}: not the file that was compiled (SHA-256 differs); compile it again")
+    return Bundle(folder, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_file():
+        raise InvalidModelError(f"{path}: no such file; expected a bundle written by `edgedm compile`")
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        raise InvalidModelError(f"{path}: {size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidModelError(f"{path}: not JSON ({error}); compile the bundle again") from error
+    version = data.get("format") if isinstance(data, dict) else None
+    if version != FORMAT:
+        raise InvalidModelError(f"{path}: format {version!r}, expected {FORMAT!r}; compile it with this version")
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidModelError(f"{path}: {where}: {first['msg']}; compile the bundle again") from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,269 @@
+"""Plans -> C: the tables of model.c, and the runtime's own sources beside them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from edgedm.bundle.manifest import Node, Operand, Port
+from edgedm.diffusion.normal_table import ROWS
+from edgedm.lower.interface import Interface
+from edgedm.lower.memory import align
+from edgedm.lower.objects import SYMBOL
+from edgedm.lower.plan import Call, Plan, Tensor
+
+TEMPLATES = Path(__file__).parent.parent / "runtime" / "templates"
+HEADERS = ("edgedm.h", "edgedm_names.h")
+_SHARED = ("errors", "graph", "images", "noise", "sample", "schedule", "session", "sha256", "threads", "weights")
+LIBRARY_SOURCES = ("model.c", *(f"{name}.c" for name in _SHARED))
+PROGRAM_SOURCES = ("main.c", "self_test.c")
+
+_PLACES = {"arena": "EDM_IN_ARENA", "weights": "EDM_IN_WEIGHTS", "input": "EDM_AT_INPUT", "output": "EDM_AT_OUTPUT"}
+_ROLES = {
+    "x": "EDM_ROLE_X",
+    "timestep": "EDM_ROLE_TIMESTEP",
+    "class_labels": "EDM_ROLE_LABEL",
+    "has_state": "EDM_ROLE_HAS_STATE",
+    "state": "EDM_ROLE_STATE",
+    "row": "EDM_ROLE_ROW",
+    "output": "EDM_ROLE_OUTPUT",
+}
+_TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # DLPack's, by numpy's kind
+_PREDICTIONS = {"epsilon": "EDM_EPSILON", "v_prediction": "EDM_V_PREDICTION", "sample": "EDM_SAMPLE"}
+_MAX_PORTS = 256  # EDM_MAX_PORTS in runtime.h
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph as the generator needs it."""
+
+    name: str  # "step" or "prepare"
+    plan: Plan
+    inputs: list[Port]
+    outputs: list[Port]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where rows and states lie in the session's buffers, in bytes, by name."""
+
+    rows: dict[str, int]
+    row_bytes: int
+    states: dict[str, tuple[int, int]]  # name of the input -> (offset, size)
+    states_bytes: int
+
+
+def lay_out(step: Graph, prepare: Graph) -> Layout:
+    """Place the rows that prepare makes and the carried state, each 64-byte aligned."""
+    rows, row_bytes = _consecutive([port for port in prepare.outputs if port.role == "row"])
+    states, states_bytes = _consecutive([port for port in step.inputs if port.role == "state"])
+    sized = {port.name: (states[port.name], _bytes(port)) for port in step.inputs if port.role == "state"}
+    return Layout(rows, row_bytes, sized, states_bytes)
+
+
+def write_sources(
+    folder: Path,
+    prefix: str,
+    graphs: Sequence[Graph],
+    layout: Layout,
+    interface: Interface,
+    weights: bytes,
+    default: tuple[int, str],
+) -> None:
+    """Write every C file of the bundle into `folder`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    contexts: dict[str, dict[str, Any]] = {
+        "edgedm_names.h": {"prefix": prefix},
+        "noise.c": {"rows": [[f"{value!r}F" for value in row] for row in ROWS]},
+        "model.c": _model(prefix, graphs, layout, interface, weights, default),
+    }
+    for template in sorted(TEMPLATES.iterdir()):
+        if template.suffix == ".j2" and template.stem in contexts:
+            text = environment.get_template(template.name).render(contexts[template.stem])
+            (folder / template.stem).write_text(text)
+        elif template.suffix in (".c", ".h"):
+            (folder / template.name).write_text(template.read_text())
+
+
+def manifest_nodes(graph: Graph, prefix: str) -> list[Node]:
+    """Describe the kernel calls of a graph, in order."""
+    names = {plan_tensor.buffer: port.name for plan_tensor, port in zip(graph.plan.inputs, graph.inputs, strict=True)}
+    for call in graph.plan.calls:
+        if call.origin is not None:
+            names.update((t.buffer, n) for t, n in zip(call.outputs, call.origin.outputs, strict=False))
+    for port, tensor in zip(graph.outputs, graph.plan.outputs, strict=True):
+        names[tensor.buffer] = port.name
+
+    def describe(tensors: Sequence[Tensor], given: Sequence[str]) -> list[Operand]:
+        labels = list(given) or [names.get(tensor.buffer, "") for tensor in tensors]
+        return [_operand(tensor, label) for tensor, label in zip(tensors, labels, strict=True)]
+
+    nodes = []
+    for index, call in enumerate(graph.plan.calls):
+        origin = call.origin
+        nodes.append(
+            Node(
+                index=index,
+                graph="step" if graph.name == "step" else "prepare",
+                kernel=prefix + call.function,
+                op=origin.op if origin else "fused",
+                node=origin.node if origin else "",
+                module=origin.module if origin else "",
+                family=origin.kernel.family if origin else "relax",
+                macs=origin.kernel.macs if origin else 0,
+                inputs=describe(call.inputs, origin.inputs if origin else ()),
+                outputs=describe(call.outputs, origin.outputs if origin else ()),
+            )
+        )
+    return nodes
+
+
+def _operand(tensor: Tensor, name: str) -> Operand:
+    buffer = tensor.buffer
+    return Operand(name=name, shape=tensor.shape, dtype=tensor.dtype, source=buffer.place, offset=buffer.offset)  # type: ignore[arg-type]
+
+
+def _model(
+    prefix: str,
+    graphs: Sequence[Graph],
+    layout: Layout,
+    interface: Interface,
+    weights: bytes,
+    default: tuple[int, str],
+) -> dict[str, Any]:
+    noise = interface.noise
+    symbols = sorted({SYMBOL + prefix + call.function for graph in graphs for call in graph.plan.calls})
+    return {
+        "kernels": symbols,
+        "graphs": [_graph(graph, prefix, layout) for graph in graphs],
+        "alphas_cumprod": [float(alpha).hex() for alpha in noise.alphas_cumprod()],
+        "state_offsets": [offset for offset, _ in layout.states.values()],
+        "state_bytes": [size for _, size in layout.states.values()],
+        "noise": {
+            "train_timesteps": noise.num_train_timesteps,
+            "steps_offset": noise.steps_offset,
+            "first_timestep": interface.trained[0],
+            "last_timestep": interface.trained[1],
+            "clip": f"{float(np.float32(noise.clip_sample_range))!r}F" if noise.clip_sample else "0.0F",
+            "prediction": _PREDICTIONS[noise.prediction_type],
+            "spacing": f"EDM_{noise.timestep_spacing.upper()}",
+            "alpha_to_one": int(noise.set_alpha_to_one),
+            "large_variance": int(noise.variance_type == "fixed_large"),
+        },
+        "arena_bytes": max(graph.plan.arena_bytes for graph in graphs),
+        "weights_bytes": len(weights),
+        "row_bytes": layout.row_bytes,
+        "states_bytes": layout.states_bytes,
+        "weights_sha256": list(hashlib.sha256(weights).digest()),
+        "image_shape": interface.image_shape,
+        "classes": interface.classes,
+        "null_class": interface.null_class,
+        "default_steps": default[0],
+        "default_sampler": f"EDM_{default[1].upper()}",
+    }
+
+
+def _graph(graph: Graph, prefix: str, layout: Layout) -> dict[str, Any]:
+    tensors = _Table()
+    for tensor in (*graph.plan.inputs, *graph.plan.outputs):
+        tensors.number(tensor)
+    used = [t for call in graph.plan.calls for t in (*call.inputs, *call.outputs, *call.scratch)]
+    for tensor in (*used, *graph.plan.copies.values()):
+        if tensor.buffer.place in ("input", "output"):
+            tensors.number(tensor)
+    bound = len(tensors.rows)
+    calls, first = [], 0
+    for call in graph.plan.calls:
+        arguments = [tensors.number(each) for each in (*call.inputs, *call.outputs, *call.scratch)]
+        calls.append(_call(call, prefix, arguments, first))
+        first += len(arguments)
+    copies = {number: tensors.number(tensor) for number, tensor in graph.plan.copies.items()}
+    assert len(tensors.rows) < 1 << 16 and max(len(graph.inputs), len(graph.outputs)) <= _MAX_PORTS
+    return {
+        "name": graph.name,
+        "extents": tensors.extents,
+        "tensors": tensors.rows,
+        "bound_count": bound,
+        "calls": calls,
+        "argument_count": first,
+        "inputs": [_port(port, layout, "EDM_WRITTEN_IN_PLACE") for port in graph.inputs],
+        "outputs": [
+            _port(port, layout, copies.get(number, "EDM_WRITTEN_IN_PLACE")) for number, port in enumerate(graph.outputs)
+        ],
+    }
+
+
+def _call(call: Call, prefix: str, arguments: list[int], first: int) -> dict[str, Any]:
+    origin = call.origin
+    comment = f"{origin.op} {origin.module or origin.node}" if origin else call.function
+    return {
+        "symbol": SYMBOL + prefix + call.function,
+        "arguments": arguments,
+        "first": first,
+        "inputs": len(call.inputs),
+        "outputs": len(call.outputs),
+        "scratch": len(call.scratch),
+        "comment": comment.replace("*/", "").replace("\\", ""),
+    }
+
+
+def _port(port: Port, layout: Layout, copy_from: int | str) -> dict[str, Any]:
+    index = 0
+    if port.role == "row":
+        index = layout.rows[port.name]
+    elif port.role == "state":
+        index = list(layout.states).index(port.name.removesuffix(".next"))
+    name = port.name.replace("*/", "").replace("\\", "")
+    return {"name": name, "bytes": _bytes(port), "index": index, "role": _ROLES[port.role], "copy_from": copy_from}
+
+
+class _Table:
+    """The tensors of a graph, each once, and the extents of their shapes."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.extents: list[int] = []
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._shapes: dict[tuple[int, ...], int] = {}
+
+    def number(self, tensor: Tensor) -> int:
+        buffer = tensor.buffer
+        key = (buffer.place, buffer.offset, tensor.shape, tensor.dtype)
+        if key not in self._numbers:
+            dtype = np.dtype(tensor.dtype)
+            self._numbers[key] = len(self.rows)
+            self.rows.append(
+                {
+                    "offset": buffer.offset,
+                    "shape": self._shape(tensor.shape),
+                    "place": _PLACES[buffer.place],
+                    "code": _TYPE_CODES[dtype.kind],
+                    "bits": dtype.itemsize * 8,
+                    "rank": len(tensor.shape),
+                }
+            )
+        return self._numbers[key]
+
+    def _shape(self, shape: tuple[int, ...]) -> int:
+        if shape not in self._shapes:
+            self._shapes[shape] = len(self.extents)
+            self.extents.extend(shape)
+        return self._shapes[shape]
+
+
+def _bytes(port: Port) -> int:
+    return int(np.prod(port.shape, dtype=np.int64)) * np.dtype(port.dtype).itemsize
+
+
+def _consecutive(ports: Sequence[Port]) -> tuple[dict[str, int], int]:
+    offsets, used = {}, 0
+    for port in ports:
+        offsets[port.name] = used
+        used += align(_bytes(port))
+    return offsets, used
