@@ -22,6 +22,7 @@ BALANCE_PROBABILITY = 1e-6
 """Noise flips codes up as often as down; a less balanced outcome than this has a cause."""
 
 Float = NDArray[np.float64]
+Codes = NDArray[np.int64]
 
 
 def gamma(count: float) -> float:
@@ -79,7 +80,7 @@ class Flips:
         return None
 
 
-def count_flips(ours: NDArray[np.integer], reference: NDArray[np.integer], low: Float, high: Float) -> Flips:
+def count_flips(ours: Codes, reference: Codes, low: Codes, high: Codes) -> Flips:
     """Compare codes of one layer, all arrays of one shape.
 
     `low` and `high` are the least and the greatest code that exact arithmetic gives within the rounding

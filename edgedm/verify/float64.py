@@ -107,10 +107,8 @@ def _standard(node: onnx.NodeProto, operands: Sequence[Bounded | None], scope: _
     if rule is not None and any(operand.value.dtype == np.float64 for operand in present):
         return [rule(node, *operands)]
     if node.op_type in DECISIONS and inexact:
-        arrays = [
-            None if operand is None else operand.value + sign * scope.lean * operand.bound
-            for operand, sign in zip(operands, DECISIONS[node.op_type], strict=False)
-        ]
+        signs = DECISIONS[node.op_type]
+        arrays = [_leaning(operand, sign * scope.lean) for operand, sign in zip(operands, signs, strict=False)]
         return [Bounded(result) for result in _reference(node, arrays, scope)]
     if node.op_type in PRODUCTS:  # integers: exact, whatever the size, below 2^53
         exact = product(node, *operands)
@@ -127,6 +125,12 @@ def _standard(node: onnx.NodeProto, operands: Sequence[Bounded | None], scope: _
 
 def _array(operand: Bounded | None) -> NDArray[Any] | None:
     return None if operand is None else operand.value
+
+
+def _leaning(operand: Bounded | None, sign: int) -> NDArray[Any] | None:
+    if operand is None or sign == 0:
+        return _array(operand)
+    return np.asarray(operand.value + sign * operand.bound)
 
 
 def _error_of_move(operand: Bounded | None) -> NDArray[Any] | None:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from edgedm.errors import InvalidModelError
 from edgedm.ops import attach_functions, infer_shapes
+from edgedm.verify.float64 import evaluate
+from edgedm.verify.rounding import Bounded
 
 Array = NDArray[Any]
 
@@ -25,65 +27,97 @@ class Graph:
         self.proto = ir.serde.serialize_model(model)
         self.types = {item.name: item for item in _typed(self.proto.graph)}
         self.constants = {item.name: onnx.numpy_helper.to_array(item) for item in self.proto.graph.initializer}
-        self._producers = {name: node for node in self.proto.graph.node for name in node.output if name}
-        self._order = {id(node): index for index, node in enumerate(self.proto.graph.node)}
+        self._producers: dict[str, onnx.NodeProto] = {
+            name: node for node in self.proto.graph.node for name in node.output if name
+        }
+        self._order = {node.output[0]: index for index, node in enumerate(self.proto.graph.node)}
+        self._parts: dict[tuple[tuple[str, ...], tuple[str, ...]], Part] = {}
 
     @property
     def inputs(self) -> list[str]:
         """Names of the graph's inputs."""
         return [item.name for item in self.proto.graph.input]
 
-    def has(self, value: str) -> bool:
-        """Whether the graph knows a value or constant of this name."""
-        return value in self._producers or value in self.constants or value in self.inputs
+    def node(self, output: str) -> onnx.NodeProto:
+        """The node that computes a value."""
+        return self._producers[output]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Every value that the graph computes from `feeds`, its inputs by name."""
+        """Every value that the graph computes from `feeds`, its inputs by name; the inputs themselves too."""
         names = [name for node in self.proto.graph.node for name in node.output if name]
-        part = self.part(self.inputs, names)
-        return {**feeds, **run(part, {name: feeds[name] for name in self.inputs})}
+        whole = self.part(self.inputs, names)
+        return {**feeds, **whole.run({name: feeds[name] for name in self.inputs})}
 
-    def part(self, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-        """The piece of the graph that computes `outputs` from `inputs` and constants, as a model of its own.
+    def part(
+        self, inputs: Sequence[str], outputs: Sequence[str], constants: Mapping[str, Array] | None = None
+    ) -> "Part":
+        """The piece of the graph that computes `outputs` from `inputs` and constants.
 
-        Raises `InvalidModelError` if it needs anything else.
+        `constants` replaces some of the graph's own. Pieces are made once. Raises `InvalidModelError` if one
+        needs anything else.
         """
-        given, nodes, constants = set(inputs), {}, {}
-        pending = [name for name in outputs if name not in given]
-        while pending:
-            name = pending.pop()
-            if name in given or name in constants:
-                continue
-            if name in self.constants:
-                constants[name] = self.constants[name]
-                continue
-            if name not in self._producers:
-                raise InvalidModelError(f"{', '.join(outputs)}: needs {name!r}, which is none of {', '.join(inputs)}")
-            node = self._producers[name]
-            if id(node) not in nodes:
-                nodes[id(node)] = node
-                pending.extend(each for each in node.input if each)
-        ordered = sorted(nodes.values(), key=lambda node: self._order[id(node)])
+        key = (tuple(inputs), tuple(outputs))
+        if constants is None and key in self._parts:
+            return self._parts[key]
+        nodes, used = self._needed(set(inputs), outputs)
         graph = onnx.helper.make_graph(
-            ordered,
+            nodes,
             "part",
             [self.types[name] for name in inputs],
             [self.types[name] for name in outputs],
-            [item for item in self.proto.graph.initializer if item.name in constants],
+            [onnx.numpy_helper.from_array((constants or {}).get(n, self.constants[n]), n) for n in used],
         )
-        return _with_functions(graph, self.proto)
+        part = Part(_with_functions(graph, self.proto))
+        if constants is None:
+            self._parts[key] = part
+        return part
+
+    def _needed(self, given: set[str], outputs: Sequence[str]) -> tuple[list[onnx.NodeProto], list[str]]:
+        """Nodes in order and names of the constants between `given` and `outputs`."""
+        nodes: dict[int, onnx.NodeProto] = {}
+        constants: dict[str, None] = {}
+        pending = [name for name in outputs if name not in given]
+        while pending:
+            name = pending.pop()
+            if name in self.constants and name not in given:
+                constants[name] = None
+            elif name in self._producers and name not in given:
+                node = self._producers[name]
+                if self._order[node.output[0]] not in nodes:
+                    nodes[self._order[node.output[0]]] = node
+                    pending.extend(each for each in node.input if each)
+            elif name not in given:
+                raise InvalidModelError(
+                    f"{', '.join(outputs)}: needs {name!r}, which is none of {', '.join(sorted(given))}"
+                )
+        return [nodes[index] for index in sorted(nodes)], list(constants)
 
 
-def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """All outputs of `model` under ONNX Runtime: one thread, no optimisation."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [item.name for item in model.graph.output]
-    fed = {name: np.asarray(array) for name, array in feeds.items() if name in _names(model.graph.input)}
-    return dict(zip(names, session.run(names, fed), strict=True))
+class Part:
+    """A small model that is run many times, under ONNX Runtime or in float64."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.outputs = [item.name for item in model.graph.output]
+        self._inputs = [item.name for item in model.graph.input]
+        self._session: Any = None
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs under ONNX Runtime: one thread, every optimisation off."""
+        if self._session is None:
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.intra_op_num_threads = 1
+            options.log_severity_level = 3
+            self._session = onnxruntime.InferenceSession(
+                self.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        fed = {name: np.asarray(feeds[name]) for name in self._inputs}
+        return dict(zip(self.outputs, self._session.run(self.outputs, fed), strict=True))
+
+    def evaluate(self, feeds: Mapping[str, Array], lean: int = 0) -> dict[str, Bounded]:
+        """All values in float64 with rounding bounds; see `edgedm.verify.float64`."""
+        return evaluate(self.model, {name: feeds[name] for name in self._inputs}, lean)
 
 
 def _with_functions(graph: onnx.GraphProto, source: onnx.ModelProto) -> onnx.ModelProto:
@@ -103,7 +137,3 @@ def _typed(graph: onnx.GraphProto) -> Iterable[onnx.ValueInfoProto]:
     yield from graph.output
     for item in graph.initializer:
         yield onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
-
-
-def _names(items: Iterable[onnx.ValueInfoProto]) -> set[str]:
-    return {item.name for item in items}

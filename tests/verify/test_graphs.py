@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from edgedm.errors import InvalidModelError
-from edgedm.verify.graphs import Graph, run
+from edgedm.verify.graphs import Graph
 
 TEXT = """<ir_version: 10, opset_import: ["" : 21, "edgedm" : 1]>
 g (float[2,64] x) => (float[2,64] z)
@@ -35,13 +35,20 @@ def test_every_value_is_computed() -> None:
 
 def test_a_piece_takes_inner_values_as_inputs() -> None:
     part = graph().part(["s", "x"], ["z"])
-    assert [node.op_type for node in part.graph.node] == ["Mul", "Add"]
-    assert [item.name for item in part.graph.initializer] == ["w"]
-    assert not part.functions
+    assert [node.op_type for node in part.model.graph.node] == ["Mul", "Add"]
+    assert [item.name for item in part.model.graph.initializer] == ["w"]
+    assert not part.model.functions
     ones = np.ones((2, 64), np.float32)
-    assert np.array_equal(run(part, {"s": ones, "x": 2 * ones})["z"], 3.5 * ones)
+    assert np.array_equal(part.run({"s": ones, "x": 2 * ones})["z"], 3.5 * ones)
 
 
 def test_a_piece_that_lacks_an_input_is_refused() -> None:
     with pytest.raises(InvalidModelError, match="needs 'x', which is none of s"):
         graph().part(["s"], ["z"])
+
+
+def test_a_piece_may_get_other_constants() -> None:
+    ones = np.ones((2, 64), np.float32)
+    part = graph().part(["s", "x"], ["z"], {"w": np.full(64, 4, np.float32)})
+    assert np.array_equal(part.run({"s": ones, "x": ones})["z"], 5 * ones)
+    assert np.array_equal(part.evaluate({"s": ones, "x": ones})["z"].value, 5 * ones)
