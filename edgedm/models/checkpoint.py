@@ -1,0 +1,171 @@
+"""Checkpoints: a folder of `config.json` and `model.safetensors` (final bits, scales and tables, float16).
+
+Nothing is unpickled, and nothing is loaded before names, shapes and dtypes match what the config says.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from edgedm.atomic import atomic_dir
+from edgedm.errors import InvalidModelError
+from edgedm.models.attention import make_attention_explicit
+from edgedm.models.config import CheckpointConfig, read_config
+from edgedm.models.denoiser import Denoiser
+from edgedm.quant.convert import make_inference, make_trainable
+from edgedm.quant.inference import (
+    ActivationQuantizer4,
+    BinaryConv2d,
+    BinaryLinear,
+    BinaryWeightConv2d,
+    BinaryWeightLinear,
+)
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+ZOO = Path(__file__).parent / "zoo"
+_PREFIX = "zoo:"
+_DTYPES = {"F16": torch.float16, "F32": torch.float32, "U8": torch.uint8, "I64": torch.int64}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it runs: its config and its module, in float32, in evaluation mode, without gradients."""
+
+    config: CheckpointConfig
+    module: Denoiser
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Load a checkpoint folder or `zoo:NAME`.
+
+    Raises `InvalidModelError` for a missing, damaged or inconsistent file, naming the file and the tensor.
+    """
+    folder = locate(path)
+    config = read_config(folder / CONFIG_FILE)
+    module = skeleton(config)
+    module.load_state_dict(_read(folder / WEIGHTS_FILE, module.state_dict()))
+    return Checkpoint(config, module)
+
+
+def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint folder, whole or not at all; floating-point tensors become float16."""
+    tensors = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
+        for name, tensor in checkpoint.module.state_dict().items()
+    }
+    with atomic_dir(path) as folder:
+        save_file(tensors, str(folder / WEIGHTS_FILE))
+        text = json.dumps(checkpoint.config.model_dump(mode="json"), indent=1)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def build(config: CheckpointConfig, seed: int) -> Checkpoint:
+    """Return an untrained model with seeded weights that are not degenerate, for tests.
+
+    Thresholds, filters, gains and every table row are distinct and non-zero, some scales are negative, and
+    activation steps are such that a unit normal input uses most of the 16 codes; all are float16 values.
+    """
+    module = skeleton(config, seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.rand(like.shape, generator=generator) * (high - low) + low
+
+    for layer in module.modules():
+        if isinstance(layer, BinaryConv2d | BinaryLinear):
+            layer.threshold.copy_(draw(layer.threshold, -0.3, 0.3))
+        if isinstance(layer, BinaryConv2d) and layer.mean_filter is not None:
+            layer.mean_filter.mul_(draw(layer.mean_filter, 0.5, 1.5))
+            assert layer.mean_bias is not None
+            layer.mean_bias.copy_(draw(layer.mean_bias, 0.05, 0.2))
+        if isinstance(layer, BinaryConv2d) and layer.shortcut_gain is not None:
+            layer.shortcut_gain.copy_(draw(layer.shortcut_gain, 0.2, 0.5))
+        if isinstance(layer, BinaryWeightConv2d | BinaryWeightLinear | ActivationQuantizer4):
+            layer.step.copy_(draw(layer.step, 0.2, 0.4))
+        if isinstance(layer, BinaryConv2d | BinaryLinear | BinaryWeightConv2d | BinaryWeightLinear):
+            layer.scale[::5].neg_()
+        if isinstance(layer, nn.GroupNorm):
+            layer.weight.data.copy_(draw(layer.weight, 0.5, 1.5))
+            layer.weight.data[::7].neg_()
+            layer.bias.data.copy_(draw(layer.bias, -0.3, 0.3))
+    if module.taps:
+        module.cache_coefficients.data.copy_(draw(module.cache_coefficients, 0.1, 0.5))
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half().float())  # what a saved checkpoint holds
+    return Checkpoint(config, module)
+
+
+def skeleton(config: CheckpointConfig, seed: int = 0) -> Denoiser:
+    """Return the module that `config` describes, with seeded random weights; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = config.float_unet()
+        make_attention_explicit(unet)
+        if config.method != "fp32":
+            make_trainable(unet, config.method)
+        make_inference(unet)
+    for path in config.taps:
+        try:
+            unet.get_submodule(path)
+        except AttributeError as error:
+            raise InvalidModelError(f"taps: the architecture has no module '{path}'") from error
+    return Denoiser(unet, config.taps, config.timestep_bins).eval().requires_grad_(False)
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a checkpoint path or `zoo:NAME`; `InvalidModelError` where there is none."""
+    text = os.fspath(path)
+    if not text.startswith(_PREFIX):
+        folder = Path(text)
+        if not folder.is_dir():
+            raise InvalidModelError(f"{text}: no such checkpoint folder; the built-in ones are {', '.join(zoo())}")
+        return folder
+    if text not in zoo():
+        raise InvalidModelError(f"{text}: no such built-in checkpoint; there are {', '.join(zoo())}")
+    return ZOO / text.removeprefix(_PREFIX)
+
+
+def zoo() -> list[str]:
+    """Return the names of the built-in checkpoints, `zoo:` included."""
+    return sorted(_PREFIX + entry.parent.name for entry in ZOO.glob(f"*/{CONFIG_FILE}"))
+
+
+def _read(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Read the tensors named in `expected`, floats as float32, after checking the header against it."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = set(file.keys())
+            if names != expected.keys():
+                missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
+                raise InvalidModelError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")
+            for name, tensor in expected.items():
+                _check_header(path, name, file.get_slice(name), tensor)
+            tensors = {name: file.get_tensor(name) for name in expected}
+    except FileNotFoundError as error:
+        raise InvalidModelError(f"{path}: no such file") from error
+    except SafetensorError as error:
+        raise InvalidModelError(f"{path}: not a whole safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            tensors[name] = tensor.float()
+            if not math.isfinite(float(tensors[name].abs().sum())):
+                raise InvalidModelError(f"{path}: tensor '{name}' holds NaN or infinity")
+    return tensors
+
+
+def _check_header(path: Path, name: str, stored: object, tensor: Tensor) -> None:
+    shape, dtype = stored.get_shape(), stored.get_dtype()  # type: ignore[attr-defined]  # safetensors' slice is untyped
+    floating = tensor.is_floating_point()
+    allowed = ("F16", "F32") if floating else tuple(k for k, v in _DTYPES.items() if v == tensor.dtype)
+    if list(shape) != list(tensor.shape) or dtype not in allowed:
+        raise InvalidModelError(
+            f"{path}: tensor '{name}': expected {' or '.join(allowed)} {list(tensor.shape)}, got {dtype} {list(shape)}"
+        )

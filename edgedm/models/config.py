@@ -1,0 +1,87 @@
+"""What `config.json` of a checkpoint says."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
+
+from edgedm.errors import InvalidModelError
+from edgedm.models.roles import Bits, Role
+
+Method = Literal["fp32", "binarydm", "bidm", "xnor"]
+
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Architecture(_Strict):
+    """A diffusers class and the arguments of its constructor."""
+
+    class_name: Literal["UNet2DModel"]
+    config: dict[str, Any]
+
+
+class CheckpointConfig(_Strict):
+    """A checkpoint's config; an unknown key or version is refused.
+
+    `roles` maps each layer role to its bits; `noise_schedule` is a diffusers scheduler config (see
+    `edgedm.diffusion.NoiseSchedule`); `taps` are the modules whose output is carried from step to step, and
+    `timestep_bins` the first timestep of each bin of every per-timestep table; `null_class` is the class label
+    that means "unconditional".
+    """
+
+    format_version: Literal[1] = 1
+    architecture: Architecture
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    method: Method
+    roles: dict[Role, Bits]
+    noise_schedule: dict[str, Any]
+    null_class: int = Field(ge=0)
+    taps: list[str] = []
+    timestep_bins: list[int] = []
+
+    @model_validator(mode="after")
+    def _taps_have_bins(self) -> "CheckpointConfig":
+        bins = self.timestep_bins
+        if bool(self.taps) != bool(bins):
+            raise ValueError("taps and timestep_bins go together: both or neither")
+        if any(after <= before for before, after in itertools.pairwise(bins)):
+            raise ValueError("timestep_bins must ascend")
+        return self
+
+    def float_unet(self) -> nn.Module:
+        """Build the full-precision UNet of this architecture, freshly initialised.
+
+        Raises `InvalidModelError` if diffusers refuses the arguments.
+        """
+        from diffusers import UNet2DModel
+
+        try:
+            unet: nn.Module = UNet2DModel(**self.architecture.config)
+        except (TypeError, ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            name = self.architecture.class_name
+            raise InvalidModelError(f"architecture.config: {name} refuses it: {error}") from error
+        return unet
+
+
+def read_config(path: Path) -> CheckpointConfig:
+    """Read `config.json`; `InvalidModelError` names the file and the key that is wrong."""
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise InvalidModelError(f"{path}: expected at most {_MAX_CONFIG_BYTES} bytes of JSON")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return CheckpointConfig.model_validate(values)
+    except FileNotFoundError as error:
+        raise InvalidModelError(f"{path}: no such file; a checkpoint is a folder with config.json") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "config"
+        raise InvalidModelError(f"{path}: {where}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidModelError(f"{path}: not valid JSON: {error}") from error
