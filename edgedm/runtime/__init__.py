@@ -1,0 +1,9 @@
+"""Running a bundle from Python: numpy and ctypes, neither torch nor tvm.
+
+The C that runs is in `templates/`; the compiler copies it into every bundle beside the generated tables.
+"""
+
+from edgedm.runtime.local import LocalRunner
+from edgedm.runtime.sample import sample_bundle
+
+__all__ = ["LocalRunner", "sample_bundle"]

@@ -1,0 +1,112 @@
+"""ctypes view of a bundle's shared library: structures and signatures of `include/edgedm.h`."""
+
+import ctypes as c
+from pathlib import Path
+from typing import Any
+
+from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
+
+BAD_ARGUMENT, BAD_FILE, CANCELLED = 1, 2, 5
+SAMPLERS = {"ddim": 0, "ddpm": 1}
+
+
+class Source(c.Structure):
+    """`edm_source`."""
+
+    _fields_ = (
+        ("path", c.c_char_p),
+        ("fd", c.c_int),
+        ("offset", c.c_uint64),
+        ("length", c.c_uint64),
+        ("memory", c.c_void_p),
+    )
+
+
+class SessionOptions(c.Structure):
+    """`edm_session_options`."""
+
+    _fields_ = (("threads", c.c_int), ("lanes", c.c_int), ("memory", c.c_void_p))
+
+
+class Schedule(c.Structure):
+    """`edm_schedule`."""
+
+    _fields_ = (
+        ("steps", c.c_int),
+        ("sampler", c.c_int),
+        ("eta", c.c_double),
+        ("timesteps", c.POINTER(c.c_int64)),
+    )
+
+
+class Conditions(c.Structure):
+    """`edm_conditions`."""
+
+    _fields_ = (("label", c.c_int64), ("guidance", c.c_float))
+
+
+class SampleOptions(c.Structure):
+    """`edm_sample_options`."""
+
+    _fields_ = (("seed", c.c_uint64), ("first_image", c.c_uint32), ("images", c.c_uint32))
+
+
+ProgressFunction = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_uint64, c.c_uint64)
+
+_FLOATS, _POINTER = c.POINTER(c.c_float), c.c_void_p
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "last_error": (c.c_char_p, []),
+    "open": (c.c_int, [c.POINTER(Source), c.POINTER(_POINTER)]),
+    "close": (None, [_POINTER]),
+    "session_create": (c.c_int, [_POINTER, c.POINTER(SessionOptions), c.POINTER(_POINTER)]),
+    "session_free": (None, [_POINTER]),
+    "session_bytes": (c.c_size_t, [c.POINTER(SessionOptions)]),
+    "prepare": (c.c_int, [_POINTER, c.POINTER(Schedule), c.POINTER(Conditions)]),
+    "timesteps": (c.c_int, [_POINTER, c.POINTER(c.c_int64)]),
+    "step": (c.c_int, [_POINTER, c.c_int, _FLOATS, _FLOATS]),
+    "reset": (c.c_int, [_POINTER]),
+    "state_count": (c.c_int, []),
+    "state_bytes": (c.c_uint64, [c.c_int]),
+    "state_read": (c.c_int, [_POINTER, c.c_int, _POINTER]),
+    "state_write": (c.c_int, [_POINTER, c.c_int, _POINTER]),
+    "sample": (c.c_int, [_POINTER, c.POINTER(SampleOptions), _FLOATS, ProgressFunction, _POINTER]),
+    "normals": (None, [c.c_uint64, c.c_uint32, c.c_uint32, c.c_uint64, _FLOATS]),
+    "write_images": (c.c_int, [c.c_char_p, _FLOATS, c.c_uint32]),
+    "run_node": (c.c_int, [_POINTER, c.c_char_p, c.c_int, c.POINTER(_POINTER), c.POINTER(_POINTER)]),
+}
+
+
+class Library:
+    """The functions of one bundle, under their names without the prefix."""
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        try:
+            self._library = c.CDLL(str(path))
+        except OSError as error:
+            raise ToolchainError(f"{path}: cannot be loaded here: {error}; compile for this machine") from error
+        self._functions = {}
+        for name, (result, arguments) in _SIGNATURES.items():
+            try:
+                function = getattr(self._library, prefix + name)
+            except AttributeError as error:
+                raise InvalidModelError(
+                    f"{path}: function {prefix}{name} is missing; compile the bundle again"
+                ) from error
+            function.restype, function.argtypes = result, arguments
+            self._functions[name] = function
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a function that returns a value."""
+        return self._functions[name](*arguments)
+
+    def check(self, name: str, *arguments: Any) -> None:
+        """Call a function that returns a status; raise what it reports."""
+        status = self._functions[name](*arguments)
+        if status == 0:
+            return
+        text = self._functions["last_error"]().decode("utf-8", "replace")
+        if status == CANCELLED:
+            raise KeyboardInterrupt
+        if status == BAD_ARGUMENT:
+            raise UnsupportedError(text)
+        raise InvalidModelError(text) if status == BAD_FILE else EdgedmError(text)

@@ -1,0 +1,208 @@
+"""Run a bundle in this process, through its C interface."""
+
+import ctypes as c
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgedm.bundle import Bundle, Node, load
+from edgedm.errors import UnsupportedError
+from edgedm.runtime import library as lib
+
+Floats = NDArray[np.float32]
+Progress = Callable[[int, int], bool]
+"""(steps done, steps in all) -> whether to go on."""
+
+
+class LocalRunner:
+    """A bundle, loaded; use it as a context manager or call `close`.
+
+    Images, eps and carried state are channels-first as in the exported graph, without the batch axis for images
+    (f32[C, H, W]) and with it for state (f32[1, C, H, W]). One thread at a time may use a runner.
+    """
+
+    def __init__(self, bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
+        self.manifest = self.bundle.manifest
+        self._library = lib.Library(self.bundle.library.absolute(), self.manifest.prefix)
+        self._model, self._session = c.c_void_p(), c.c_void_p()
+        source = lib.Source(path=str(self.bundle.weights).encode())
+        self._library.check("open", c.byref(source), c.byref(self._model))
+        try:
+            options = lib.SessionOptions(threads=threads, lanes=lanes)
+            self._library.check("session_create", self._model, c.byref(options), c.byref(self._session))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "LocalRunner":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free session and model; calling it twice is allowed."""
+        if self._session:
+            self._library.call("session_free", self._session)
+        if self._model:
+            self._library.call("close", self._model)
+        self._session, self._model = c.c_void_p(), c.c_void_p()
+
+    def prepare(
+        self,
+        steps: int = 50,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        label: int | None = None,
+        guidance: float = 1.0,
+        timesteps: Sequence[int] | None = None,
+    ) -> list[int]:
+        """Choose a schedule and conditions, start a new trajectory; returns the timesteps.
+
+        `timesteps` names them outright (descending) instead of `steps`. `label` None is unconditional. Raises
+        UnsupportedError for what the model cannot do, timesteps outside the trained ones included.
+        """
+        if sampler not in lib.SAMPLERS:
+            raise UnsupportedError(f"sampler: expected one of {', '.join(lib.SAMPLERS)}, got {sampler!r}")
+        count = steps if timesteps is None else len(timesteps)
+        given = None if timesteps is None else (c.c_int64 * count)(*timesteps)
+        schedule = lib.Schedule(steps=count, sampler=lib.SAMPLERS[sampler], eta=eta)
+        if given is not None:
+            schedule.timesteps = c.cast(given, c.POINTER(c.c_int64))
+        conditions = lib.Conditions(label=-1 if label is None else label, guidance=guidance)
+        self._library.check("prepare", self._session, c.byref(schedule), c.byref(conditions))
+        chosen = (c.c_int64 * count)()
+        self._library.check("timesteps", self._session, chosen)
+        return list(chosen)
+
+    def run_step(self, step: int, x: Floats) -> Floats:
+        """The model's output for x f32[C, H, W] at `step` of the prepared schedule; carried state moves on."""
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        if x.shape != self.manifest.image_shape:
+            raise UnsupportedError(f"x: expected shape {self.manifest.image_shape}, got {x.shape}")
+        output = np.empty_like(x)
+        self._library.check("step", self._session, step, _floats(x), _floats(output))
+        return output
+
+    def step(
+        self,
+        timestep: int,
+        x: Floats,
+        label: int | None = None,
+        state: Mapping[str, Floats] | None = None,
+    ) -> tuple[Floats, dict[str, Floats]]:
+        """One teacher-forced step: output and next state at `timestep`, from a given carried state.
+
+        `state` maps the graph's `state.<tap>` inputs to f32[1, C, H, W]; None starts a trajectory (has_state 0).
+        The result maps `state.<tap>.next` to the same shapes.
+        """
+        self.prepare(label=label, timesteps=[timestep])
+        if state is not None:
+            self.write_state(state)
+        return self.run_step(0, x), {f"{name}.next": array for name, array in self.read_state().items()}
+
+    def reset(self) -> None:
+        """Start a new trajectory under the prepared schedule."""
+        self._library.check("reset", self._session)
+
+    def write_state(self, state: Mapping[str, Floats]) -> None:
+        """Continue from this carried state; every `state.<tap>` must be there."""
+        for index, port in enumerate(self.manifest.states()):
+            if port.name not in state:
+                raise UnsupportedError(f"state {port.name!r} is missing")
+            moved = np.ascontiguousarray(np.moveaxis(state[port.name], 1, -1), dtype=np.float32)
+            if moved.shape != port.shape:
+                raise UnsupportedError(f"state {port.name!r}: expected channels-last {port.shape}, got {moved.shape}")
+            self._library.check("state_write", self._session, index, _pointer(moved))
+
+    def read_state(self) -> dict[str, Floats]:
+        """The carried state by name, f32[1, C, H, W]."""
+        found = {}
+        for index, port in enumerate(self.manifest.states()):
+            data = np.empty(port.shape, np.float32)
+            self._library.check("state_read", self._session, index, _pointer(data))
+            found[port.name] = np.ascontiguousarray(np.moveaxis(data, -1, 1))
+        return found
+
+    def sample(self, n: int, seed: int = 0, first_image: int = 0, progress: Progress | None = None) -> Floats:
+        """Draw `n` images under the prepared schedule: f32[n, C, H, W]. Ctrl-C stops it."""
+        images = np.empty((n, *self.manifest.image_shape), np.float32)
+        options = lib.SampleOptions(seed=seed, first_image=first_image, images=n)
+        raised: list[BaseException] = []
+
+        def report(_user: Any, done: int, total: int) -> int:
+            try:
+                return int(progress is not None and not progress(done, total))
+            except BaseException as error:  # must not cross the C frames
+                raised.append(error)
+                return 1
+
+        callback = lib.ProgressFunction(report)
+        try:
+            self._library.check("sample", self._session, c.byref(options), _floats(images), callback, None)
+        except KeyboardInterrupt:
+            raise (raised[0] if raised else KeyboardInterrupt) from None
+        return images
+
+    def run_node(self, node: int | Node, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run one kernel call alone: `node` is an entry of `manifest.nodes` or its position there.
+
+        `inputs` are the call's operands that are not constants (source other than weights), in their order and
+        with the manifest's shapes and dtypes; the result is its outputs.
+        """
+        node = self.manifest.nodes[node] if isinstance(node, int) else node
+        wanted = [operand for operand in node.inputs if operand.source != "weights"]
+        if len(inputs) != len(wanted):
+            raise UnsupportedError(f"node {node.index} ({node.op}): expected {len(wanted)} inputs, got {len(inputs)}")
+        arrays = []
+        for operand, array in zip(wanted, inputs, strict=True):
+            array = np.ascontiguousarray(array)
+            if array.shape != operand.shape or str(array.dtype) != operand.dtype:
+                raise UnsupportedError(
+                    f"node {node.index} ({node.op}): input {operand.name!r}: expected {operand.dtype}"
+                    f"{list(operand.shape)}, got {array.dtype}{list(array.shape)}"
+                )
+            arrays.append(array)
+        outputs = [np.empty(operand.shape, operand.dtype) for operand in node.outputs]
+        given, made = (_pointers(each) for each in (arrays, outputs))
+        self._library.check("run_node", self._session, node.graph.encode(), node.index, given, made)
+        return outputs
+
+    def constants(self, node: Node) -> list[NDArray[Any]]:
+        """The constant operands of a kernel call, in the kernel's layout, as they lie in weights.bin."""
+        data = np.memmap(self.bundle.weights, mode="r", dtype=np.uint8)
+        found = []
+        for operand in node.inputs:
+            if operand.source == "weights":
+                size = int(np.prod(operand.shape, dtype=np.int64)) * np.dtype(operand.dtype).itemsize
+                found.append(data[operand.offset : operand.offset + size].view(operand.dtype).reshape(operand.shape))
+        return found
+
+    def normals(self, seed: int, image: int, draw: int, count: int) -> Floats:
+        """Noise as the runtime draws it; see `edgedm.diffusion.normals`."""
+        values = np.empty(count, np.float32)
+        self._library.call("normals", seed, image, draw, count, _floats(values))
+        return values
+
+    def session_bytes(self, threads: int = 1, lanes: int = 0) -> int:
+        """Memory of a session, besides what `prepare` takes for its rows."""
+        return int(self._library.call("session_bytes", c.byref(lib.SessionOptions(threads=threads, lanes=lanes))))
+
+
+def _floats(array: Floats) -> Any:
+    return array.ctypes.data_as(c.POINTER(c.c_float))
+
+
+def _pointer(array: NDArray[Any]) -> c.c_void_p:
+    return c.c_void_p(array.ctypes.data)
+
+
+def _pointers(arrays: Sequence[NDArray[Any]]) -> Any:
+    return (c.c_void_p * max(len(arrays), 1))(*(array.ctypes.data for array in arrays))
