@@ -29,10 +29,16 @@ REORDERING = [
     "fuse_bn_into_conv",
     "fuse_matmul_add_bias_into_gemm",
     "fuse_transpose_into_gemm",
+    "fuse_mul_into_conv",
+    "fuse_preceding_mul_into_conv",
+    "fuse_consecutive_mul",
+    "fuse_rms_norm",
+    "fuse_attention",
     "fuse_qkv",
     "rewrite_where",
 ]
-"""onnxsim's optimisers that change which float32 operations are done, or in which order."""
+"""onnxsim's optimisers that change which float32 operations are done, or in which order (onnxsim is pinned, and
+`optimize --check` shows what a newer one adds)."""
 
 _CLEAN_UPS = [
     LiftConstantsToInitializersPass(lift_all_constants=True),

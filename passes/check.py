@@ -1,0 +1,171 @@
+"""`optimize --check`: run the graph before and after a pass and hold them against each other.
+
+An exact pass must give the same bits at every output. A reassociating pass changes regions: the values that it
+computes anew under an old name. Each such value is computed by its new region alone, fed with what the graph before
+computed at the region's edge, and may differ from the old value by what float32 rounding can do to both: the sum of the
+running error bounds of the two regions (Higham, chapter 3).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgedm.errors import ParityError
+from edgedm.passes.base import GraphPass
+from edgedm.passes.editing import Array
+from edgedm.passes.regions import Feeds, Side, run
+from edgedm.passes.split_prepare import PREPARE
+from edgedm.passes.standard_functions import spell_out
+from edgedm.verify.comparison import worst_use
+from edgedm.verify.float64 import evaluate
+
+_MOVES = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity")
+_DECIDED = ("DequantizeLinear", "Binarize")
+"""Results that enter an old region's bound as they were computed: rounding must not decide twice."""
+
+
+SIGMOID_ERROR = 2.0**-22
+"""ONNX Runtime's Sigmoid errs by up to 1.7e-7 whatever its value (measured over -25..25), so far below 0, where the
+rounding bound shrinks with the value, the bound does not cover it; a SiLU multiplies it by its argument."""
+
+
+@dataclass
+class Verdict:
+    """What the check of one pass found; `failure` says what broke, or is None."""
+
+    name: str
+    exact: bool
+    regions: int = 0  # values computed anew; of an exact pass: outputs
+    identical: int = 0  # of these, how many came out bit by bit the same
+    use: float = 0.0  # the largest error over its bound
+    failure: str | None = None
+
+
+@dataclass
+class Checker:
+    """Checks passes on fixed inputs of the whole graph; keeps one verdict a pass."""
+
+    feeds: Sequence[Feeds]
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    def check(self, each: GraphPass, before: ir.Model, after: ir.Model) -> None:
+        """Compare the graphs around one pass; raises `ParityError` naming the pass if it broke the model."""
+        verdict = Verdict(each.name, each.exact)
+        self.verdicts.append(verdict)
+        if each.exact:
+            _check_outputs(verdict, Side(before), after, self.feeds)
+        else:
+            old, new = Side(before), Side(after)
+            changed = list(_changed_values(old, new))
+            for feeds in self.feeds:
+                _check_regions(verdict, old, new, changed, feeds)
+        if verdict.failure:
+            raise ParityError(f"{each.name} changed the model: {verdict.failure}")
+
+
+def random_feeds(model: ir.Model, roles: Mapping[str, str], timestep: int) -> dict[str, Array]:
+    """Seeded inputs for a graph without golden data: normal floats, `timestep`, label 0, has_state 1."""
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for value in model.graph.inputs:
+        name, shape = value.name or "", tuple(int(size) for size in value.shape or ())
+        if value.dtype == ir.DataType.INT64:
+            feeds[name] = np.full(shape, timestep if roles.get(name) == "timestep" else 0, np.int64)
+        elif roles.get(name) == "has_state":
+            feeds[name] = np.ones(shape, np.float32)
+        else:
+            feeds[name] = rng.standard_normal(shape).astype(np.float32)
+    return feeds
+
+
+def _check_outputs(verdict: Verdict, before: Side, after: ir.Model, feeds: Sequence[Feeds]) -> None:
+    prepare = after.meta.get(PREPARE)
+    step, rows = Side(after), Side(prepare) if prepare is not None else None
+    for each in feeds:
+        old = before.run(each)
+        new = step.run({**each, **(rows.run(each) if rows is not None else {})})
+        for name, left in old.items():
+            verdict.regions += 1
+            if same_bits(left, new[name]):
+                verdict.identical += 1
+            elif verdict.failure is None:
+                verdict.failure = f"output {name!r}: {_difference(left, new[name])}; an exact pass must keep every bit"
+
+
+def _check_regions(verdict: Verdict, before: Side, after: Side, changed: list[str], feeds: Feeds) -> None:
+    values = before.run_all(feeds)
+    for name in changed:
+        edge = after.edge(name, values, _MOVES)
+        old, new = values[name], run(after.region(edge, [name]), {each: values[each] for each in edge})[name]
+        verdict.regions += 1
+        if same_bits(old, new):
+            verdict.identical += 1
+        elif not np.issubdtype(old.dtype, np.floating):
+            verdict.failure = verdict.failure or f"{name!r}: {_difference(old, new)}; integers must be equal"
+        else:
+            error = np.abs(new.astype(np.float64) - old.astype(np.float64))
+            bound = _bound(before, after, name, edge, values)
+            verdict.use = max(verdict.use, worst_use(error, bound))
+            verdict.failure = verdict.failure or _excess(name, error, bound)
+
+
+def _excess(name: str, error: Array, bound: Array) -> str | None:
+    excess = np.where(error <= bound, 0.0, error - bound)
+    if not np.any(excess) and not np.any(np.isnan(error)):
+        return None
+    worst = np.unravel_index(np.nanargmax(excess), error.shape)
+    where = tuple(int(index) for index in worst)
+    return (
+        f"{name!r} changed by {error[worst]:.3g} at {where}, of which float32 rounding explains {bound[worst]:.3g}; "
+        f"{np.count_nonzero(~(error <= bound))} of {error.size} values are beyond their bound"
+    )
+
+
+def same_bits(left: Array, right: Array) -> bool:
+    """Whether two arrays agree in dtype, shape and every bit (so -0.0 is not 0.0, and NaN is itself)."""
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+def _difference(left: Array, right: Array) -> str:
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return f"was {left.dtype} {left.shape}, is {right.dtype} {right.shape}"
+    gap = np.abs(left.astype(np.float64) - right.astype(np.float64))
+    return f"{np.count_nonzero(left != right)} of {left.size} values differ, by up to {float(np.max(gap)):.3g}"
+
+
+def _changed_values(before: Side, after: Side) -> Iterator[str]:
+    """Names that both graphs compute, but by different nodes."""
+    known = {_signature(node) for node in before.proto.graph.node}
+    for node in after.proto.graph.node:
+        if _signature(node) not in known:
+            yield from (name for name in node.output if name in before.makers)
+
+
+def _signature(node: onnx.NodeProto) -> bytes:
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    plain.ClearField("metadata_props")
+    plain.ClearField("name")
+    return plain.SerializeToString(deterministic=True)
+
+
+def _bound(before: Side, after: Side, name: str, edge: list[str], values: Feeds) -> NDArray[np.float64]:
+    """How far float32 rounding may take the old and the new value of `name` apart."""
+    ends = before.edge(name, edge, (), _DECIDED)
+    error = _error(after, name, edge, values) + _error(before, name, ends, values)
+    product = before.makers[name]
+    gates = [before.makers.get(each) for each in product.input]
+    if product.op_type == "Mul":
+        for gate in gates:
+            if gate is not None and gate.op_type == "Sigmoid":
+                error = error + 2 * SIGMOID_ERROR * np.abs(values[gate.input[0]].astype(np.float64))
+    return error
+
+
+def _error(side: Side, name: str, edge: list[str], values: Feeds) -> NDArray[np.float64]:
+    model = spell_out(side.region(edge, [name]), side.types)
+    return evaluate(model, {each: values[each] for each in edge})[name].bound

@@ -1,0 +1,146 @@
+"""The verb `optimize`: run the pipeline on a graph file, dump and check on the way, write what `compile` reads."""
+
+import json
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import safetensors
+from safetensors.numpy import load_file
+
+from edgedm import progress
+from edgedm.atomic import atomic_file
+from edgedm.diffusion import NoiseSchedule
+from edgedm.diffusion.sampler import SAMPLERS
+from edgedm.errors import InvalidModelError, ParityError, UnsupportedError
+from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, save_graph, serialize_graph
+from edgedm.outcome import Outcome
+from edgedm.passes.base import GraphPass, Report
+from edgedm.passes.check import Checker, random_feeds
+from edgedm.passes.editing import Array
+from edgedm.passes.pipeline import Schedule, run_passes
+from edgedm.passes.split_prepare import PREPARE
+
+CHECKED_STEPS = 2
+"""Golden steps that `--check` runs: the first, which has no carried state yet, and the last."""
+
+Path_ = str | os.PathLike[str]
+
+
+def optimize(
+    graph_path: Path_,
+    output: Path_,
+    dump: Path_ | None = None,
+    check: bool = False,
+    steps: int = 50,
+    sampler: str = "ddim",
+) -> Outcome:
+    """Run the passes on an exported graph; write the step graph, NAME.prepare.onnx and NAME.golden.safetensors.
+
+    `dump` is a folder for the graph after every pass, numbered; `check` runs the graph before and after every pass
+    and fails (`ok` false, nothing written) at the first that breaks the model; `steps` and `sampler` name the
+    default schedule, against which the timestep tables are checked. Figures: nodes after, rewrites and refusals of
+    every pass, bytes, seconds. Raises InvalidModelError for a broken or already optimised file and UnsupportedError
+    for a schedule that the tables don't cover.
+    """
+    started, output = time.perf_counter(), Path(output)
+    if output.suffix != ".onnx":
+        raise InvalidModelError(f"{output}: expected a file name that ends in .onnx")
+    model = load_graph(graph_path)
+    info = graph_info(model)
+    if info.level != "exported":
+        raise InvalidModelError(f"{graph_path}: level {info.level!r}; expected a graph from `edgedm export`")
+    schedule = _schedule(info, steps, sampler)
+    golden = Path(graph_path).with_suffix(".golden.safetensors")
+    checker = Checker(_feeds(model, info, golden, schedule)) if check else None
+    figures: dict[str, float] = {"nodes.exported": float(len(model.graph))}
+    refusals: dict[str, list[str]] = {}
+    watch = _Watch(model, dump, checker)
+
+    def after_each(number: int, each: GraphPass, report: Report) -> None:
+        figures[f"nodes.{each.name}"] = float(len(model.graph))
+        figures[f"rewritten.{each.name}"] = float(len(report.rewritten))
+        figures[f"refused.{each.name}"] = float(len(report.refusals))
+        figures.update({f"{each.name}.{name}": float(value) for name, value in report.notes.items()})
+        if report.refusals:
+            refusals[each.name] = [str(refusal) for refusal in report.refusals]
+        watch.after(number, each, model)
+
+    details: dict[str, Any] = {"refusals": refusals}
+    try:
+        run_passes(model, schedule, after_each)
+    except ParityError as error:
+        details |= {"check": _verdicts(checker), "broken": str(error)}
+        return Outcome(False, figures | {"seconds": time.perf_counter() - started}, details)
+    files = {output: serialize_graph(model), output.with_suffix(".prepare.onnx"): serialize_graph(model.meta[PREPARE])}
+    figures |= {"bytes.step": float(len(files[output])), "bytes.prepare": float(len([*files.values()][1]))}
+    if golden.is_file():
+        files[output.with_suffix(".golden.safetensors")] = golden.read_bytes()
+    with ExitStack() as stack:  # all are written before the first one appears
+        for path, data in files.items():
+            stack.enter_context(atomic_file(path)).write_bytes(data)
+    figures["seconds"] = time.perf_counter() - started
+    details |= {"check": _verdicts(checker), "written": [str(path) for path in files]}
+    return Outcome(True, figures, details)
+
+
+class _Watch:
+    """What happens between two passes: dumps, and checks against the graph before."""
+
+    def __init__(self, model: ir.Model, dump: Path_ | None, checker: Checker | None) -> None:
+        self.dump, self.checker = None if dump is None else Path(dump), checker
+        self.before = model.clone() if checker is not None else None
+        self._save(model, "00-exported")
+
+    def after(self, number: int, each: GraphPass, model: ir.Model) -> None:
+        """Dump the graph, and its prepare graph once there is one; check the pass."""
+        self._save(model, f"{number:02}-{each.name}")
+        if PREPARE in model.meta:
+            self._save(model.meta[PREPARE], f"{number:02}-{each.name}.prepare")
+        if self.checker is not None and self.before is not None:
+            progress.stage(f"checking {each.name}")
+            self.checker.check(each, self.before, model)
+            self.before = model.clone()
+
+    def _save(self, model: ir.Model, name: str) -> None:
+        if self.dump is not None:
+            save_graph(model, self.dump / f"{name}.onnx")
+
+
+def _schedule(info: GraphInfo, steps: int, sampler: str) -> Schedule:
+    if sampler not in SAMPLERS:
+        raise UnsupportedError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    config = info.config.get("noise_schedule")
+    if not isinstance(config, dict):
+        raise InvalidModelError("the graph's config has no noise_schedule; write it with `edgedm export`")
+    noise = NoiseSchedule.from_config(config)
+    return Schedule(noise.timesteps(steps), noise.num_train_timesteps)
+
+
+def _feeds(model: ir.Model, info: GraphInfo, golden: Path, schedule: Schedule) -> list[dict[str, Array]]:
+    """Inputs for the check: recorded steps of the golden data, or seeded random ones without such a file."""
+    if not golden.is_file():
+        timestep = 0 if schedule.timesteps is None else int(schedule.timesteps[len(schedule.timesteps) // 2])
+        return [random_feeds(model, info.inputs, timestep)]
+    try:
+        tensors = load_file(golden)
+        with safetensors.safe_open(golden, "np") as file:
+            recorded = json.loads(file.metadata()["golden_steps"])
+        chosen = [recorded[index] for index in _spread(len(recorded), CHECKED_STEPS)]
+        return [{name: tensors[f"step.{step}.{name}"] for name in info.inputs} for step in chosen]
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise InvalidModelError(f"{golden}: not the golden data of this graph: {error!r}; export it again") from error
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Up to `count` indices spread from the first to the last of `length` items."""
+    if length <= count:
+        return list(range(length))
+    return [index * (length - 1) // (count - 1) for index in range(count)]
+
+
+def _verdicts(checker: Checker | None) -> list[dict[str, Any]]:
+    return [] if checker is None else [vars(verdict) for verdict in checker.verdicts]
