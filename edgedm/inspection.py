@@ -1,0 +1,200 @@
+"""Describe a checkpoint, a graph or a bundle: layers, bits, bytes, MACs, tables, kernels, hashes."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgedm.errors import InvalidModelError
+from edgedm.outcome import Outcome
+
+Row = dict[str, Any]
+
+
+def inspect(path: str | Path) -> Outcome:
+    """Describe `path`: a checkpoint (folder or zoo:NAME), an ONNX graph, or a bundle.
+
+    `details["tables"]` maps a title to rows (dicts with the same keys). Raises `InvalidModelError` where `path`
+    is none of the three, or broken.
+    """
+    text = str(path)
+    if text.startswith("zoo:") or (Path(path) / "config.json").is_file():
+        return _checkpoint(text)
+    if (Path(path) / "manifest.json").is_file():
+        return _bundle(Path(path))
+    if Path(path).is_file():
+        return _graph(Path(path))
+    raise InvalidModelError(
+        f"{path}: expected a checkpoint (a folder with config.json, or zoo:NAME), an ONNX file, or a bundle "
+        "(a folder with manifest.json)"
+    )
+
+
+def render(outcome: Outcome) -> None:
+    """Print an inspection: the summary, then each table."""
+    for name, value in outcome.details["summary"].items():
+        click.echo(f"{name:<18} {value}")
+    for title, rows in outcome.details["tables"].items():
+        click.echo(f"\n{title}")
+        click.echo(_table(rows))
+
+
+def _checkpoint(path: str) -> Outcome:
+    from torch import nn
+
+    from edgedm.models import load
+    from edgedm.models.roles import roles
+    from edgedm.quant.inference import LOW_BIT_LAYERS
+
+    checkpoint = load(path)
+    module, config = checkpoint.module, checkpoint.config
+    # The roles of the float architecture name every layer, those that a low-bit module took the place of included.
+    float_roles = roles(config.float_unet())
+    rows: list[Row] = []
+    for name, role in float_roles.items():
+        layer = module.unet.get_submodule(name)
+        tensors = list(layer.state_dict().values())
+        low_bit = isinstance(layer, LOW_BIT_LAYERS)
+        rows.append(
+            {
+                "layer": name,
+                "role": role,
+                "bits": config.roles.get(role, "float") if low_bit else "float",
+                "in": getattr(layer, "in_channels", getattr(layer, "in_features", 0)),
+                "out": getattr(layer, "out_channels", getattr(layer, "out_features", 0)),
+                "kernel": "x".join(map(str, getattr(layer, "kernel_size", (1, 1)))),
+                "bytes": sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in tensors),
+            }
+        )
+    parameters = sum(t.numel() for t in nn.Module.state_dict(module).values())
+    figures = {
+        "layers": float(len(rows)),
+        "layers.low_bit": float(sum(row["bits"] != "float" for row in rows)),
+        "bytes.layers": float(sum(row["bytes"] for row in rows)),
+        "tensors.elements": float(parameters),
+    }
+    summary = {
+        "checkpoint": path,
+        "architecture": config.architecture.class_name,
+        "method": config.method,
+        "prediction": config.prediction_type,
+        "carried state": ", ".join(module.taps) or "none",
+    }
+    return Outcome(True, figures, {"summary": summary, "tables": {"Layers": rows, "By role": _by_role(rows)}})
+
+
+def _by_role(rows: Iterable[Row]) -> list[Row]:
+    groups: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        group = groups.setdefault(
+            (row["role"], row["bits"]), {"role": row["role"], "bits": row["bits"], "layers": 0, "bytes": 0}
+        )
+        group["layers"] += 1
+        group["bytes"] += row["bytes"]
+    return list(groups.values())
+
+
+def _graph(path: Path) -> Outcome:
+    from edgedm.export.graph_io import graph_info, load_graph
+
+    model = load_graph(path)
+    info = graph_info(model)
+    nodes = Counter((node.domain or "onnx", node.op_type) for node in model.graph)
+    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    by_dtype: Counter[str] = Counter()
+    for tensor in weights:
+        by_dtype[tensor.dtype.name] += tensor.nbytes
+    tables = {
+        "Inputs and outputs": [
+            *(_value_row(value, info.inputs.get(str(value.name), "input")) for value in model.graph.inputs),
+            *(_value_row(value, "output") for value in model.graph.outputs),
+        ],
+        "Nodes": [
+            {"domain": domain, "op": op, "count": count} for (domain, op), count in sorted(nodes.items())
+        ],
+        "Weights by dtype": [{"dtype": name, "bytes": size} for name, size in sorted(by_dtype.items())],
+    }
+    figures = {
+        "nodes": float(sum(nodes.values())),
+        "nodes.edgedm": float(sum(count for (domain, _), count in nodes.items() if domain == "edgedm")),
+        "bytes.weights": float(sum(by_dtype.values())),
+        "bytes.file": float(path.stat().st_size),
+    }
+    summary = {"graph": str(path), "level": info.level, "method": info.config.get("method", "?")}
+    return Outcome(True, figures, {"summary": summary, "tables": tables})
+
+
+def _bundle(path: Path) -> Outcome:
+    from edgedm.bundle import load
+
+    manifest = load(path).manifest
+    kernels: dict[str, Row] = {}
+    for node in manifest.nodes:
+        op = node.op or "(fused standard ops)"
+        fresh: Row = {"op": op, "family": node.family, "calls": 0, "macs": 0, "kernel": node.kernel}
+        row = kernels.setdefault(node.kernel, fresh)
+        row["calls"] += 1
+        row["macs"] += node.macs
+    calls: list[Row] = [
+        {
+            "graph": node.graph,
+            "op": node.op or "(fused)",
+            "module": node.module,
+            "family": node.family,
+            "macs": node.macs,
+            "output": "x".join(map(str, node.outputs[0].shape)),
+        }
+        for node in manifest.nodes
+    ]
+    files = [{"file": name, "bytes": entry.bytes, "sha256": entry.sha256} for name, entry in manifest.files.items()]
+    by_family: Counter[str] = Counter()
+    for node in manifest.nodes:
+        if node.graph == "step":
+            by_family[node.family] += node.macs
+    figures = {
+        "kernels": float(len(kernels)),
+        "calls.step": float(sum(node.graph == "step" for node in manifest.nodes)),
+        "calls.prepare": float(sum(node.graph == "prepare" for node in manifest.nodes)),
+        "bytes.arena": float(manifest.arena_bytes),
+        "bytes.weights": float(manifest.weights_bytes),
+        "bytes.files": float(sum(entry.bytes for entry in manifest.files.values())),
+        **{f"macs.{family or 'fused'}": float(macs) for family, macs in by_family.items()},
+    }
+    summary = {
+        "bundle": str(path),
+        "target": manifest.target.name,
+        "method": manifest.config.get("method", "?"),
+        "schedule": f"{manifest.schedule.sampler}, {manifest.schedule.steps} steps (any other can be chosen)",
+        "carried state": ", ".join(port.name for port in manifest.states()) or "none",
+        "toolchain": ", ".join(f"{name} {version}" for name, version in manifest.toolchain.items()),
+    }
+    tables = {"Kernels": list(kernels.values()), "Calls": calls, "Files": files}
+    return Outcome(True, figures, {"summary": summary, "tables": tables})
+
+
+def _value_row(value: Any, role: str) -> Row:
+    return {"name": value.name, "role": role, "dtype": value.dtype.name, "shape": list(value.shape)}
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Lay rows out in columns, numbers to the right."""
+    if not rows:
+        return "  (none)"
+    keys = list(rows[0])
+    cells = [[_text(row[key]) for key in keys] for row in rows]
+    widths = [max(len(line[i]) for line in [keys, *cells]) for i in range(len(keys))]
+    right = [isinstance(rows[0][key], int | float) for key in keys]
+
+    def line(texts: Sequence[str]) -> str:
+        parts = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, widths, right, strict=True))
+        return "  " + "  ".join(parts).rstrip()
+
+    return "\n".join([line(keys), *(line(texts) for texts in cells)])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
