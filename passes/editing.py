@@ -139,7 +139,9 @@ class Editor:
         if key not in self._constants:
             name = self.unique(hint)
             tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            value = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+            )
             self.graph.register_initializer(value)
             self._constants[key] = value
         return self._constants[key]

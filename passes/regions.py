@@ -48,7 +48,7 @@ class Side:
             "region",
             [self.types[name] for name in edge],
             [self.types[name] for name in outputs],
-            constants.values(),
+            list(constants.values()),
         )
         model = onnx.helper.make_model(graph, opset_imports=self.proto.opset_import)
         model.functions.extend(self.proto.functions)

@@ -20,7 +20,8 @@ def spell_out(model: onnx.ModelProto, types: dict[str, onnx.ValueInfoProto]) -> 
             schema = onnx.defs.get_schema(node.op_type, opset, "")
             operands = [types[name].type.SerializeToString() for name in node.input]
             function = onnx.FunctionProto()
-            function.ParseFromString(schema.get_context_dependent_function(node.SerializeToString(), operands))
+            body = schema.get_context_dependent_function(node.SerializeToString(), operands)  # type: ignore[attr-defined]  # missing in its stub
+            function.ParseFromString(body)
             function.domain, function.name = DOMAIN, f"{node.op_type}_{index}"
             result.functions.append(function)
             node.domain, node.op_type = function.domain, function.name
