@@ -113,11 +113,14 @@ class BinaryLinear(nn.Module):
 
 
 class ActivationQuantizer4(nn.Module):
-    """Signed 4-bit quantiser with one learned step: clamp(round_half_even(x / step), -8, 7) * step."""
+    """Signed 4-bit quantiser with one learned step: clamp(round_half_even(x / step), -8, 7) * step.
+
+    `step` is a tensor of one value, here and in the layers below; it is kept as f32[].
+    """
 
     def __init__(self, step: Tensor) -> None:
         super().__init__()
-        self.register_buffer("step", step)
+        self.register_buffer("step", step.reshape(()))
         self.step: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,7 +152,7 @@ class BinaryWeightConv2d(nn.Module):
         self.register_buffer("bits", bits)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        self.register_buffer("step", step)
+        self.register_buffer("step", step.reshape(()))
         self.bits: Tensor
         self.scale: Tensor
         self.bias: Tensor | None
@@ -177,7 +180,7 @@ class BinaryWeightLinear(nn.Module):
         self.register_buffer("bits", bits)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        self.register_buffer("step", step)
+        self.register_buffer("step", step.reshape(()))
         self.bits: Tensor
         self.scale: Tensor
         self.bias: Tensor | None

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from conftest import SIZE, small_checkpoint, small_denoiser
+from conftest import ROLES, SIZE, small_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -207,7 +207,7 @@ class _Foreign(nn.Module):
     ],
 )
 def test_an_unsupported_layer_is_named(layer: nn.Module, message: str, tmp_path) -> None:
-    checkpoint = small_checkpoint("float")
+    checkpoint = small_checkpoint("fp32")
     checkpoint.module.unet.set_submodule("down_blocks.0.resnets.0.conv2", layer)
     with pytest.raises(UnsupportedError, match=rf"down_blocks\.0\.resnets\.0\.conv2.*{message}"):
         export(checkpoint, tmp_path / "model.onnx")
@@ -215,8 +215,8 @@ def test_an_unsupported_layer_is_named(layer: nn.Module, message: str, tmp_path)
 
 
 def test_all_layers_of_the_zoo_models_are_supported() -> None:
-    for method in ("float", "bidm", "binarydm"):
-        check_layers(small_denoiser(method))
+    for method in ROLES:
+        check_layers(small_checkpoint(method).module)
 
 
 def test_an_interrupted_export_leaves_no_file(tmp_path, monkeypatch) -> None:
@@ -225,10 +225,16 @@ def test_an_interrupted_export_leaves_no_file(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(exporter.golden, "files", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        export(small_checkpoint("float"), tmp_path / "model.onnx")
+        export(small_checkpoint("fp32"), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_file_name_is_refused_before_any_work(tmp_path) -> None:
     with pytest.raises(InvalidModelError, match=r"ends in \.onnx"):
-        export(small_checkpoint("float"), tmp_path / "model.bin")
+        export(small_checkpoint("fp32"), tmp_path / "model.bin")
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path) -> None:
+    with pytest.raises(InvalidModelError, match="nowhere"):
+        export(tmp_path / "nowhere", tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
