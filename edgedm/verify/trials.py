@@ -1,0 +1,198 @@
+"""Inputs that try a kernel: seeded random ones, and those where implementations go wrong.
+
+Signs meet exact zeros, -0.0, infinities and NaN; quantisers meet exact ties and values beyond their range; products
+are run with neutral epilogues, so that the integer accumulator itself comes out; norms meet constant channels and
+gamma = 0, which makes their output a constant that sits exactly on a tie or a threshold.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgedm.ops import FUNCTIONS
+from edgedm.ops.packing import pack_rows, unpack_rows
+from edgedm.verify.judge import run_op
+
+Array = NDArray[Any]
+Types = Mapping[str, onnx.ValueInfoProto]
+
+LARGE_STEP = 64.0
+"""A quantiser step at which SiLU is the identity on ties: sigmoid(32) is 1 in float32."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Values by role: `feeds` for run-time operands, `constants` in place of the graph's own."""
+
+    name: str
+    feeds: dict[str, Array]
+    constants: dict[str, Array] = field(default_factory=dict)
+    ceiling: dict[str, Array] = field(default_factory=dict)  # by output name
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One op of the lowered graph: names and types of its operands by role."""
+
+    op: str
+    node: onnx.NodeProto
+    names: dict[str, str]  # role -> value name
+    shapes: dict[str, tuple[int, ...]]
+    constants: dict[str, Array]  # by role
+    attributes: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, node: onnx.NodeProto, types: Mapping[str, onnx.ValueInfoProto], known: Mapping[str, Array]
+    ) -> "Subject":
+        """Describe `node`; `known` are the graph's constants by value name."""
+        names = dict(zip(roles(node), node.input, strict=True))
+        shapes = {role: _shape(types[name]) for role, name in names.items()}
+        constants = {role: known[name] for role, name in names.items() if name in known}
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        return cls(node.op_type, node, names, shapes, constants, attributes)
+
+    def runtime(self) -> list[str]:
+        """Roles of the operands that are known only at run time."""
+        return [role for role in self.names if role not in self.constants]
+
+
+def roles(node: onnx.NodeProto) -> list[str]:
+    """Names of the operands of an op: those of its ONNX function; letters for a standard op."""
+    function = FUNCTIONS.get(node.op_type) if node.domain else None
+    if function is not None:
+        return [str(value.name) for value in function.inputs]
+    return list("abcdefgh"[: len(node.input)])
+
+
+def trials(subject: Subject, seed: int = 0) -> Iterator[Trial]:
+    """Yield the trials of one op."""
+    rng = np.random.default_rng(seed)
+    yield Trial("random", _random(subject, rng))
+    for special in _SPECIAL.get(subject.op, ()):
+        trial = special(subject, rng)
+        if trial is not None:
+            yield trial
+
+
+def _random(subject: Subject, rng: np.random.Generator) -> dict[str, Array]:
+    return {role: _draw(subject, role, rng) for role in subject.runtime()}
+
+
+def _draw(subject: Subject, role: str, rng: np.random.Generator) -> Array:
+    shape = subject.shapes[role]
+    if role == "bits":
+        return pack_rows(rng.random((*shape[:-1], subject.attributes["channels"])) < 0.5)
+    if role == "codes":
+        return rng.integers(-8, 8, shape).astype(np.int8)
+    spread = 3.0 * float(subject.constants["step"]) if "step" in subject.constants else 1.0
+    offset = rng.standard_normal(shape[-1:]) if subject.op.startswith("GroupNorm") else 0.0
+    return (spread * (rng.standard_normal(shape) + offset)).astype(np.float32)
+
+
+def _signs(subject: Subject, rng: np.random.Generator) -> Trial:
+    """x + threshold exactly 0, next to 0, +-0 themselves, infinite, NaN."""
+    x, threshold = _draw(subject, "x", rng), subject.constants["threshold"].astype(np.float32)
+    rows = x.reshape(-1, x.shape[-1])
+    zero = np.float32(0.0)
+    edges = [-threshold, np.nextafter(-threshold, -np.inf), np.nextafter(-threshold, np.inf)]
+    edges += [np.full_like(threshold, value) for value in (zero, -zero, np.inf, -np.inf, np.nan, 1e-45)]
+    for row, edge in zip(rows, edges, strict=False):
+        row[:] = edge
+    return Trial("edges of the sign", {"x": x})
+
+
+def _ties(subject: Subject, rng: np.random.Generator) -> Trial:
+    """x / step exactly between two codes, beyond the range, infinite, NaN."""
+    x, step = _draw(subject, "x", rng), subject.constants["step"].astype(np.float32)
+    flat = x.reshape(-1)
+    values = [*np.arange(-10, 10) + 0.5, *np.arange(-10, 10), 1e30, -1e30, np.inf, -np.inf, np.nan, -0.0]
+    edges = (np.array(values) * step).astype(np.float32)
+    count = flat.size // 2 if flat.size > edges.size else flat.size
+    flat[:count] = np.resize(edges, count)
+    return Trial("ties", {"x": x})
+
+
+def _accumulator(subject: Subject, rng: np.random.Generator, aligned: bool = False) -> Trial:
+    """A neutral epilogue: the output is the integer accumulator, which float32 holds exactly."""
+    feeds = _random(subject, rng)
+    constants: dict[str, Array] = {}
+    for role in subject.names:
+        value = {"multiplier": 1.0, "pixel_scale": 1.0, "residual_scale": 1.0, "addend": 0.0, "residual": 0.0}.get(role)
+        if value is None:
+            continue
+        neutral = np.full(subject.shapes[role], value, np.float32)
+        (constants if role in subject.constants else feeds)[role] = neutral
+    if aligned:
+        role = "bits" if "bits" in subject.names else "codes"
+        feeds[role] = _aligned(subject, role)
+    return Trial("largest accumulator" if aligned else "accumulator", feeds, constants)
+
+
+def _largest_accumulator(subject: Subject, rng: np.random.Generator) -> Trial:
+    return _accumulator(subject, rng, aligned=True)
+
+
+def _aligned(subject: Subject, role: str) -> Array:
+    """Operands that follow the signs of the first filter, so that its sum is as large as it gets."""
+    shape = subject.shapes[role]
+    channels = subject.attributes.get("channels", shape[-1])
+    filters = unpack_rows(subject.constants["weight"][0], channels)
+    votes = filters.reshape(-1, channels).sum(0) >= 0
+    if role == "bits":
+        return np.broadcast_to(pack_rows(votes), shape).copy()
+    return np.broadcast_to(np.where(votes, 7, -8).astype(np.int8), shape).copy()
+
+
+def _flat_norm(subject: Subject, rng: np.random.Generator) -> Trial:
+    """Channels that are constant over all pixels, some groups without any variance."""
+    x = _draw(subject, "x", rng)
+    channels = x.shape[-1]
+    x[..., : channels // 2] = rng.standard_normal(channels // 2).astype(np.float32)
+    x[..., : channels // subject.attributes["groups"]] = np.float32(0.375)
+    return Trial("constant channels", {"x": x})
+
+
+def _norm_on_threshold(subject: Subject, rng: np.random.Generator) -> Trial:
+    """gamma = 0 and large beta: the output is beta, and half of the thresholds are exactly -beta."""
+    channels = subject.shapes["x"][-1]
+    beta = (32 + rng.integers(0, 64, channels)).astype(np.float32)
+    above = np.nextafter(beta, np.float32(np.inf), dtype=np.float32)
+    threshold = -np.where(np.arange(channels) % 2 == 0, beta, above)
+    constants = {"gamma": np.zeros(channels, np.float32), "beta": beta, "threshold": threshold.astype(np.float32)}
+    return Trial("norm on the threshold", _random(subject, rng), constants)
+
+
+def _norm_on_tie(subject: Subject, rng: np.random.Generator) -> Trial:
+    """gamma = 0 and beta on a tie: sigmoid never exceeds 1, so the code is at most that of beta itself."""
+    channels = subject.shapes["x"][-1]
+    step = np.array(LARGE_STEP, np.float32)
+    beta = ((np.arange(channels) % 8 + 0.5) * step).astype(np.float32)
+    limits = {"low": subject.attributes.get("low", -8), "high": subject.attributes.get("high", 7)}
+    codes = run_op("QuantizeCodes", {"x": beta, "step": step}, limits, 1)[0]
+    ceiling = np.broadcast_to(codes, subject.shapes["x"])
+    constants = {"gamma": np.zeros(channels, np.float32), "beta": beta}
+    constants["step"] = step.reshape(subject.shapes["step"])
+    return Trial("norm on ties", _random(subject, rng), constants, {subject.node.output[0]: ceiling})
+
+
+def _shape(item: onnx.ValueInfoProto) -> tuple[int, ...]:
+    return tuple(each.dim_value for each in item.type.tensor_type.shape.dim)
+
+
+Special = Callable[[Subject, np.random.Generator], Trial | None]
+
+_SPECIAL: dict[str, tuple[Special, ...]] = {
+    **dict.fromkeys(("PackBits", "PackBitsMeanAbs"), (_signs,)),
+    **dict.fromkeys(
+        ("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm"), (_accumulator, _largest_accumulator)
+    ),
+    **dict.fromkeys(("GroupNorm", "GroupNormSilu"), (_flat_norm,)),
+    "QuantizeCodes": (_ties,),
+    "GroupNormSiluPack": (_flat_norm, _norm_on_threshold),
+    "GroupNormSiluQuantize": (_flat_norm, _norm_on_tie),
+}
