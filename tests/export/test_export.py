@@ -8,9 +8,9 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from conftest import ROLES, SIZE, small_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_models import ROLES, SIZE, small_checkpoint
 from torch import nn
 
 from edgedm import ops
