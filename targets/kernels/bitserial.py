@@ -235,7 +235,16 @@ class _Kernel:
                 bits = self._merge(acc, (p * together + g) * size)
                 total = let(base - bits * const(2, "int32", size))
                 if tail and g == together - 1:
-                    store_few(total, shape.out_channels % size, size, self.epilogue, inputs, y, row, channel)
+                    store_few(
+                        cast(total, "float32", size),
+                        shape.out_channels % size,
+                        size,
+                        self.epilogue,
+                        inputs,
+                        y,
+                        row,
+                        channel,
+                    )
                 else:
                     value = self.epilogue.apply(cast(total, "float32", size), inputs, row, channel, size)
                     store(y, value, row * shape.out_channels + channel, size)

@@ -129,13 +129,40 @@ def repeat(vector: Expr, size: int, lanes: int) -> Expr:
     return vector if lanes == size else tirx.Shuffle([vector] * (lanes // size), list(range(lanes)))
 
 
+def mask_bits(condition: Expr, lanes: int) -> Expr:
+    """Return a lane-wise condition as an unsigned integer of `lanes` bits, lane 0 lowest."""
+    # `reinterpret` refuses because TVM counts a byte a boolean; LLVM's vector has one bit a lane.
+    return tirx.call_intrin(f"uint{lanes}", "tirx.reinterpret", condition)
+
+
+def in_lanes(count: int, lanes: int, emit: Callable[[Expr, int], None]) -> None:
+    """Emit `emit(start, lanes)` over `count` elements: whole vectors, then single ones."""
+    whole = count // lanes if lanes > 1 else 0
+    if whole == 1:
+        emit(0, lanes)
+    elif whole:
+        with loop(whole) as index:
+            emit(index * lanes, lanes)
+    if count - whole * lanes:
+        with loop(count - whole * lanes, whole * lanes) as at:
+            emit(at, 1)
+
+
 def sum_lanes(vector: Expr, lanes: int) -> Expr:
     """Add up the lanes: halves onto halves, a fixed order."""
+    return _fold(vector, lanes, lambda low, high: low + high)
+
+
+def max_lanes(vector: Expr, lanes: int) -> Expr:
+    """Return the largest lane."""
+    return _fold(vector, lanes, tirx.max)
+
+
+def _fold(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    vector = let(vector)
     while lanes > 1:
         lanes //= 2
-        low = permute(vector, range(lanes)) if lanes > 1 else permute(vector, [0])
-        high = permute(vector, range(lanes, 2 * lanes)) if lanes > 1 else permute(vector, [1])
-        vector = let(low + high)
+        vector = let(combine(permute(vector, range(lanes)), permute(vector, range(lanes, 2 * lanes))))
     return vector
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgedm.errors import InvalidModelError
-from edgedm.targets.kernels.builder import Buffer, Expr, block, cast, load, local, loop, splat, store
+from edgedm.targets.kernels.builder import Buffer, Expr, block, load, local, loop, splat, store
 from edgedm.targets.kernels.spec import Operand
 
 _NEUTRAL = {"multiplier": 1.0, "pixel_scale": 1.0, "addend": 0.0, "residual": 0.0, "residual_scale": 1.0}
@@ -91,10 +91,10 @@ def store_few(
     row: Expr,
     channel: Expr,
 ) -> None:
-    """Finish the first `count` of `size` int32 lanes one by one: a tail of output channels."""
+    """Finish the first `count` of `size` float32 lanes one by one: a tail of output channels."""
     with block():
-        spill = local(size, "int32")
+        spill = local(size, "float32")
         store(spill, total, 0, size)
         with loop(count) as o:
-            value = epilogue.apply(cast(load(spill, o), "float32"), inputs, row, channel + o, 1)
+            value = epilogue.apply(load(spill, o), inputs, row, channel + o, 1)
             store(y, value, row * epilogue.shape[-1] + channel + o)

@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets.kernels import bitserial, generic, lookup
-from edgedm.targets.kernels.builder import cast, load
+from edgedm.targets.kernels import bitserial, dense, float_conv, generic, lookup, norm, pack
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
 from edgedm.targets.kernels.shapes import Convolution
-from edgedm.targets.kernels.spec import Operand, Request, TensorSpec, as_words
+from edgedm.targets.kernels.spec import Operand, Request, TensorSpec
 from edgedm.targets.tuning import tiling
 
 _WORD = 64
@@ -18,13 +17,14 @@ _WORD = 64
 
 def draft(request: Request) -> Draft:
     """Return the kernel draft of the best family for a request."""
-    return _GENERIC[request.op](request)
+    return _FAMILIES[request.op](request)
 
 
 def _pack(request: Request) -> Draft:
     x, threshold = request.operands["x"], request.operands["threshold"]
     channels = x.shape[-1]
     rows = x.spec.size // channels
+    lanes = tiling.float_lanes(request.target)
     _require_finite(request.op, threshold)
     _require_size(request.op, "threshold", threshold, channels)
     outputs = [TensorSpec((*x.shape[:-1], -(-channels // _WORD)), "uint64")]
@@ -33,20 +33,21 @@ def _pack(request: Request) -> Draft:
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
         mean_abs = outs[1] if len(outs) > 1 else None
-        generic.pack_bits(inputs["x"], inputs["threshold"], outs[0], mean_abs, rows, channels)
+        pack.pack_bits(inputs["x"], inputs["threshold"], outs[0], mean_abs, rows, channels, lanes)
 
-    return Draft("generic", body, _specs(request), outputs)
+    return Draft(f"pack {lanes}", body, _specs(request), outputs)
 
 
 def _quantize(request: Request) -> Draft:
     attrs = request.attrs
     low, high = attrs.get("low", -8), attrs.get("high", 7)
     shape = request.operands["x"].shape
+    lanes = tiling.float_lanes(request.target)
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        generic.quantize_codes(inputs["x"], inputs["step"], outs[0], low, high)
+        pack.quantize_codes(inputs["x"], inputs["step"], outs[0], low, high, lanes)
 
-    return Draft("generic", body, _specs(request), [TensorSpec(shape, "int8")])
+    return Draft(f"quantize {lanes}", body, _specs(request), [TensorSpec(shape, "int8")])
 
 
 def _norm(request: Request) -> Draft:
@@ -56,28 +57,30 @@ def _norm(request: Request) -> Draft:
     groups, epsilon = request.attrs["groups"], request.attrs["epsilon"]
     if channels % groups:
         raise InvalidModelError(f"{request.op}: {channels} channels are not divisible into {groups} groups")
-    act = request.op != "GroupNorm"
+    lanes = tiling.float_lanes(request.target)
+    form = norm.Norm(rows, channels, groups, epsilon, request.op != "GroupNorm", lanes)
     y = TensorSpec(x.shape, "float32")
-    scratch: list[TensorSpec] = []
+    outputs = [y]
     if request.op == "GroupNormSiluPack":
         bits = TensorSpec((*x.shape[:-1], -(-channels // _WORD)), "uint64")
         outputs = [y, bits, TensorSpec((*x.shape[:-1], 1), "float32")]
         _require_finite(request.op, request.operands["threshold"])
     elif request.op == "GroupNormSiluQuantize":
-        outputs, scratch = [TensorSpec(x.shape, "int8")], [y]
-    else:
-        outputs = [y]
+        outputs = [TensorSpec(x.shape, "int8")]
 
-    def body(inputs: Mapping[str, Any], outs: Any, extra: Any) -> None:
-        y = extra[0] if extra else outs[0]
-        generic.group_norm(inputs["x"], inputs["gamma"], inputs["beta"], y, rows, channels, groups, epsilon, act)
+    def body(inputs: Mapping[str, Any], outs: Any, scratch: Any) -> None:
+        sums, mean, scale = scratch
+        form.statistics(inputs["x"], inputs["gamma"], sums, mean, scale)
+        operands = [inputs["x"], mean, scale, inputs["beta"]]
         if request.op == "GroupNormSiluPack":
-            generic.pack_bits(y, inputs["threshold"], outs[1], outs[2], rows, channels)
-        if request.op == "GroupNormSiluQuantize":
+            form.pack(operands, inputs["threshold"], *outs)
+        elif request.op == "GroupNormSiluQuantize":
             low, high = request.attrs.get("low", -8), request.attrs.get("high", 7)
-            generic.quantize_codes(y, inputs["step"], outs[0], low, high)
+            form.quantize(operands, inputs["step"], outs[0], low, high)
+        else:
+            form.write(operands, outs[0])
 
-    return Draft("generic", body, _specs(request), outputs, scratch)
+    return Draft(f"norm {lanes}", body, _specs(request), outputs, [TensorSpec((channels,), "float32")] * 3)
 
 
 def _binary(request: Request) -> Draft:
@@ -100,40 +103,15 @@ def _binary_weight(request: Request) -> Draft:
     if "ssse3" in request.target.features and request.attrs.get("code_bits", 4) <= 4:
         reader = tiling.lookup(request.target, shape)
         return lookup.draft(shape, codes.spec, weight, output, epilogue, reader)
-    packed = as_words(weight)
-    width = packed.shape[-1]
-
-    def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        def term(pixel: Any, tap: Any, channel: Any, o: Any) -> Any:
-            w = load(inputs["weight"], (o * shape.taps + tap) * width + channel // _WORD)
-            x = cast(load(inputs["codes"], pixel * channels + channel), "int32")
-            return x * generic.sign_of(w, channel % _WORD)
-
-        generic.product(shape, term, channels, "int32", epilogue, inputs, outs[0])
-
-    inputs = {"codes": codes.spec, "weight": TensorSpec(packed.shape, "uint64"), **_kept(epilogue)}
-    return Draft("generic", body, inputs, [TensorSpec(output, "float32")], pack={"weight": as_words}, macs=shape.macs)
+    return generic.binary_weight(shape, codes.spec, weight, output, epilogue)
 
 
 def _float_conv(request: Request) -> Draft:
     x, weight, bias = (request.operands[name] for name in ("x", "weight", "bias"))
     out_channels, channels, *kernel = weight.shape
     shape = Convolution.of(x.shape, channels, out_channels, tuple(kernel), request.attrs)
-    output = (1, shape.out_height, shape.out_width, out_channels)
-    epilogue = Epilogue.of({"addend": bias}, output)
-
-    def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        def term(pixel: Any, tap: Any, channel: Any, o: Any) -> Any:
-            w = load(inputs["weight"], (o * channels + channel) * shape.taps + tap)
-            return load(inputs["x"], pixel * channels + channel) * w
-
-        terms = {"addend": inputs["bias"]} if "bias" in inputs else {}
-        generic.product(shape, term, channels, "float32", epilogue, terms, outs[0])
-
-    inputs = {"x": x.spec, "weight": weight.spec}
-    if epilogue.terms:
-        inputs["bias"] = bias.spec
-    return Draft("generic", body, inputs, [TensorSpec(output, "float32")], macs=shape.macs)
+    _require_constant(request.op, "weight", weight)
+    return float_conv.draft(shape, x.spec, weight, bias, tiling.float_conv(request.target, shape))
 
 
 def _matmul(request: Request) -> Draft:
@@ -141,20 +119,31 @@ def _matmul(request: Request) -> Draft:
     if len(a) < 2 or len(b) < 2 or a[-1] != b[-2]:
         raise InvalidModelError(f"MatMul: {list(a)} times {list(b)}")
     m, k, n = a[-2], a[-1], b[-1]
-    batch = a[:-2] if math.prod(a[:-2]) >= math.prod(b[:-2]) else b[:-2]
+    batch, own_a, own_b = _common_batch(a[:-2], b[:-2])
+    output = TensorSpec((*batch, m, n), "float32")
     count = math.prod(batch)
-    for own in (a[:-2], b[:-2]):
-        if math.prod(own) not in (1, count):
-            raise UnsupportedError(f"MatMul: batch axes {list(a[:-2])} and {list(b[:-2])}: only equal ones or one")
-
-    def index_of(own: tuple[int, ...]) -> Callable[[Any], Any]:
-        return (lambda i: 0) if math.prod(own) == 1 else (lambda i: i)
+    if own_b == 1 and own_a == count:  # one right operand for all: the batch is more rows
+        count, m = 1, count * m
+    lanes = tiling.float_lanes(request.target)
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        generic.matmul(inputs["a"], inputs["b"], outs[0], m, n, k, index_of(a[:-2]), index_of(b[:-2]), count)
+        batch_of = tuple((lambda i: 0) if own == 1 else (lambda i: i) for own in (own_a, own_b))
+        dense.matmul(inputs["a"], inputs["b"], outs[0], (count, m, n, k), batch_of, lanes)
 
-    output = TensorSpec((*batch, m, n), "float32")
-    return Draft("generic", body, _specs(request), [output], macs=count * m * n * k)
+    return Draft(f"matmul {lanes}", body, _specs(request), [output], macs=count * m * n * k)
+
+
+def _common_batch(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """Return the output's batch axes and how many matrices each operand holds: all of them or one."""
+    batch = a if (math.prod(a), len(a)) >= (math.prod(b), len(b)) else b
+    counts = math.prod(a), math.prod(b)
+    rank = max(len(a), len(b))
+    batch = (*([1] * (rank - len(batch))), *batch)
+    if any(own not in (1, math.prod(batch)) for own in counts):
+        raise UnsupportedError(
+            f"MatMul: batch axes {list(a)} and {list(b)}: they must be equal, or one operand's all 1"
+        )
+    return batch, *counts
 
 
 def _softmax(request: Request) -> Draft:
@@ -163,31 +152,41 @@ def _softmax(request: Request) -> Draft:
         raise UnsupportedError(f"Softmax: axis {request.attrs['axis']} of {list(x.shape)}: only the last")
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        generic.softmax(inputs["x"], outs[0], x.spec.size // x.shape[-1], x.shape[-1])
+        dense.softmax(inputs["x"], outs[0], x.spec.size // x.shape[-1], x.shape[-1], lanes)
 
-    return Draft("generic", body, _specs(request), [x.spec])
+    lanes = tiling.float_lanes(request.target)
+    return Draft(f"softmax {lanes}", body, _specs(request), [x.spec])
 
 
 def _upsample(request: Request) -> Draft:
-    batch, height, width, channels = request.operands["x"].shape
+    batch, height, width, channels = _image(request)
+    lanes = tiling.float_lanes(request.target)
     factor = request.attrs["factor"]
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        generic.upsample(inputs["x"], outs[0], height, width, channels, factor)
+        dense.upsample(inputs["x"], outs[0], (height, width, channels), factor, lanes)
 
     output = TensorSpec((batch, height * factor, width * factor, channels), "float32")
-    return Draft("generic", body, _specs(request), [output])
+    return Draft(f"resize {lanes}", body, _specs(request), [output])
 
 
 def _average_pool(request: Request) -> Draft:
-    batch, height, width, channels = request.operands["x"].shape
+    batch, height, width, channels = _image(request)
+    lanes = tiling.float_lanes(request.target)
     kh, kw = request.attrs["kernel"]
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        generic.average_pool(inputs["x"], outs[0], height, width, channels, (kh, kw))
+        dense.average_pool(inputs["x"], outs[0], (height, width, channels), (kh, kw), lanes)
 
     output = TensorSpec((batch, height // kh, width // kw, channels), "float32")
-    return Draft("generic", body, _specs(request), [output])
+    return Draft(f"resize {lanes}", body, _specs(request), [output])
+
+
+def _image(request: Request) -> tuple[int, int, int, int]:
+    shape = request.operands["x"].shape
+    if len(shape) != 4:
+        raise InvalidModelError(f"{request.op}: expected [1, H, W, C], got {list(shape)}")
+    return shape
 
 
 def _geometry(request: Request, image: tuple[int, ...], channels: int) -> tuple[Convolution, tuple[int, ...]]:
@@ -202,8 +201,7 @@ def _geometry(request: Request, image: tuple[int, ...], channels: int) -> tuple[
 def _constant_weight(request: Request) -> Any:
     weight = request.operands["weight"]
     rank = 4 if request.op.endswith("Conv") else 2
-    if weight.value is None:
-        raise UnsupportedError(f"{request.op}: the weight is computed at run time; it must be a constant")
+    _require_constant(request.op, "weight", weight)
     if weight.spec.dtype != "uint8" or len(weight.shape) != rank:
         raise InvalidModelError(
             f"{request.op}: weight: expected packed uint8 of rank {rank}, got {weight.spec.dtype}{list(weight.shape)}"
@@ -216,12 +214,13 @@ def _terms(request: Request) -> dict[str, Operand]:
     return {name: request.operands[name] for name in names if name in request.operands}
 
 
-def _kept(epilogue: Epilogue) -> dict[str, TensorSpec]:
-    return {name: operand.spec for name, operand in epilogue.terms.items()}
-
-
 def _specs(request: Request) -> dict[str, TensorSpec]:
     return {name: operand.spec for name, operand in request.operands.items()}
+
+
+def _require_constant(op: str, name: str, operand: Operand) -> None:
+    if operand.value is None:
+        raise UnsupportedError(f"{op}: the {name} is computed at run time; it must be a constant")
 
 
 def _require_size(op: str, name: str, operand: Operand, size: int) -> None:
@@ -236,7 +235,7 @@ def _require_finite(op: str, threshold: Operand) -> None:
         raise InvalidModelError(f"{op}: threshold: every value must be finite")
 
 
-_GENERIC: Mapping[str, Callable[[Request], Draft]] = {
+_FAMILIES: Mapping[str, Callable[[Request], Draft]] = {
     "PackBits": _pack,
     "PackBitsMeanAbs": _pack,
     "QuantizeCodes": _quantize,

@@ -324,4 +324,4 @@ class _Kernel:
                 value = self.epilogue.apply(cast(total, "float32", size), inputs, pixel, channel, size)
                 store(y, value, pixel * out_channels + channel, size)
             else:
-                store_few(total, count, size, self.epilogue, inputs, y, pixel, channel)
+                store_few(cast(total, "float32", size), count, size, self.epilogue, inputs, y, pixel, channel)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from edgedm.targets.kernels.builder import Buffer, Expr, load, loop, store
+from edgedm.targets.kernels.builder import Buffer, Expr, in_lanes, load, loop, store
 from edgedm.targets.kernels.shapes import Convolution
 
 COPY_LANES = 8
@@ -152,19 +152,8 @@ class _Axis:
 
 
 def _fill(target: Buffer, zero: Callable[[int], Expr], start: Expr, count: int) -> None:
-    _in_lanes(count, lambda at, lanes: store(target, zero(lanes), start + at, lanes))
+    in_lanes(count, COPY_LANES, lambda at, lanes: store(target, zero(lanes), start + at, lanes))
 
 
 def _copy(source: Buffer, source_at: Expr, target: Buffer, target_at: Expr, count: int) -> None:
-    _in_lanes(count, lambda at, n: store(target, load(source, source_at + at, n), target_at + at, n))
-
-
-def _in_lanes(count: int, emit: Callable[[Expr, int], None]) -> None:
-    """Emit `emit(at, lanes)` over `count` elements: vectors, then single ones."""
-    whole = count // COPY_LANES
-    if whole:
-        with loop(whole) as index:
-            emit(index * COPY_LANES, COPY_LANES)
-    if count % COPY_LANES:
-        with loop(count % COPY_LANES, whole * COPY_LANES) as at:
-            emit(at, 1)
+    in_lanes(count, COPY_LANES, lambda at, n: store(target, load(source, source_at + at, n), target_at + at, n))

@@ -1,6 +1,7 @@
 """The small table from target and shape to a tile, measured on one core of an AVX-512 machine."""
 
 from edgedm.targets.kernels import bitserial as _bitserial
+from edgedm.targets.kernels import float_conv as _float_conv
 from edgedm.targets.kernels.lookup import Reader
 from edgedm.targets.kernels.lookup_permute import PermuteReader
 from edgedm.targets.kernels.lookup_shuffle import ShuffleReader
@@ -8,6 +9,11 @@ from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target
 
 _WORD_BYTES = 8
+
+
+def float_lanes(target: Target) -> int:
+    """float32 values of a vector."""
+    return target.vector_bytes // 4
 
 
 def bitserial(target: Target, shape: Convolution) -> _bitserial.Tile:
@@ -35,3 +41,12 @@ def lookup(target: Target, shape: Convolution) -> Reader:
     if pixels >= most:
         return ShuffleReader(lanes, most, 1)
     return ShuffleReader(lanes, pixels, max(1, most // pixels // 2))
+
+
+def float_conv(target: Target, shape: Convolution) -> _float_conv.Tile:
+    """24 accumulators in 32 registers, 12 in 16; few pixels leave room for more output channels."""
+    lanes = float_lanes(target)
+    pixels = shape.out_height * shape.out_width
+    if target.vector_bytes == 64:
+        return _float_conv.Tile(lanes, 6, 4) if pixels >= 6 else _float_conv.Tile(lanes, pixels, 4)
+    return _float_conv.Tile(lanes, 6, 2) if pixels >= 6 else _float_conv.Tile(lanes, pixels, 4)

@@ -1,0 +1,144 @@
+"""MatMul (batched, float32), Softmax over the last axis, UpsampleNearest and AveragePool2d."""
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from edgedm.targets.kernels.builder import (
+    Buffer,
+    Expr,
+    block,
+    const,
+    in_lanes,
+    let,
+    load,
+    local,
+    loop,
+    max_lanes,
+    parallel,
+    splat,
+    store,
+    sum_lanes,
+)
+from edgedm.targets.kernels.mathematics import exp
+
+F32 = "float32"
+PARALLEL_MACS = 1 << 20  # about 20 us of one core
+PARALLEL_ELEMENTS = 1 << 18
+ROWS, VECTORS = 4, 2  # of a product's register tile
+
+
+def matmul(
+    a: Buffer,
+    b: Buffer,
+    y: Buffer,
+    size: tuple[int, int, int, int],
+    batch_of: tuple[Callable[[Expr], Expr], Callable[[Expr], Expr]],
+    lanes: int,
+) -> None:
+    """f32[batch, m, k] times f32[batch, k, n]; `size` is (batch, m, n, k).
+
+    `batch_of` maps the output's batch index to the operands'. A tile of 4 rows x 2 vectors of columns stands in
+    registers over k; columns that fill no vector go to narrower ones.
+    """
+    batch, m, n, k = size
+    a_of, b_of = batch_of
+
+    def tile(index: Expr, row: Expr, rows: int, column: Expr, vectors: int, width: int) -> None:
+        with block():
+            acc = local(rows * vectors * width, F32)
+            slots = [(r, v) for r in range(rows) for v in range(vectors)]
+            for r, v in slots:
+                store(acc, const(0.0, F32, width), (r * vectors + v) * width, width)
+            with loop(k) as t:
+                at = let((b_of(index) * k + t) * n + column)
+                right = [let(load(b, at + v * width, width)) for v in range(vectors)]
+                for r in range(rows):
+                    left = let(splat(load(a, (a_of(index) * m + row + r) * k + t), width))
+                    for v in range(vectors):
+                        slot = (r * vectors + v) * width
+                        store(acc, load(acc, slot, width) + left * right[v], slot, width)
+            for r, v in slots:
+                at = (index * m + row + r) * n + column + v * width
+                store(y, load(acc, (r * vectors + v) * width, width), at, width)
+
+    def columns(index: Expr, row: Expr, rows: int) -> None:
+        first, width, vectors = 0, lanes, VECTORS
+        while first < n:
+            count = (n - first) // (vectors * width)
+            if count:
+                start = first
+                with loop(count) as c:
+                    tile(index, row, rows, start + c * vectors * width, vectors, width)
+                first += count * vectors * width
+            elif vectors > 1:
+                vectors = 1
+            else:
+                width //= 2
+
+    whole = m // ROWS
+    if whole:
+        with parallel(batch * whole, batch * m * n * k >= PARALLEL_MACS) as unit:
+            columns(let(unit // whole), let((unit % whole) * ROWS), ROWS)
+    if m % ROWS:
+        with loop(batch) as index:
+            columns(index, whole * ROWS, m % ROWS)
+
+
+def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:
+    """Per row: the maximum, exponentials and their sum, division."""
+    with parallel(rows, rows * size >= PARALLEL_ELEMENTS // 4) as row, block():
+        most, total = local(lanes, F32), local(lanes, F32)
+
+        def at(index: Expr) -> Expr:
+            return row * size + index
+
+        store(most, splat(load(x, at(0)), lanes), 0, lanes)
+        store(total, const(0.0, F32, lanes), 0, lanes)
+
+        def find(index: Expr, count: int) -> None:
+            store(most, tirx.max(load(most, 0, count), load(x, at(index), count)), 0, count)
+
+        def power(index: Expr, count: int) -> None:
+            value = let(exp(load(x, at(index), count) - splat(largest, count), count))
+            store(y, value, at(index), count)
+            store(total, load(total, 0, count) + value, 0, count)
+
+        def divide(index: Expr, count: int) -> None:
+            store(y, load(y, at(index), count) / splat(whole, count), at(index), count)
+
+        in_lanes(size, lanes, find)
+        largest = max_lanes(load(most, 0, lanes), lanes)
+        in_lanes(size, lanes, power)
+        whole = sum_lanes(load(total, 0, lanes), lanes)
+        in_lanes(size, lanes, divide)
+
+
+def upsample(x: Buffer, y: Buffer, image: tuple[int, int, int], factor: int, lanes: int) -> None:
+    """Every pixel of [height, width, channels] repeated `factor` times along both axes."""
+    height, width, channels = image
+    with parallel(height, height * width * channels >= PARALLEL_ELEMENTS // 4) as i, loop(width) as j:
+
+        def emit(c: Expr, count: int) -> None:
+            value = let(load(x, (i * width + j) * channels + c, count))
+            for di in range(factor):
+                for dj in range(factor):
+                    pixel = (i * factor + di) * (width * factor) + j * factor + dj
+                    store(y, value, pixel * channels + c, count)
+
+        in_lanes(channels, lanes, emit)
+
+
+def average_pool(x: Buffer, y: Buffer, image: tuple[int, int, int], kernel: tuple[int, int], lanes: int) -> None:
+    """Means over kernel-sized windows, stride = kernel."""
+    (height, width, channels), (kh, kw) = image, kernel
+    with parallel(height // kh, height * width * channels >= PARALLEL_ELEMENTS) as i, loop(width // kw) as j:
+
+        def emit(c: Expr, count: int) -> None:
+            total = const(0.0, F32, count)
+            for di in range(kh):
+                for dj in range(kw):
+                    total = total + load(x, ((i * kh + di) * width + j * kw + dj) * channels + c, count)
+            store(y, total / const(kh * kw, F32, count), (i * (width // kw) + j) * channels + c, count)
+
+        in_lanes(channels, lanes, emit)

@@ -1,0 +1,258 @@
+"""float32 convolutions, channels last: FloatConv.
+
+Three ways, by which axis fills the vectors:
+
+- `channels out`: a tile of `pixels` x `vectors` of output channels; each input value is broadcast against the
+  weights [O / lanes][tap][C][lanes], over taps and input channels. 24 accumulators in 32 registers: 10 loads for 24
+  multiply-adds, which the limit of 16 MAC/cycle for each 256-bit multiplier allows.
+- `channels in`, for few output channels of many input channels (the last convolution): vectors along the input
+  channels, weights [O][tap][C], one accumulator a pixel, its lanes added up at the end.
+- `pixels`, for one channel to one (the filter over mean magnitudes): vectors along a row.
+
+The input lies zero-bordered in scratch where the convolution is padded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgedm.targets.kernels.builder import (
+    Buffer,
+    Expr,
+    block,
+    const,
+    in_lanes,
+    let,
+    load,
+    local,
+    loop,
+    parallel,
+    splat,
+    store,
+    sum_lanes,
+)
+from edgedm.targets.kernels.draft import Draft
+from edgedm.targets.kernels.epilogue import Epilogue, store_few
+from edgedm.targets.kernels.shapes import Convolution
+from edgedm.targets.kernels.spec import Array, Operand, TensorSpec
+from edgedm.targets.kernels.tiles import Border, Region, grid, output_groups
+
+F32 = "float32"
+PARALLEL_MACS = 1 << 20  # about 20 us of one core
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Registers of the `channels out` way: `pixels` x `groups` vectors of `lanes` output channels."""
+
+    lanes: int
+    pixels: int
+    groups: int
+
+
+def draft(shape: Convolution, x: TensorSpec, weight: Operand, bias: Operand, tile: Tile) -> Draft:
+    """Return the kernel for x f32[1, H, W, C] and weight f32[O, C, kh, kw]."""
+    output = (1, shape.out_height, shape.out_width, shape.out_channels)
+    epilogue = Epilogue.of({"addend": bias}, output)
+    few = 2 * shape.out_channels <= tile.lanes
+    if shape.channels == shape.out_channels == 1:
+        kernel: _Kernel = _Pixels(shape, epilogue, tile)
+    elif few and shape.channels >= tile.lanes:
+        kernel = _ChannelsIn(shape, epilogue, tile)
+    else:
+        kernel = _ChannelsOut(shape, epilogue, tile)
+
+    def body(inputs: Mapping[str, Buffer], outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
+        image = inputs["x"]
+        if shape.padded:
+            kernel.border.copy(image, scratch[0], shape.channels, lambda lanes: const(0.0, F32, lanes))
+            image = scratch[0]
+        terms = {"addend": inputs["bias"]} if "bias" in inputs else {}
+        kernel.emit(image, inputs["weight"], terms, outs[0])
+
+    inputs = {"x": x, "weight": TensorSpec(kernel.pack(np.zeros(weight.shape, F32)).shape, F32)}
+    if epilogue.terms:
+        inputs["bias"] = bias.spec
+    border = TensorSpec((kernel.border.height, kernel.border.width, shape.channels), F32)
+    return Draft(
+        family=f"{kernel.name} {tile.lanes} {tile.pixels}x{tile.groups}",
+        body=body,
+        inputs=inputs,
+        outputs=[TensorSpec(output, F32)],
+        scratch=[border] if shape.padded else [],
+        pack={"weight": kernel.pack},
+        macs=shape.macs,
+    )
+
+
+class _Kernel:
+    """What the three ways share. `emit` gets the image that windows read, zero-bordered where padded."""
+
+    name = ""
+
+    def __init__(self, shape: Convolution, epilogue: Epilogue, tile: Tile) -> None:
+        self.shape, self.epilogue, self.tile = shape, epilogue, tile
+        self.border = Border(shape)
+        self.width = self.border.width if shape.padded else shape.width
+        self.grid = grid(shape.out_height, shape.out_width, tile.pixels)
+        self.worthwhile = shape.macs >= PARALLEL_MACS
+
+    def pack(self, weight: Array) -> Array:
+        """f32[O, C, kh, kw] -> this way's layout."""
+        raise NotImplementedError
+
+    def emit(self, image: Buffer, weight: Buffer, terms: Mapping[str, Buffer], y: Buffer) -> None:
+        raise NotImplementedError
+
+    def at(self, oh: Expr, ow: Expr, i: Expr) -> Expr:
+        """Offset of the first value of kernel row i in the window of an output pixel."""
+        sh, sw = self.shape.strides
+        return ((oh * sh + i) * self.width + ow * sw) * self.shape.channels
+
+    def row(self, oh: Expr, ow: Expr) -> Expr:
+        """Flat number of an output pixel."""
+        return oh * self.shape.out_width + ow
+
+
+class _ChannelsOut(_Kernel):
+    name = "float-conv out"
+
+    def pack(self, weight: Array) -> Array:
+        """f32[O, C, kh, kw] -> f32[ceil(O / lanes), taps, C, lanes]; missing channels are zeros."""
+        lanes = self.tile.lanes
+        rows = weight.reshape(*weight.shape[:2], -1)
+        rows = np.pad(rows, [(0, -rows.shape[0] % lanes), (0, 0), (0, 0)])
+        return np.ascontiguousarray(rows.reshape(-1, lanes, *rows.shape[1:]).transpose(0, 3, 2, 1))
+
+    def emit(self, image: Buffer, weight: Buffer, terms: Mapping[str, Buffer], y: Buffer) -> None:
+        lanes, shape = self.tile.lanes, self.shape
+        full, blocks = shape.out_channels // lanes, -(-shape.out_channels // lanes)
+        for region in self.grid.regions:
+            for first, count, together in output_groups(full, self.tile.groups, blocks):
+                tail = (first + count * together) * lanes > shape.out_channels
+                with parallel(region.row_blocks * count, self.worthwhile) as unit:
+                    index = let(first + (unit % count) * together)
+                    oh = let(region.first_row + (unit // count) * region.rows)
+                    with loop(region.column_blocks) as column, block():
+                        ow = region.first_column + column * region.columns
+                        self._tile(image, weight, terms, y, region, oh, ow, index, together, tail)
+
+    def _tile(
+        self,
+        image: Buffer,
+        weight: Buffer,
+        terms: Mapping[str, Buffer],
+        y: Buffer,
+        region: Region,
+        oh: Expr,
+        ow: Expr,
+        index: Expr,
+        together: int,
+        tail: bool,
+    ) -> None:
+        lanes, shape = self.tile.lanes, self.shape
+        kh, kw = shape.kernel
+        row_steps = kw * shape.channels  # neighbours in the image and in the weights
+        pixels = [(oh + i, ow + j) for i in range(region.rows) for j in range(region.columns)]
+        acc = local(len(pixels) * together * lanes, F32)
+        for slot in range(len(pixels) * together):
+            store(acc, const(0.0, F32, lanes), slot * lanes, lanes)
+        with loop(kh) as i, loop(row_steps) as k:
+            weights = [
+                let(load(weight, (((index + g) * kh + i) * row_steps + k) * lanes, lanes)) for g in range(together)
+            ]
+            for p, (h, w) in enumerate(pixels):
+                x = let(splat(load(image, self.at(h, w, i) + k), lanes))
+                for g in range(together):
+                    at = (p * together + g) * lanes
+                    store(acc, load(acc, at, lanes) + x * weights[g], at, lanes)
+        for p, (h, w) in enumerate(pixels):
+            row = let(self.row(h, w))
+            for g in range(together):
+                value, channel = load(acc, (p * together + g) * lanes, lanes), (index + g) * lanes
+                if tail and g == together - 1:
+                    count = shape.out_channels % lanes
+                    store_few(value, count, lanes, self.epilogue, terms, y, row, channel)
+                else:
+                    value = self.epilogue.apply(value, terms, row, channel, lanes)
+                    store(y, value, row * shape.out_channels + channel, lanes)
+
+
+class _ChannelsIn(_Kernel):
+    name = "float-conv in"
+
+    def pack(self, weight: Array) -> Array:
+        """f32[O, C, kh, kw] -> f32[O, taps, C]."""
+        return np.ascontiguousarray(weight.reshape(*weight.shape[:2], -1).transpose(0, 2, 1))
+
+    def emit(self, image: Buffer, weight: Buffer, terms: Mapping[str, Buffer], y: Buffer) -> None:
+        for region in self.grid.regions:
+            with (
+                parallel(region.row_blocks, self.worthwhile) as row,
+                loop(region.column_blocks) as column,
+                loop(self.shape.out_channels) as o,
+                block(),
+            ):
+                oh, ow = region.first_row + row * region.rows, region.first_column + column * region.columns
+                pixels = [(oh + i, ow + j) for i in range(region.rows) for j in range(region.columns)]
+                self._tile(image, weight, terms, y, pixels, o)
+
+    def _tile(
+        self,
+        image: Buffer,
+        weight: Buffer,
+        terms: Mapping[str, Buffer],
+        y: Buffer,
+        pixels: Sequence[tuple[Expr, Expr]],
+        o: Expr,
+    ) -> None:
+        lanes, channels = self.tile.lanes, self.shape.channels
+        kh, kw = self.shape.kernel
+        acc, rest = local(len(pixels) * lanes, F32), local(len(pixels), F32)
+        for p in range(len(pixels)):
+            store(acc, const(0.0, F32, lanes), p * lanes, lanes)
+            store(rest, const(0.0, F32), p)
+        with loop(kh) as i, loop(kw) as j:
+
+            def add(c: Expr, size: int) -> None:
+                w = let(load(weight, ((o * kh + i) * kw + j) * channels + c, size))
+                for p, (h, v) in enumerate(pixels):
+                    x = load(image, self.at(h, v, i) + j * channels + c, size)
+                    target, at = (acc, p * lanes) if size == lanes else (rest, p)
+                    store(target, load(target, at, size) + x * w, at, size)
+
+            in_lanes(channels, lanes, add)
+        for p, (h, v) in enumerate(pixels):
+            total = sum_lanes(load(acc, p * lanes, lanes), lanes) + load(rest, p)
+            pixel = let(self.row(h, v))
+            value = self.epilogue.apply(total, terms, pixel, o, 1)
+            store(y, value, pixel * self.shape.out_channels + o)
+
+
+class _Pixels(_Kernel):
+    name = "float-conv pixels"
+
+    def pack(self, weight: Array) -> Array:
+        """f32[1, 1, kh, kw] -> f32[taps]."""
+        return np.ascontiguousarray(weight.reshape(-1))
+
+    def emit(self, image: Buffer, weight: Buffer, terms: Mapping[str, Buffer], y: Buffer) -> None:
+        kh, kw = self.shape.kernel
+        lanes = self.tile.lanes if self.shape.strides[1] == 1 else 1
+        while lanes > self.shape.out_width:
+            lanes //= 2
+        with parallel(self.shape.out_height, self.worthwhile) as oh:
+
+            def emit(ow: Expr, size: int) -> None:
+                total = const(0.0, F32, size)
+                for i in range(kh):
+                    for j in range(kw):
+                        w = splat(load(weight, i * kw + j), size)
+                        total = total + load(image, self.at(oh, ow, i) + j, size) * w
+                row = self.row(oh, ow)
+                if "addend" in terms:
+                    total = total + splat(load(terms["addend"], 0), size)
+                store(y, total, row, size)
+
+            in_lanes(self.shape.out_width, lanes, emit)
