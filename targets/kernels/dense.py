@@ -1,7 +1,5 @@
 """MatMul (batched, float32), Softmax over the last axis, UpsampleNearest and AveragePool2d."""
 
-from collections.abc import Callable
-
 from tvm import tirx
 
 from edgedm.targets.kernels.builder import (
@@ -33,16 +31,15 @@ def matmul(
     b: Buffer,
     y: Buffer,
     size: tuple[int, int, int, int],
-    batch_of: tuple[Callable[[Expr], Expr], Callable[[Expr], Expr]],
+    batched: tuple[bool, bool],
     lanes: int,
 ) -> None:
     """f32[batch, m, k] times f32[batch, k, n]; `size` is (batch, m, n, k).
 
-    `batch_of` maps the output's batch index to the operands'. A tile of 4 rows x 2 vectors of columns stands in
-    registers over k; columns that fill no vector go to narrower ones.
+    `batched` says which operands have a matrix for each index of the batch, not one for all. A tile of 4 rows x
+    2 vectors of columns stands in registers over k; columns that fill no vector go to narrower ones.
     """
     batch, m, n, k = size
-    a_of, b_of = batch_of
 
     def tile(index: Expr, row: Expr, rows: int, column: Expr, vectors: int, width: int) -> None:
         with block():
@@ -51,10 +48,10 @@ def matmul(
             for r, v in slots:
                 store(acc, const(0.0, F32, width), (r * vectors + v) * width, width)
             with loop(k) as t:
-                at = let((b_of(index) * k + t) * n + column)
+                at = let(((index if batched[1] else 0) * k + t) * n + column)
                 right = [let(load(b, at + v * width, width)) for v in range(vectors)]
                 for r in range(rows):
-                    left = let(splat(load(a, (a_of(index) * m + row + r) * k + t), width))
+                    left = let(splat(load(a, ((index if batched[0] else 0) * m + row + r) * k + t), width))
                     for v in range(vectors):
                         slot = (r * vectors + v) * width
                         store(acc, load(acc, slot, width) + left * right[v], slot, width)

@@ -127,8 +127,7 @@ def _matmul(request: Request) -> Draft:
     lanes = tiling.float_lanes(request.target)
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        batch_of = tuple((lambda i: 0) if own == 1 else (lambda i: i) for own in (own_a, own_b))
-        dense.matmul(inputs["a"], inputs["b"], outs[0], (count, m, n, k), batch_of, lanes)
+        dense.matmul(inputs["a"], inputs["b"], outs[0], (count, m, n, k), (own_a > 1, own_b > 1), lanes)
 
     return Draft(f"matmul {lanes}", body, _specs(request), [output], macs=count * m * n * k)
 
