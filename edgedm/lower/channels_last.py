@@ -194,7 +194,7 @@ class _Walk:
         x, weight = operand(node, 0), operand(node, 1)
         kernel = constant(weight)
         plain = integer(node, "group", 1) == 1 and set(ints(node, "dilations", (1, 1))) == {1}
-        if kernel is None or kernel.ndim != 4 or not plain or "auto_pad" in node.attributes:
+        if kernel is None or kernel.ndim != 4 or not plain or _pads_itself(node):
             return None
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is None:
@@ -222,8 +222,7 @@ class _Walk:
     def average_pool(self, node: ir.Node) -> ir.Value | None:
         x, kernel = operand(node, 0), ints(node, "kernel_shape", ())
         shape = dims(x)
-        known = {"kernel_shape", "strides", "pads", "ceil_mode", "count_include_pad", "dilations"}
-        plain = set(node.attributes) <= known and set(ints(node, "pads", (0,))) == {0}
+        plain = not _pads_itself(node) and set(ints(node, "pads", (0,))) == {0}
         plain = plain and set(ints(node, "dilations", (1,))) == {1}
         if len(kernel) != 2 or ints(node, "strides", (1, 1)) != kernel or not plain:
             return None
@@ -258,6 +257,11 @@ class _Walk:
         inputs += [value for value in node.inputs[2:3] if value is not None]
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         return self.add(node, "Pad", inputs, attributes)
+
+
+def _pads_itself(node: ir.Node) -> bool:
+    attribute = node.attributes.get("auto_pad")
+    return attribute is not None and attribute.as_string() not in ("", "NOTSET")
 
 
 def _to_last(rank: int) -> tuple[int, ...]:

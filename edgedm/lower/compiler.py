@@ -40,6 +40,7 @@ from edgedm.lower.importer import import_graph
 from edgedm.lower.interface import Interface, load_pair, output_roles
 from edgedm.lower.objects import write_object
 from edgedm.lower.plan import Plan, make_plan
+from edgedm.lower.tidy import WORKSPACE_BYTES, tidy, workspace_bytes
 from edgedm.lower.weights import Weights
 from edgedm.ops import DOMAIN, infer_shapes
 from edgedm.outcome import Outcome
@@ -112,14 +113,20 @@ def _port(value: ir.Value, role: str) -> Port:
 
 
 def _named(plan: Plan, graph: str) -> Plan:
-    """Give functions that Relax made a name of their graph; kernels of ours are shared between graphs."""
+    """Tidy functions that Relax made and give them a name of their graph; kernels of ours are shared between graphs."""
     ours = {call.function for call in plan.calls if call.origin is not None}
 
     def rename(name: str) -> str:
         return name if name in ours else f"{graph}_{name}"
 
     calls = [replace(call, function=rename(call.function)) for call in plan.calls]
-    return replace(plan, calls=calls, functions={rename(name): f for name, f in plan.functions.items()})
+    functions = {rename(name): f if name in ours else tidy(f) for name, f in plan.functions.items()}
+    for name, function in functions.items():
+        if workspace_bytes(function) > WORKSPACE_BYTES:
+            raise UnsupportedError(
+                f"kernel {name} needs {workspace_bytes(function)} bytes of workspace, the runtime has {WORKSPACE_BYTES}"
+            )
+    return replace(plan, calls=calls, functions=functions)
 
 
 def _prefix(step: ir.Model, prepare: ir.Model, target: Target) -> str:
