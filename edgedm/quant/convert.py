@@ -1,6 +1,6 @@
 """Turn a float UNet into a low-bit one that trains, and that into the one that runs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -8,9 +8,9 @@ from edgedm.models.attention import OPERANDS, ExplicitAttention
 from edgedm.models.roles import BIDM, BINARYDM, FLOAT, Bits, Role, roles
 from edgedm.quant.methods import bidm, binarydm
 
-Method = Literal["none", "binarydm", "bidm", "xnor"]
+Method = Literal["fp32", "binarydm", "bidm", "xnor"]
 
-POLICIES: dict[Method, dict[Role, Bits]] = {"none": FLOAT, "binarydm": BINARYDM, "bidm": BIDM, "xnor": BIDM}
+POLICIES: dict[Method, dict[Role, Bits]] = {"fp32": FLOAT, "binarydm": BINARYDM, "bidm": BIDM, "xnor": BIDM}
 
 
 def make_trainable(unet: nn.Module, method: Method) -> None:
@@ -32,10 +32,19 @@ def make_trainable(unet: nn.Module, method: Method) -> None:
 
 def make_inference(unet: nn.Module) -> None:
     """Replace, in place, every training layer by its `to_inference()`."""
-    for path, module in list(unet.named_modules()):
-        convert = getattr(module, "to_inference", None)
-        if convert is not None:
-            unet.set_submodule(path, convert())
+    for path, module in _outermost(unet):
+        unet.set_submodule(path, module.to_inference())
+
+
+def _outermost(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (path, layer) of the training layers that are not themselves part of one."""
+    found: list[tuple[str, Any]] = []
+    for name, child in module.named_children():
+        if hasattr(child, "to_inference"):
+            found.append((prefix + name, child))
+        else:
+            found += _outermost(child, f"{prefix}{name}.")
+    return found
 
 
 def _training_layer(layer: nn.Conv2d | nn.Linear, role: Role, method: Method) -> nn.Module:
