@@ -31,7 +31,7 @@ def main() -> None:
         train_base(arguments.runs / "base", LoopOptions(arguments.iterations or 3000, 4e-4))
     else:
         low_bit, rate = LOW_BIT[arguments.stage]
-        loop = LoopOptions(arguments.iterations or 2000, rate)
+        loop = LoopOptions(arguments.iterations or 1500, rate, ema_decay=0.998)
         train_low_bit(load_base(arguments.runs), low_bit, loop, arguments.runs / arguments.stage)
 
 

@@ -62,6 +62,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     }
     with atomic_dir(path) as folder:
         save_file(tensors, str(folder / WEIGHTS_FILE))
+        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it private to its writer
         text = json.dumps(checkpoint.config.model_dump(mode="json"), indent=1)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -36,12 +36,12 @@ class _SignPolynomial(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor) -> Tensor:
         ctx.save_for_backward(u)
-        return torch.where(u >= 0, 1.0, -1.0).to(u.dtype)
+        return (u >= 0).to(u.dtype).mul_(2).sub_(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (u,) = ctx.saved_tensors
-        return grads[0] * (2 - 2 * u.abs()).clamp_(min=0)
+        return u.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grads[0])
 
 
 class _LSQ(torch.autograd.Function):
@@ -51,7 +51,7 @@ class _LSQ(torch.autograd.Function):
         code = scaled.round().clamp_(low, high)
         ctx.save_for_backward(scaled, code)
         ctx.limits = (low, high)
-        return code * step
+        return (code * step).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:

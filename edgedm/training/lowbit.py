@@ -65,7 +65,7 @@ def train_low_bit(teacher: nn.Module, low_bit: LowBitOptions, options: LoopOptio
     batches = Batches(low_bit.batch)
     if low_bit.method == "binarydm" and not (folder / "state.pt").exists():
         _start_steps(student, batches)
-    ema = _copy(student)
+    ema = copy.deepcopy(student).requires_grad_(False)
     ours, theirs = Features(student.unet), Features(teacher)
 
     def loss(generator: torch.Generator) -> Losses:
@@ -136,7 +136,8 @@ def _unroll(
     state = [feature.detach() for feature in student.carry.next]
     has_state = (t + gap < len(alphas)).float()[:, None]
     rows = student.cache_coefficients[t // BIN_WIDTH] * has_state
-    return [rows[:, j, None, None, None] for j in range(len(student.taps))], state
+    mixes = [rows[:, j, None, None, None].to(feature.dtype) for j, feature in enumerate(state)]
+    return mixes, state
 
 
 def _start_steps(student: Denoiser, batches: Batches) -> None:
@@ -144,14 +145,3 @@ def _start_steps(student: Denoiser, batches: Batches) -> None:
     _, _, t, labels, noisy = batches.draw(generator)
     with torch.no_grad():
         student.record(noisy, t, labels)
-
-
-def _copy(student: Denoiser) -> Denoiser:
-    """Copy a denoiser with hooks of its own: a deep copy's hooks would still write into the original's carry."""
-    unet = copy.deepcopy(student.unet)
-    for module in unet.modules():
-        module._forward_hooks.clear()
-    edges = student.edges.tolist() if student.taps else None
-    twin = Denoiser(unet, student.taps, edges)
-    twin.load_state_dict(student.state_dict())
-    return twin.requires_grad_(False)

@@ -39,10 +39,10 @@ class BinaryConv2d(nn.Module):
         """Return conv(sign(x + theta), alpha sign(W)) K + |g| S(x): [N, I, H, W] -> [N, O, OH, OW]."""
         mean = x.abs().mean(1, keepdim=True)
         pixel_scale = F.conv2d(mean, self.mean_filter, self.mean_bias, self.stride, self.padding)
-        signs = sign_polynomial(x + self.threshold[None, :, None, None])
+        signs = sign_polynomial(x + self.threshold.to(x.dtype)[None, :, None, None])
         alpha = self.weight.detach().abs().mean((1, 2, 3), keepdim=True)
         y = F.conv2d(signs, scaled_sign_ste(self.weight, alpha), None, self.stride, self.padding)
-        return y * pixel_scale + self.shortcut_gain.abs() * self.shortcut(x)
+        return y * pixel_scale + self.shortcut_gain.abs().to(y.dtype) * self.shortcut(x).to(y.dtype)
 
     def to_inference(self) -> inference.BinaryConv2d:
         """Return the packed layer."""
@@ -81,7 +81,7 @@ class BinaryLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return sign(x + theta) @ (alpha sign(W))^T: [..., I] -> [..., O]."""
         alpha = self.weight.detach().abs().mean(1, keepdim=True)
-        return F.linear(sign_polynomial(x + self.threshold), scaled_sign_ste(self.weight, alpha))
+        return F.linear(sign_polynomial(x + self.threshold.to(x.dtype)), scaled_sign_ste(self.weight, alpha))
 
     def to_inference(self) -> inference.BinaryLinear:
         """Return the packed layer."""
