@@ -40,6 +40,7 @@ from edgedm.lower.importer import import_graph
 from edgedm.lower.interface import Interface, load_pair, output_roles
 from edgedm.lower.objects import write_object
 from edgedm.lower.plan import Plan, make_plan
+from edgedm.lower.split_gemm import SplitGemm
 from edgedm.lower.tidy import WORKSPACE_BYTES, tidy, workspace_bytes
 from edgedm.lower.weights import Weights
 from edgedm.ops import DOMAIN, infer_shapes
@@ -90,6 +91,7 @@ def _lower(name: str, model: ir.Model, target: Target, weights: Weights) -> Grap
     InlinePass(criteria=lambda function: function.domain == DOMAIN and function.name not in OPS)(model)
     RemoveUnusedFunctionsPass()(model)
     infer_shapes(model)
+    SplitGemm()(model)
     ChannelsLast()(model)
     module, calls = import_graph(ir.serde.serialize_model(model), target)
     plan = make_plan(module, calls, weights, target.tvm())

@@ -52,7 +52,7 @@ def import_graph(model: onnx.ModelProto, target: Target) -> tuple[Any, list[Kern
 
 class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
     def __init__(self, target: Target) -> None:
-        super().__init__({}, "float32", sanitize=True)
+        super().__init__({}, "float32", sanitize=False)
         self.target = target
         self.calls: list[KernelCall] = []
         self._functions: dict[str, Any] = {}  # kernel key -> GlobalVar
@@ -87,6 +87,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
         if node.op_type == "Reshape" and inputs[0].ty.dtype.dtype == "uint64":
             return [self._reshape_words(inputs[0], node)]
+        if node.op_type == "Gather":
+            return [self._gather(inputs[0], node.input[1], attributes.get("axis", 0))]
         try:
             result = self._convert_operator(node.op_type, inputs, attributes, self.opset)
         except Exception as error:  # TVM's converters raise anything
@@ -96,6 +98,17 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         if isinstance(result.ty, relax.TupleType):
             return [self.bb.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
         return [result]
+
+    def _gather(self, data: Any, indices: str, axis: int) -> Any:
+        """TVM's own conversion trusts the indices; this one clips them, whatever label or timestep comes in."""
+        size = int(data.ty.shape[axis])
+        if indices in self._constants:
+            wrapped = relax.const(self._constants[indices] % size)
+        else:
+            given = self._nodes[indices]
+            negative = relax.op.less(given, relax.const(0, "int64"))
+            wrapped = relax.op.where(negative, relax.op.add(given, relax.const(size, "int64")), given)
+        return self.bb.emit(relax.op.take(data, wrapped, axis, mode="clip"))
 
     def _reshape_words(self, words: Any, node: onnx.NodeProto) -> Any:
         """Reshape packed bits: the graph counts bytes, the kernels words of eight."""
