@@ -6,7 +6,7 @@ computed at the region's edge, and may differ from the old value by what float32
 running error bounds of the two regions (Higham, chapter 3).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from edgedm.errors import ParityError
 from edgedm.passes.base import GraphPass
 from edgedm.passes.editing import Array, dims
-from edgedm.passes.regions import Feeds, Side, run
+from edgedm.passes.regions import Feeds, Region, Side
 from edgedm.passes.split_prepare import PREPARE
 from edgedm.passes.standard_functions import spell_out
 from edgedm.verify.comparison import Flips, count_flips, worst_use
 from edgedm.verify.float64 import evaluate
+from edgedm.verify.rounding import Bounded
 
 _MOVES = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity")
 _DECIDED = ("DequantizeLinear", "Binarize")
@@ -53,19 +54,21 @@ class Checker:
     feeds: Sequence[Feeds]
     verdicts: list[Verdict] = field(default_factory=list)
 
-    def check(self, each: GraphPass, before: ir.Model, after: ir.Model) -> None:
-        """Compare the graphs around one pass; raises `ParityError` naming the pass if it broke the model."""
+    def check(self, each: GraphPass, before: Side, after: ir.Model) -> Side:
+        """Compare the graphs around one pass; raises `ParityError` naming the pass if it broke the model.
+
+        Returns `after` as the side that stands before the next pass.
+        """
         verdict = Verdict(each.name, each.exact)
         self.verdicts.append(verdict)
+        new = Side(after)
         if each.exact:
-            _check_outputs(verdict, Side(before), after, self.feeds)
+            _check_outputs(verdict, before, new, after.meta.get(PREPARE), self.feeds)
         else:
-            old, new = Side(before), Side(after)
-            changed = list(_changed_values(old, new))
-            for feeds in self.feeds:
-                _check_regions(verdict, old, new, changed, feeds)
+            _check_regions(verdict, before, new, self.feeds)
         if verdict.failure:
             raise ParityError(f"{each.name} changed the model: {verdict.failure}")
+        return new
 
 
 def random_feeds(model: ir.Model, roles: Mapping[str, str], timestep: int) -> dict[str, Array]:
@@ -83,12 +86,13 @@ def random_feeds(model: ir.Model, roles: Mapping[str, str], timestep: int) -> di
     return feeds
 
 
-def _check_outputs(verdict: Verdict, before: Side, after: ir.Model, feeds: Sequence[Feeds]) -> None:
-    prepare = after.meta.get(PREPARE)
-    step, rows = Side(after), Side(prepare) if prepare is not None else None
+def _check_outputs(
+    verdict: Verdict, before: Side, after: Side, prepare: ir.Model | None, feeds: Sequence[Feeds]
+) -> None:
+    rows = Side(prepare) if prepare is not None else None
     for each in feeds:
         old = before.run(each)
-        new = step.run({**each, **(rows.run(each) if rows is not None else {})})
+        new = after.run({**each, **(rows.run(each) if rows is not None else {})})
         for name, left in old.items():
             verdict.regions += 1
             if same_bits(left, new[name]):
@@ -97,35 +101,48 @@ def _check_outputs(verdict: Verdict, before: Side, after: ir.Model, feeds: Seque
                 verdict.failure = f"output {name!r}: {_difference(left, new[name])}; an exact pass must keep every bit"
 
 
-def _check_regions(verdict: Verdict, before: Side, after: Side, changed: list[str], feeds: Feeds) -> None:
-    values = before.run_all(feeds)
-    for name in changed:
-        edge = after.edge(name, values, _MOVES)
-        old, new = values[name], run(after.region(edge, [name]), {each: values[each] for each in edge})[name]
-        verdict.regions += 1
-        if same_bits(old, new):
-            verdict.identical += 1
-        elif not np.issubdtype(old.dtype, np.floating):
-            flips = _flips(before, after, name, edge, values, new)
-            verdict.flips += flips.total
-            complaint = flips.complaint()
-            verdict.failure = verdict.failure or (f"{name!r}: {complaint}" if complaint else None)
-        else:
-            error = np.abs(new.astype(np.float64) - old.astype(np.float64))
-            bound = _bound(before, after, name, edge, values)
-            verdict.use = max(verdict.use, worst_use(error, bound))
-            verdict.failure = verdict.failure or _excess(name, error, bound)
+def _check_regions(verdict: Verdict, before: Side, after: Side, feeds: Sequence[Feeds]) -> None:
+    changed = _changed_values(before, after)
+    if not changed:
+        return
+    old_values = before.all_values()
+    values = [{**each, **old_values.run(each)} for each in feeds]
+    regions = [Region(name, after.edge(name, values[0], _MOVES)) for name in changed]
+    new_values = after.separately(regions)
+    for known in values:
+        for region, new in zip(regions, new_values.run(known).values(), strict=True):
+            _judge(verdict, before, after, region, known, new)
 
 
-def _excess(name: str, error: Array, bound: Array) -> str | None:
-    excess = np.where(error <= bound, 0.0, error - bound)
-    if not np.any(excess) and not np.any(np.isnan(error)):
+def _judge(verdict: Verdict, before: Side, after: Side, region: Region, values: Feeds, new: Array) -> None:
+    old = values[region.name]
+    verdict.regions += 1
+    complaint = None
+    if same_bits(old, new):
+        verdict.identical += 1
+    elif np.issubdtype(old.dtype, np.floating):
+        error = np.abs(new.astype(np.float64) - old.astype(np.float64))
+        bound = _bound(before, after, region, values)
+        verdict.use = max(verdict.use, worst_use(error, bound))
+        complaint = _excess(error, bound)
+    else:
+        flips = _flips(before, after, region, values, new)
+        verdict.flips += flips.total
+        complaint = flips.complaint()
+    if complaint and verdict.failure is None:
+        verdict.failure = f"{region.name!r}: {complaint}"
+
+
+def _excess(error: Array, bound: Array) -> str | None:
+    """Where an error (NaN counts as one) exceeds its bound most, in words."""
+    beyond = ~(error <= bound)
+    if not beyond.any():
         return None
-    worst = np.unravel_index(np.nanargmax(excess), error.shape)
+    worst = np.unravel_index(np.argmax(np.where(beyond, np.nan_to_num(error - bound, nan=np.inf), 0.0)), error.shape)
     where = tuple(int(index) for index in worst)
     return (
-        f"{name!r} changed by {error[worst]:.3g} at {where}, of which float32 rounding explains {bound[worst]:.3g}; "
-        f"{np.count_nonzero(~(error <= bound))} of {error.size} values are beyond their bound"
+        f"changed by {error[worst]:.3g} at {where}, of which float32 rounding explains {bound[worst]:.3g}; "
+        f"{np.count_nonzero(beyond)} of {error.size} values are beyond their bound"
     )
 
 
@@ -141,12 +158,11 @@ def _difference(left: Array, right: Array) -> str:
     return f"{np.count_nonzero(left != right)} of {left.size} values differ, by up to {float(np.max(gap)):.3g}"
 
 
-def _changed_values(before: Side, after: Side) -> Iterator[str]:
+def _changed_values(before: Side, after: Side) -> list[str]:
     """Names that both graphs compute, but by different nodes."""
     known = {_signature(node) for node in before.proto.graph.node}
-    for node in after.proto.graph.node:
-        if _signature(node) not in known:
-            yield from (name for name in node.output if name in before.makers)
+    changed = [node for node in after.proto.graph.node if _signature(node) not in known]
+    return [name for node in changed for name in node.output if name in before.makers]
 
 
 def _signature(node: onnx.NodeProto) -> bytes:
@@ -157,20 +173,13 @@ def _signature(node: onnx.NodeProto) -> bytes:
     return bytes(plain.SerializeToString(deterministic=True))
 
 
-def _flips(before: Side, after: Side, name: str, edge: list[str], values: Feeds, new: Array) -> Flips:
-    """Codes or packed bits of `name` that differ, and whether rounding in either region explains them."""
-    ends = before.edge(name, edge, (), _DECIDED)
-    regions = [(after.region(edge, [name]), edge), (before.region(ends, [name]), ends)]
+def _flips(before: Side, after: Side, region: Region, values: Feeds, new: Array) -> Flips:
+    """Codes or packed bits that differ, and whether rounding on either side explains them."""
     low, high = (
-        [
-            evaluate(spell_out(model, before.types), {each: values[each] for each in end}, lean)[name]
-            for model, end in regions
-        ]
+        [_codes(each.value.astype(new.dtype)) for each in _evaluate(before, after, region, values, lean)]
         for lean in (-1, 1)
     )
-    lowest = np.minimum(*(_codes(each.value.astype(new.dtype)) for each in low))
-    highest = np.maximum(*(_codes(each.value.astype(new.dtype)) for each in high))
-    return count_flips(_codes(new), _codes(values[name]), lowest.astype(np.float64), highest.astype(np.float64))
+    return count_flips(_codes(new), _codes(values[region.name]), np.minimum(*low), np.maximum(*high))
 
 
 def _codes(array: Array) -> NDArray[np.int64]:
@@ -179,19 +188,23 @@ def _codes(array: Array) -> NDArray[np.int64]:
     return (np.unpackbits(array, axis=-1, bitorder="little") if bits else array).astype(np.int64)
 
 
-def _bound(before: Side, after: Side, name: str, edge: list[str], values: Feeds) -> NDArray[np.float64]:
-    """How far float32 rounding may take the old and the new value of `name` apart."""
-    ends = before.edge(name, edge, (), _DECIDED)
-    error = _error(after, name, edge, values) + _error(before, name, ends, values)
-    product = before.makers[name]
-    gates = [before.makers.get(each) for each in product.input]
+def _bound(before: Side, after: Side, region: Region, values: Feeds) -> NDArray[np.float64]:
+    """How far float32 rounding may take the old and the new value apart."""
+    old, new = _evaluate(before, after, region, values)
+    bound = old.bound + new.bound
+    product = before.makers[region.name]
     if product.op_type == "Mul":
-        for gate in gates:
+        for gate in (before.makers.get(each) for each in product.input):
             if gate is not None and gate.op_type == "Sigmoid":
-                error = error + 2 * SIGMOID_ERROR * np.abs(values[gate.input[0]].astype(np.float64))
-    return error
+                bound = bound + 2 * SIGMOID_ERROR * np.abs(values[gate.input[0]].astype(np.float64))
+    return bound
 
 
-def _error(side: Side, name: str, edge: list[str], values: Feeds) -> NDArray[np.float64]:
-    model = spell_out(side.region(edge, [name]), side.types)
-    return evaluate(model, {each: values[each] for each in edge})[name].bound
+def _evaluate(before: Side, after: Side, region: Region, values: Feeds, lean: int = 0) -> tuple[Bounded, Bounded]:
+    """The region's value in float64 by the old and by the new nodes, with rounding bounds."""
+    old = Region(region.name, before.edge(region.name, region.edge, (), _DECIDED))
+    results = []
+    for side, each in ((before, old), (after, region)):
+        model = spell_out(side.model_of(each), side.types)
+        results.append(evaluate(model, {name: values[name] for name in each.edge}, lean)[each.name])
+    return results[0], results[1]

@@ -22,6 +22,7 @@ from edgedm.passes.base import GraphPass, Report
 from edgedm.passes.check import Checker, random_feeds
 from edgedm.passes.editing import Array
 from edgedm.passes.pipeline import Schedule, run_passes
+from edgedm.passes.regions import Side
 from edgedm.passes.split_prepare import PREPARE
 
 CHECKED_STEPS = 2
@@ -92,7 +93,7 @@ class _Watch:
 
     def __init__(self, model: ir.Model, dump: Path_ | None, checker: Checker | None) -> None:
         self.dump, self.checker = None if dump is None else Path(dump), checker
-        self.before = model.clone() if checker is not None else None
+        self.before = Side(model) if checker is not None else None
         self._save(model, "00-exported")
 
     def after(self, number: int, each: GraphPass, model: ir.Model) -> None:
@@ -102,8 +103,7 @@ class _Watch:
             self._save(model.meta[PREPARE], f"{number:02}-{each.name}.prepare")
         if self.checker is not None and self.before is not None:
             progress.stage(f"checking {each.name}")
-            self.checker.check(each, self.before, model)
-            self.before = model.clone()
+            self.before = self.checker.check(each, self.before, model)
 
     def _save(self, model: ir.Model, name: str) -> None:
         if self.dump is not None:

@@ -220,6 +220,14 @@ class Editor:
         if producer is not None:
             _remove_dead(producer)
 
+    def replace_by_last(self, old: ir.Value, new: ir.Value, like: ir.Node) -> None:
+        """Let `new`, channels last, stand for `old`, channels first: turned round, or as it is behind a transpose."""
+        first = self.to_first(new, like)
+        self.replace(old, first)
+        for reader in first.consumers():
+            if transposed_by(reader) == TO_LAST.get(len(dims(first))):
+                self.replace(reader.outputs[0], new)
+
     def finish(self) -> None:
         """Cancel transposes, drop what nothing reads, and put the nodes in order."""
         cancel_transposes(self.graph)

@@ -68,7 +68,7 @@ def _fuse(editor: Editor, node: ir.Node) -> None:
         {"groups": integer(node, "num_groups", 1), "epsilon": number(node, "epsilon", 1e-5)},
         domain=DOMAIN,
     )
-    editor.replace(replaced.outputs[0], editor.to_first(y, node))
+    editor.replace_by_last(replaced.outputs[0], y, node)
     editor.rewritten.append(describe(node))
 
 

@@ -86,5 +86,5 @@ def _fuse(editor: Editor, node: ir.Node, pack: ir.Node) -> None:
         editor.replace(bits, fused_bits)
     else:
         mean = pack.outputs[1]
-    editor.replace(node.outputs[0], editor.to_first(mean, node))
+    editor.replace_by_last(node.outputs[0], mean, node)
     editor.rewritten.append(describe(node))

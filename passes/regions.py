@@ -1,6 +1,7 @@
-"""Run a graph, or any region of it, under ONNX Runtime with optimisation off: the reference that passes keep to."""
+"""Run a graph, or regions of it, under ONNX Runtime with optimisation off: the reference that passes keep to."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -14,6 +15,14 @@ Feeds = Mapping[str, Array]
 _INT4 = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
+@dataclass(frozen=True)
+class Region:
+    """What computes the value `name` from the values `edge` and constants."""
+
+    name: str
+    edge: tuple[str, ...]
+
+
 class Side:
     """One side of a pass: a graph, which node makes which value, and regions of it as models of their own."""
 
@@ -21,50 +30,55 @@ class Side:
         self.proto = ir.serde.serialize_model(model)
         graph = self.proto.graph
         self.inputs = [item.name for item in graph.input]
-        self.outputs = [item.name for item in graph.output]
         self.constants = {item.name: item for item in graph.initializer}
         self.makers = {name: node for node in graph.node for name in node.output if name}
         self.types = {item.name: item for item in (*graph.input, *graph.value_info, *graph.output)}
         for item in graph.initializer:
             self.types[item.name] = onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
         self._order = {node.output[0]: index for index, node in enumerate(graph.node)}
-
-    def region(self, edge: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-        """The model that computes `outputs` from the values `edge` and constants; what makes the edge stays out."""
-        nodes: dict[int, onnx.NodeProto] = {}
-        constants: dict[str, onnx.TensorProto] = {}
-        pending = list(outputs)
-        while pending:
-            name = pending.pop()
-            if name in self.constants:
-                constants[name] = self.constants[name]
-            elif name not in edge or name in outputs:
-                node = self.makers[name]
-                if self._order[node.output[0]] not in nodes:
-                    nodes[self._order[node.output[0]]] = node
-                    pending.extend(each for each in node.input if each and each not in edge)
-        graph = onnx.helper.make_graph(
-            [nodes[index] for index in sorted(nodes)],
-            "region",
-            [self.types[name] for name in edge],
-            [self.types[name] for name in outputs],
-            list(constants.values()),
-        )
-        model = onnx.helper.make_model(graph, opset_imports=self.proto.opset_import)
-        model.functions.extend(self.proto.functions)
-        model.ir_version = self.proto.ir_version
-        return model
+        self._outputs: Session | None = None
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """The outputs for `feeds`, the inputs by name (others are ignored)."""
-        return run(self.proto, {name: feeds[name] for name in self.inputs})
+        self._outputs = self._outputs or Session(self.proto)
+        return self._outputs.run(feeds)
 
-    def run_all(self, feeds: Feeds) -> dict[str, Array]:
-        """Every value, the inputs included; not those of 4 bits, which numpy cannot take from ONNX Runtime."""
+    def all_values(self) -> "Session":
+        """A session for every value but those of 4 bits, which numpy cannot take from ONNX Runtime."""
         names = [name for name in self.makers if self.types[name].type.tensor_type.elem_type not in _INT4]
-        return {**feeds, **run(self.region(self.inputs, names), {name: feeds[name] for name in self.inputs})}
+        return Session(self._model(self._nodes(names, self.inputs), self.inputs, [self.types[name] for name in names]))
 
-    def edge(self, name: str, known: Iterable[str], through: Iterable[str], stops: Iterable[str] = ()) -> list[str]:
+    def model_of(self, region: Region) -> onnx.ModelProto:
+        """The model of one region."""
+        return self._model(self._nodes([region.name], region.edge), region.edge, [self.types[region.name]])
+
+    def separately(self, regions: Sequence[Region]) -> "Session":
+        """One session for many regions, each fed at its own edge, whatever the others compute."""
+        nodes: list[onnx.NodeProto] = []
+        outputs: list[onnx.ValueInfoProto] = []
+        for index, region in enumerate(regions):
+            part = self._nodes([region.name], region.edge)
+            inside = {name for node in part for name in node.output if name}
+            for node in part:
+                copy = onnx.NodeProto()
+                copy.CopyFrom(node)
+                reads = [
+                    f"{each}@{index}" if each in inside and each not in region.edge else each for each in node.input
+                ]
+                copy.input[:] = reads
+                copy.output[:] = [f"{each}@{index}" if each else each for each in node.output]
+                copy.name = f"{node.name}@{index}"
+                nodes.append(copy)
+            result = onnx.ValueInfoProto()
+            result.CopyFrom(self.types[region.name])
+            result.name = f"{region.name}@{index}"
+            outputs.append(result)
+        edges = sorted({name for region in regions for name in region.edge})
+        return Session(self._model(nodes, edges, outputs), [region.name for region in regions])
+
+    def edge(
+        self, name: str, known: Iterable[str], through: Iterable[str], stops: Iterable[str] = ()
+    ) -> tuple[str, ...]:
         """Where the region that computes `name` ends: the nearest `known` values.
 
         Values made by the operators `through`, which move data only, are looked through; values made by the
@@ -83,15 +97,49 @@ class Side:
                 found.append(each)
             else:
                 pending.extend(maker.input)
-        return found
+        return tuple(found)
+
+    def _nodes(self, outputs: Sequence[str], edge: Sequence[str]) -> list[onnx.NodeProto]:
+        """The nodes between `edge` and `outputs`, in order."""
+        nodes: dict[int, onnx.NodeProto] = {}
+        ends = set(edge)
+        pending = list(outputs)
+        while pending:
+            name = pending.pop()
+            if name not in self.makers:
+                continue
+            node = self.makers[name]
+            if self._order[node.output[0]] not in nodes:
+                nodes[self._order[node.output[0]]] = node
+                pending.extend(each for each in node.input if each and each not in ends)
+        return [nodes[index] for index in sorted(nodes)]
+
+    def _model(
+        self, nodes: Sequence[onnx.NodeProto], inputs: Iterable[str], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        read = {name for node in nodes for name in node.input}
+        constants = [item for name, item in self.constants.items() if name in read]
+        graph = onnx.helper.make_graph(nodes, "region", [self.types[name] for name in inputs], outputs, constants)
+        model = onnx.helper.make_model(graph, opset_imports=self.proto.opset_import)
+        model.functions.extend(self.proto.functions)
+        model.ir_version = self.proto.ir_version
+        return model
 
 
-def run(model: onnx.ModelProto, feeds: Feeds) -> dict[str, Array]:
-    """All outputs of `model`: one thread, every optimisation off."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [item.name for item in model.graph.output]
-    return dict(zip(names, session.run(names, {k: np.asarray(v) for k, v in feeds.items()}), strict=True))
+class Session:
+    """ONNX Runtime on one model: one thread, every optimisation off. `names` renames its outputs, in order."""
+
+    def __init__(self, model: onnx.ModelProto, names: Sequence[str] | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        data = model.SerializeToString()
+        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self._names = list(names) if names is not None else [item.name for item in model.graph.output]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """The outputs by name."""
+        wanted = [item.name for item in self._session.get_inputs()]
+        results = self._session.run(None, {name: np.asarray(feeds[name]) for name in wanted})
+        return dict(zip(self._names, results, strict=True))
