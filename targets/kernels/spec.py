@@ -52,6 +52,10 @@ class Kernel:
     macs: int
     key: str
 
+    def packed(self, index: int, constant: Array) -> Array:
+        """Return input `index`, a constant in its ONNX layout, in this kernel's layout."""
+        return self.pack[index](constant) if index in self.pack else constant
+
 
 @dataclass(frozen=True)
 class Operand:

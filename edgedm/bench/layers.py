@@ -1,0 +1,210 @@
+"""Single layers against peers: `bconv:256x256x16` is a 3x3 convolution of 256 to 256 channels on 16x16 pixels.
+
+What is timed is what a network pays: from a float feature map to a float feature map, packing (or quantising) and
+the epilogue included, one native call a kernel. Peers run the float convolution of the same shape in the same run, in
+turns.
+"""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+
+from edgedm.bench.limits import limit
+from edgedm.bench.timing import interleave
+from edgedm.errors import ToolchainError, UnsupportedError
+from edgedm.ops.domain import IR_VERSION, ONNX_OPSET
+from edgedm.ops.packing import pack_signs
+from edgedm.outcome import Outcome
+from edgedm.targets import Target, resolve
+from edgedm.targets.kernels import TensorSpec, select
+from edgedm.targets.kernels.spec import Array
+
+KINDS = {
+    "bconv": "W1A1: PackBits, then BinaryConv with multiplier and addend",
+    "wconv": "W1A4: QuantizeCodes, then BinaryWeightConv with multiplier and addend",
+    "fconv": "float32: FloatConv with bias",
+}
+KERNEL_SIZE = 3
+_TVM_BIG_CORES = 1  # the affinity mode of `runtime.config_threadpool` that uses the first cores
+
+Engine = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A square convolution with padding 1."""
+
+    kind: str
+    channels: int
+    out_channels: int
+    height: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Layer":
+        """Read KIND:INxOUTxHEIGHT; raises UnsupportedError."""
+        found = re.fullmatch(r"(\w+):(\d+)x(\d+)x(\d+)", text)
+        if not found or found[1] not in KINDS or not all(int(number) for number in found.groups()[1:]):
+            raise UnsupportedError(
+                f"layer {text!r}: expected KIND:INxOUTxHEIGHT, KIND one of {', '.join(KINDS)}, e.g. bconv:256x256x16"
+            )
+        return cls(found[1], int(found[2]), int(found[3]), int(found[4]))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return self.height**2 * KERNEL_SIZE**2 * self.channels * self.out_channels
+
+
+def bench_layer(
+    layer: str,
+    *,
+    against: Sequence[str] = ("onnxruntime",),
+    threads: Sequence[int] = (1, 2),
+    target: str = "host",
+    seconds: float = 2.0,
+) -> Outcome:
+    """Time one layer and the peers' float convolution, interleaved, once for each number of threads.
+
+    Figures: `us.<engine>.t<n>` (median), `ratio.<peer>.t<n>` (peer over edgedm), `gmacs.edgedm.t<n>`; for one
+    thread `gmacs.limit.t1` and `fraction.t1` of the limit (see `limits`). Details hold deciles, kernel families and
+    shapes. Raises UnsupportedError for an unknown layer, peer or number of threads, ToolchainError for a peer that
+    is not installed.
+    """
+    shape = Layer.parse(layer)
+    unknown = [peer for peer in against if peer not in PEERS]
+    if unknown:
+        raise UnsupportedError(f"bench: unknown peer {', '.join(unknown)}; known are {', '.join(PEERS)}")
+    machine = resolve(target)
+    ours = _Ours(shape, machine)
+    bound = limit(shape.kind, machine)
+    figures: dict[str, float] = {}
+    timings = {}
+    for count in threads:
+        if not 1 <= count <= machine.cores:
+            raise UnsupportedError(f"bench: {count} threads on {machine.cores} cores")
+        _use_threads(count)
+        engines: dict[str, Engine] = {"edgedm": ours.run}
+        engines |= {f"{peer}_fp32": _PEER[peer](shape, count) for peer in against}
+        if count == 1:
+            engines["limit"] = bound.run
+        timing = interleave(engines, seconds)
+        if count == 1:
+            figures["gmacs.limit.t1"] = bound.macs / timing.pop("limit").median / 1e9
+        timings[f"t{count}"] = {name: vars(each) for name, each in timing.items()}
+        best = timing["edgedm"].median
+        figures |= {f"us.{name}.t{count}": each.median * 1e6 for name, each in timing.items()}
+        figures |= {f"ratio.{name}.t{count}": each.median / best for name, each in timing.items() if name != "edgedm"}
+        figures[f"gmacs.edgedm.t{count}"] = shape.macs / best / 1e9
+        if count == 1:
+            figures["fraction.t1"] = figures["gmacs.edgedm.t1"] / figures["gmacs.limit.t1"]
+    details = {"layer": layer, "is": KINDS[shape.kind], "target": machine.name, "macs": shape.macs}
+    details |= {"kernels": ours.families, "seconds": timings}
+    return Outcome(True, figures, details)
+
+
+class _Ours:
+    """The layer's kernels with seeded operands; each costs one call, which counts against us."""
+
+    def __init__(self, layer: Layer, target: Target) -> None:
+        self._target = target
+        self._calls: list[tuple[Callable[..., object], list[object]]] = []
+        self.families: list[str] = []
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((1, layer.height, layer.height, layer.channels), np.float32)
+        weight = rng.standard_normal((layer.out_channels, layer.channels, KERNEL_SIZE, KERNEL_SIZE), np.float32)
+        bias = rng.standard_normal(layer.out_channels, np.float32)
+        multiplier = rng.uniform(0.01, 0.1, layer.out_channels).astype(np.float32)
+        absent, one = np.zeros((1, 1, 1, 1), np.float32), np.ones(1, np.float32)
+        attrs = {"strides": [1, 1], "pads": [1, 1, 1, 1]}
+        image = tvm.runtime.tensor(x)
+        if layer.kind == "fconv":
+            self._add("FloatConv", image, [weight, bias], attrs)
+        elif layer.kind == "bconv":
+            bits = self._add("PackBits", image, [rng.standard_normal(layer.channels, np.float32)], {})
+            constants: list[Array] = [pack_signs(weight), multiplier, one.reshape(1, 1, 1, 1), bias, absent, one]
+            self._add("BinaryConv", bits, constants, {**attrs, "channels": layer.channels})
+        else:
+            codes = self._add("QuantizeCodes", image, [np.array(0.3, np.float32)], {})
+            constants = [pack_signs(weight), multiplier, bias, absent, one]
+            self._add("BinaryWeightConv", codes, constants, attrs)
+
+    def run(self) -> None:
+        for function, tensors in self._calls:
+            function(*tensors)
+
+    def _add(self, op: str, x: Any, constants: Sequence[Array], attrs: dict[str, Any]) -> Any:
+        """Append a kernel that reads tensor `x`; return its output."""
+        kernel = select(op, [TensorSpec(tuple(x.shape), str(x.dtype)), *constants], attrs, self._target)
+        packed = [kernel.packed(index, constants[index - 1]) for index in kernel.kept[1:]]
+        rest = [np.zeros(spec.shape, spec.dtype) for spec in (*kernel.outputs, *kernel.scratch)]
+        tensors = [tvm.runtime.tensor(np.array(each)) for each in (*packed, *rest)]
+        library = tvm.compile(
+            tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")}), self._target.tvm()
+        )
+        self._calls.append((library["kernel"], [x, *tensors]))
+        self.families.append(kernel.family)
+        return tensors[len(packed)]
+
+
+def _use_threads(count: int) -> None:
+    """Set how many threads TVM's pool gives to a parallel loop, without pinning them (nor us) to cores."""
+    os.environ["TVM_BIND_THREADS"] = "0"
+    tvm.get_global_func("runtime.config_threadpool")(_TVM_BIG_CORES, count)
+
+
+def _onnxruntime(layer: Layer, threads: int) -> Engine:
+    """ONNX Runtime's float convolution, all optimisation, in its own layout (NCHW)."""
+    try:
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+    except ModuleNotFoundError as error:
+        raise ToolchainError(f"bench: {error.name} is missing: pip install 'edgedm[compile,bench]'") from None
+    x, weight, bias = _float_operands(layer)
+    size = [1, layer.out_channels, layer.height, layer.height]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, size)],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET)], ir_version=IR_VERSION)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": x})
+
+
+def _torch(layer: Layer, threads: int) -> Engine:
+    """PyTorch's float convolution, channels last."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ToolchainError("bench: torch is missing: pip install 'edgedm[train]'") from None
+    last = torch.channels_last
+    x, weight, bias = (torch.from_numpy(each) for each in _float_operands(layer))
+    x, weight = x.to(memory_format=last), weight.to(memory_format=last)
+
+    def run() -> None:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        with torch.inference_mode():
+            torch.nn.functional.conv2d(x, weight, bias, padding=1)
+
+    return run
+
+
+def _float_operands(layer: Layer) -> tuple[Array, Array, Array]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, layer.channels, layer.height, layer.height), np.float32)
+    weight = rng.standard_normal((layer.out_channels, layer.channels, KERNEL_SIZE, KERNEL_SIZE), np.float32)
+    return x, weight, rng.standard_normal(layer.out_channels, np.float32)
+
+
+_PEER: dict[str, Callable[[Layer, int], Engine]] = {"onnxruntime": _onnxruntime, "torch": _torch}
+PEERS = tuple(_PEER)

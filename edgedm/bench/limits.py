@@ -1,0 +1,110 @@
+"""What one core of this machine can do: a kernel family's instructions in a loop whose data stay in registers and L1.
+
+A layer's speed divided by its family's limit is the fraction that tiling, memory, packing and epilogue leave.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+from edgedm.targets import Target
+from edgedm.targets.kernels.builder import block, build, const, let, load, local, loop, splat, store
+from edgedm.targets.kernels.lookup import STEP_BYTES, Window
+from edgedm.targets.kernels.shapes import Convolution
+from edgedm.targets.kernels.spec import TensorSpec
+from edgedm.targets.tuning import tiling
+
+_CYCLE = 64  # different inputs that the loop meets: 64 steps of any kind stay in L1
+_ROUNDS = 64  # times round: one call takes tens of microseconds
+_LARGE = Convolution(64, 64, 256, 256)  # a shape that gets the full register tile
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`run` executes `macs` multiply-accumulates of one kernel family."""
+
+    run: Callable[[], object]
+    macs: int
+
+
+def limit(kind: str, target: Target) -> Limit:
+    """Return the limit of layers of `kind`: bconv (xor, population count), wconv (look-ups), fconv (floats)."""
+    body, parameters, macs = {"bconv": _popcounts, "wconv": _lookups, "fconv": _floats}[kind](target)
+    function = build("limit", parameters, body)
+    run = tvm.compile(tvm.IRModule({"limit": function}), target.tvm())["limit"]
+    tensors = [tvm.runtime.tensor(np.ones(spec.shape, spec.dtype)) for _, spec in parameters]
+    return Limit(lambda: run(*tensors), macs)
+
+
+_Loop = tuple[Callable[..., None], list[tuple[str, TensorSpec]], int]
+
+
+def _popcounts(target: Target) -> _Loop:
+    tile = tiling.bitserial(target, _LARGE)
+    lanes, vectors = tile.lanes, 2 * tile.groups
+    macs = _CYCLE * _ROUNDS * tile.pixels * vectors * lanes * 64
+    body = _products("uint64", lanes, tile.pixels, vectors, lambda acc, x, w: acc + tirx.popcount(splat(x, lanes) ^ w))
+    return body, _parameters("uint64", lanes, tile.pixels, vectors), macs
+
+
+def _floats(target: Target) -> _Loop:
+    tile = tiling.float_conv(target, _LARGE)
+    lanes, vectors = tile.lanes, tile.groups
+    macs = _CYCLE * _ROUNDS * tile.pixels * vectors * lanes
+    body = _products("float32", lanes, tile.pixels, vectors, lambda acc, x, w: acc + splat(x, lanes) * w)
+    return body, _parameters("float32", lanes, tile.pixels, vectors), macs
+
+
+def _products(
+    dtype: str, lanes: int, pixels: int, vectors: int, step: Callable[[Any, Any, Any], Any]
+) -> Callable[..., None]:
+    """Body of acc[p][v] = step(acc[p][v], x[k + p], w[v]) over k, round after round."""
+    slots = [(p, v) for p in range(pixels) for v in range(vectors)]
+
+    def body(x: Any, weight: Any, y: Any) -> None:
+        acc = local(len(slots) * lanes, dtype)
+        for index in range(len(slots)):
+            store(acc, const(0, dtype, lanes), index * lanes, lanes)
+        weights = [let(load(weight, v * lanes, lanes)) for v in range(vectors)]
+        with loop(_ROUNDS), loop(_CYCLE) as k:
+            for index, (p, v) in enumerate(slots):
+                value = step(load(acc, index * lanes, lanes), load(x, k + p), weights[v])
+                store(acc, value, index * lanes, lanes)
+        for index in range(len(slots)):
+            store(y, load(acc, index * lanes, lanes), index * lanes, lanes)
+
+    return body
+
+
+def _parameters(dtype: str, lanes: int, pixels: int, vectors: int) -> list[tuple[str, TensorSpec]]:
+    sizes = {"x": _CYCLE + pixels, "weight": vectors * lanes, "y": pixels * vectors * lanes}
+    return [(name, TensorSpec((size,), dtype)) for name, size in sizes.items()]
+
+
+def _lookups(target: Target) -> _Loop:
+    reader = tiling.lookup(target, _LARGE)
+    steps = _CYCLE // reader.pixels
+    slots = reader.pixels * reader.groups
+    pixels = [(p, 0) for p in range(reader.pixels)]
+
+    def body(tables: Any, weight: Any, y: Any) -> None:
+        with loop(_ROUNDS) as turn, block():
+            window = Window(1, steps, pixels, lambda pixel, i: pixel[0] * steps + turn % 2)
+            sums = reader.accumulate(weight, tables, window, 0, reader.groups)
+            for slot in range(slots):
+                for number, vector in enumerate(sums(slot)):
+                    at = slot * reader.block + number * reader.lanes
+                    store(y, load(y, at, reader.lanes) + vector, at, reader.lanes)
+
+    weight = reader.pack(np.zeros((reader.groups * reader.block, 1, 1, 2 * steps), np.uint8), 16 * steps)
+    parameters = [
+        ("tables", TensorSpec(((_CYCLE + 1) * STEP_BYTES,), "int8")),
+        ("weight", TensorSpec((math.prod(weight.shape),), "uint8")),
+        ("y", TensorSpec((slots * reader.block,), "int32")),
+    ]
+    return body, parameters, _ROUNDS * steps * 16 * slots * reader.block
