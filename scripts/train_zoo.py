@@ -1,48 +1,80 @@
-"""Train the zoo, stage by stage, on CPU: `python scripts/train_zoo.py STAGE --runs FOLDER`; every stage resumes."""
+"""Train the zoo, stage by stage, on a CPU; every training stage keeps its state in --runs and resumes.
+
+    for stage in classifier base binarydm bidm xnor figures; do
+        python scripts/train_zoo.py $stage --runs runs
+    done
+"""
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
-from torch import nn
 
-from edgedm.models.presets import DIGITS
+from edgedm.models import save
+from edgedm.models.checkpoint import ZOO
+from edgedm.training.api import RECIPES, quantize
 from edgedm.training.base import train_base
+from edgedm.training.classifier import save_classifier, train_classifier
+from edgedm.training.figures import classifier_line, curve_table, evaluate, quality_table, save_figures
 from edgedm.training.loop import LoopOptions
-from edgedm.training.lowbit import LowBitOptions, train_low_bit
+from edgedm.training.quality import Quality
+from edgedm.training.shipping import float_checkpoint
 
-LOW_BIT = {
-    "binarydm": (LowBitOptions("binarydm", distill=1.0), 5e-4),
-    "bidm": (LowBitOptions("bidm", distill=1.0, spd=1e-2, tbs=True), 1e-3),
-    "xnor": (LowBitOptions("xnor"), 1e-3),
-}
+BASE = LoopOptions(iterations=3000, learning_rate=4e-4)
+FLOAT = "digits-fp32"
+NAMES = {"binarydm": "digits-binarydm-w1a4", "bidm": "digits-bidm-w1a1"}
+DOCS = Path(__file__).parents[1] / "docs" / "zoo"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["base", *LOW_BIT])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["classifier", "base", *RECIPES, "figures"])
     parser.add_argument("--runs", type=Path, required=True, help="folder of resumable states and curves")
-    parser.add_argument("--iterations", type=int)
+    parser.add_argument("--iterations", type=int, help="instead of the recipe's")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=500, help="images a figure")
+    parser.add_argument("--only", nargs="*", help="figures: only these models")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.stage == "base":
-        train_base(arguments.runs / "base", LoopOptions(arguments.iterations or 3000, 4e-4))
+    if arguments.stage == "classifier":
+        model, accuracy = train_classifier()
+        print(f"held-out accuracy {accuracy:.4f}")
+        save_classifier(model)
+    elif arguments.stage == "base":
+        save(float_checkpoint(train_base(arguments.runs / "base", BASE)), ZOO / FLOAT)
+    elif arguments.stage == "figures":
+        figures(arguments.runs, arguments.samples, arguments.only)
     else:
-        low_bit, rate = LOW_BIT[arguments.stage]
-        loop = LoopOptions(arguments.iterations or 1500, rate, ema_decay=0.998)
-        train_low_bit(load_base(arguments.runs), low_bit, loop, arguments.runs / arguments.stage)
+        # the baseline is measured, not shipped
+        output = ZOO / NAMES[arguments.stage] if arguments.stage in NAMES else arguments.runs / "xnor" / "checkpoint"
+        quantize(
+            arguments.stage,
+            output=str(output),
+            iterations=arguments.iterations,
+            runs=str(arguments.runs),
+            threads=arguments.threads,
+        )
 
 
-def load_base(runs: Path) -> nn.Module:
-    """Return the base's EMA with every parameter rounded to float16, as it ships."""
-    unet = UNet2DModel(**DIGITS)
-    unet.load_state_dict(torch.load(runs / "base" / "state.pt", weights_only=True)["ema"])
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.copy_(parameter.half().float())
-    return unet
+def figures(runs: Path, samples: int, only: list[str] | None) -> None:
+    DOCS.mkdir(parents=True, exist_ok=True)
+    sources = {FLOAT: f"zoo:{FLOAT}", **{name: f"zoo:{name}" for name in NAMES.values()}}
+    sources["xnor"] = str(runs / "xnor" / "checkpoint")
+    for name, source in sources.items():
+        if only is None or name in only:
+            save_figures(evaluate(source, samples, DOCS / name), DOCS / f"{name}.json")
+    rows = {}
+    for name in sources:
+        path = DOCS / f"{name}.json"
+        if path.exists():
+            rows[name] = {kind: Quality(**values) for kind, values in json.loads(path.read_text()).items()}
+    curves = {
+        stage: json.loads((runs / stage / "curve.json").read_text())["curve"]
+        for stage in ("base", *RECIPES)
+        if (runs / stage / "curve.json").exists()
+    }
+    print("\n\n".join([classifier_line(), quality_table(rows), curve_table(curves)]))
 
 
 if __name__ == "__main__":

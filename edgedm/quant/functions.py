@@ -16,7 +16,7 @@ class _SignSTE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (inside,) = ctx.saved_tensors
+        inside: Tensor = ctx.saved_tensors[0]
         return grads[0] * inside
 
 
@@ -40,7 +40,7 @@ class _SignPolynomial(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (u,) = ctx.saved_tensors
+        u: Tensor = ctx.saved_tensors[0]
         return u.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grads[0])
 
 
@@ -63,22 +63,24 @@ class _LSQ(torch.autograd.Function):
         return grads[0] * inside, grad_step.reshape(1), None, None
 
 
+def _apply(function: Any, *inputs: Any) -> Tensor:
+    result: Tensor = function.apply(*inputs)  # untyped in torch
+    return result
+
+
 def sign_ste(weight: Tensor) -> Tensor:
     """Return sign(weight) with sign(0) = +1; its gradient passes where |weight| <= 1 (methods.md 1.2)."""
-    result: Tensor = _SignSTE.apply(weight)
-    return result
+    return _apply(_SignSTE, weight)
 
 
 def scaled_sign_ste(weight: Tensor, scale: Tensor) -> Tensor:
     """Return scale sign(weight); the gradient to `weight` has no factor `scale` (BiDM's release), none to `scale`."""
-    result: Tensor = _ScaledSignSTE.apply(weight, scale)
-    return result
+    return _apply(_ScaledSignSTE, weight, scale)
 
 
 def sign_polynomial(u: Tensor) -> Tensor:
     """Return sign(u) with the piecewise gradient 2 - 2|u| inside [-1, 1] (Bi-Real Net, arXiv 1808.00278 eq. 6)."""
-    result: Tensor = _SignPolynomial.apply(u)
-    return result
+    return _apply(_SignPolynomial, u)
 
 
 def lsq(x: Tensor, step: Tensor, low: int = INT4_MIN, high: int = INT4_MAX) -> Tensor:
@@ -86,10 +88,10 @@ def lsq(x: Tensor, step: Tensor, low: int = INT4_MIN, high: int = INT4_MAX) -> T
 
     The step's gradient is scaled by 1 / sqrt(numel(x) high). Rounding is half to even.
     """
-    result: Tensor = _LSQ.apply(x, step, low, high)
-    return result
+    return _apply(_LSQ, x, step, low, high)
 
 
 def lsq_initial_step(x: Tensor, high: int = INT4_MAX) -> Tensor:
     """Return LSQ's first step 2 mean|x| / sqrt(high), f32[1]."""
-    return (2 * x.detach().float().abs().mean() / high**0.5).reshape(1)
+    mean: Tensor = x.detach().float().abs().mean()
+    return (mean * (2 / high**0.5)).reshape(1)

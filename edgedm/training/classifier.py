@@ -59,7 +59,7 @@ def train_classifier(epochs: int = 40, batch: int = 64, seed: int = 0) -> tuple[
             images = torch.roll(digits.train_images[rows], shift, (2, 3))
             loss = F.cross_entropy(model(images), digits.train_labels[rows], label_smoothing=0.01)
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
     with torch.no_grad():

@@ -57,8 +57,10 @@ def make_student(teacher: nn.Module, options: LowBitOptions) -> Denoiser:
     return student
 
 
-def train_low_bit(teacher: nn.Module, low_bit: LowBitOptions, options: LoopOptions, folder: Path) -> Denoiser:
-    """Train a student of `teacher` (float, frozen, already rounded to float16) and return its EMA."""
+def train_low_bit(
+    teacher: nn.Module, low_bit: LowBitOptions, options: LoopOptions, folder: Path
+) -> tuple[Denoiser, list[dict[str, float]]]:
+    """Train a student of `teacher` (float, frozen, already rounded to float16); return its EMA and the loss curve."""
     torch.manual_seed(options.seed)
     teacher = teacher.eval().requires_grad_(False)
     student = make_student(teacher, low_bit)
@@ -81,7 +83,7 @@ def train_low_bit(teacher: nn.Module, low_bit: LowBitOptions, options: LoopOptio
         if low_bit.distill or low_bit.spd:
             theirs.start(low_bit.spd > 0)
             with torch.no_grad():
-                target = teacher(noisy, t, class_labels=labels).sample.float()
+                target = teacher(noisy, t, class_labels=labels, return_dict=False)[0].float()
             terms["distill"] = F.mse_loss(eps, target)
             total = total + low_bit.distill * terms["distill"]
         if low_bit.spd:
@@ -90,8 +92,8 @@ def train_low_bit(teacher: nn.Module, low_bit: LowBitOptions, options: LoopOptio
             total = total + low_bit.spd * terms["spd"]
         return {"loss": total, **terms}
 
-    train(low_bit.method, student, ema, loss, options, folder)
-    return ema
+    curve = train(low_bit.method, student, ema, loss, options, folder)
+    return ema, curve
 
 
 class Features:

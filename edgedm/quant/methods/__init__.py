@@ -1,0 +1,1 @@
+"""The training layers of each published method, one file a method."""

@@ -31,7 +31,7 @@ class BinaryConv2d(nn.Module):
         self.shortcut_gain = nn.Parameter(torch.full((1,), INITIAL_GAIN))
         self.shortcut: nn.Module
         if layer.in_channels != layer.out_channels:
-            self.shortcut = nn.Conv2d(layer.in_channels, layer.out_channels, 1, layer.stride)
+            self.shortcut = nn.Conv2d(layer.in_channels, layer.out_channels, 1, self.stride)
         else:
             self.shortcut = nn.Identity() if self.stride == (1, 1) else nn.AvgPool2d(2)
 
@@ -42,7 +42,8 @@ class BinaryConv2d(nn.Module):
         signs = sign_polynomial(x + self.threshold.to(x.dtype)[None, :, None, None])
         alpha = self.weight.detach().abs().mean((1, 2, 3), keepdim=True)
         y = F.conv2d(signs, scaled_sign_ste(self.weight, alpha), None, self.stride, self.padding)
-        return y * pixel_scale + self.shortcut_gain.abs().to(y.dtype) * self.shortcut(x).to(y.dtype)
+        shortcut: Tensor = self.shortcut(x)
+        return y * pixel_scale + self.shortcut_gain.abs().to(y.dtype) * shortcut.to(y.dtype)
 
     def to_inference(self) -> inference.BinaryConv2d:
         """Return the packed layer."""

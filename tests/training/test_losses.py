@@ -1,0 +1,48 @@
+"""BiDM's patch distillation against loops in numpy."""
+
+import numpy as np
+import pytest
+import torch
+
+from edgedm.training.losses import spd_loss
+
+
+def reference(student, teacher):
+    terms = []
+    for s, t in zip(student, teacher, strict=True):
+        height, width = s.shape[2] // 4, s.shape[3] // 4
+        for row in range(4):
+            for column in range(4):
+                normed = []
+                for feature in (s, t):
+                    rows, columns = slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width)
+                    patch = feature[:, :, rows, columns]
+                    gram = np.einsum("ncij,nckj->ncik", patch, patch)
+                    normed.append(gram / np.linalg.norm(gram))
+                terms.append(np.linalg.norm(normed[0] - normed[1]))
+    return np.mean(terms)
+
+
+def test_spd_is_the_mean_over_features_and_patches_of_the_norm_of_normalised_grams():
+    rng = np.random.default_rng(0)
+    shapes = [(2, 3, 16, 16), (2, 5, 8, 8), (2, 4, 4, 4)]
+    student = [rng.normal(size=shape) for shape in shapes]
+    teacher = [rng.normal(size=shape) for shape in shapes]
+    ours = spd_loss([torch.tensor(f).float() for f in student], [torch.tensor(f).float() for f in teacher])
+    assert float(ours) == pytest.approx(reference(student, teacher), rel=1e-5)
+
+
+def test_spd_does_not_see_the_scale_of_a_feature():
+    feature = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert float(spd_loss([3 * feature], [feature])) < 1e-5
+
+
+def test_spd_has_finite_gradients_where_student_and_teacher_agree():
+    feature = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    spd_loss([feature], [feature.detach()]).backward()
+    assert torch.isfinite(feature.grad).all()
+
+
+def test_a_feature_that_has_no_4x4_grid_is_refused():
+    with pytest.raises(ValueError, match="6x6"):
+        spd_loss([torch.ones(1, 1, 6, 6)], [torch.ones(1, 1, 6, 6)])
