@@ -159,8 +159,10 @@ class _Walk:
         if perm == _to_last(rank):
             if source not in self.twins:
                 self.twins[source] = output
-            elif not output.is_graph_output():
-                output.replace_all_uses_with(self.twins[source])
+            else:
+                twin = self.twins[source]
+                free = twin.producer() is not None and not twin.is_graph_output()
+                self.editor.replace(output, twin, rename=free and output.is_graph_output())
         if perm == _to_first(rank):
             self.twins.setdefault(output, source)
 
