@@ -67,7 +67,8 @@ def train(
     run sees the same batches.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision="bf16" if options.bf16 else "no")
+    # Its own mixed precision is one setting a process; runs of both kinds may follow each other here.
+    accelerator = Accelerator(cpu=True)
     groups = parameter_groups or [{"params": list(model.parameters())}]
     optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
     rates = [group["lr"] for group in optimiser.param_groups]
@@ -80,7 +81,7 @@ def train(
         generator.manual_seed(options.seed * 1_000_003 + iteration)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * learning_rate_factor(iteration, options)
-        with accelerator.autocast():
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             terms = loss(generator)
         accelerator.backward(terms["loss"])
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)

@@ -1,0 +1,123 @@
+"""Checkpoints survive a round trip, and damaged or foreign ones are refused by name."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import small
+
+from edgedm.errors import InvalidModelError
+from edgedm.models import load, locate, save, zoo
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(small("bidm"), tmp_path / "ckpt")
+    return tmp_path / "ckpt"
+
+
+@pytest.mark.parametrize("method", ["fp32", "binarydm", "bidm", "xnor"])
+def test_a_checkpoint_comes_back_as_it_was(tmp_path, method):
+    checkpoint = small(method)
+    save(checkpoint, tmp_path / "ckpt")
+    loaded = load(tmp_path / "ckpt")
+    assert loaded.config == checkpoint.config
+    ours, theirs = loaded.module.state_dict(), checkpoint.module.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_floats_are_stored_in_half_precision_and_weights_as_bits(folder):
+    tensors = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.float16, torch.uint8, torch.int64}
+    bits = [name for name, value in tensors.items() if value.dtype == torch.uint8]
+    assert "unet.mid_block.resnets.0.conv1.bits" in bits
+    assert (folder / "model.safetensors").stat().st_mode & 0o044 == 0o044
+
+
+def change_config(folder, **changes):
+    values = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+CONFIG_ATTACKS = {
+    "version": ({"format_version": 2}, "format_version"),
+    "no method": ({"method": "magic"}, "method"),
+    "unknown key": ({"colour": "red"}, "colour"),
+    "unknown tap": ({"taps": ["up_blocks.9.resnets.0"]}, "up_blocks.9.resnets.0"),
+    "bins that descend": ({"timestep_bins": [5, 3]}, "ascend"),
+    "another class": ({"architecture": {"class_name": "os.system", "config": {}}}, "class_name"),
+    "a strange argument": ({"architecture": {"class_name": "UNet2DModel", "config": {"x": 1}}}, "architecture"),
+}
+
+
+@pytest.mark.parametrize(("changes", "named"), CONFIG_ATTACKS.values(), ids=CONFIG_ATTACKS)
+def test_a_foreign_config_is_refused_by_file_and_key(folder, changes, named):
+    change_config(folder, **changes)
+    with pytest.raises(InvalidModelError, match=named):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_a_config_that_is_no_object_is_refused(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InvalidModelError, match=r"config\.json"):
+        load(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5_000, -1])
+def test_a_truncated_file_is_refused(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InvalidModelError, match=r"model\.safetensors"):
+        load(folder)
+
+
+def drop(tensors):
+    del tensors["unet.conv_in.weight"]
+
+
+def add(tensors):
+    tensors["extra"] = torch.zeros(1)
+
+
+def reshape(tensors):
+    tensors["unet.conv_in.weight"] = tensors["unet.conv_in.weight"].flatten().clone()
+
+
+def retype(tensors):
+    name = "unet.mid_block.resnets.0.conv1.bits"
+    tensors[name] = tensors[name].to(torch.int32)
+
+
+def poison(tensors):
+    tensors["unet.conv_in.weight"][0, 0, 0, 0] = float("nan")
+
+
+@pytest.mark.parametrize("attack", [drop, add, reshape, retype, poison])
+def test_altered_tensors_are_refused_by_name(folder, attack):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    attack(tensors)
+    save_file(tensors, path)
+    with pytest.raises(InvalidModelError, match="extra" if attack is add else "conv_in.weight|conv1.bits"):
+        load(folder)
+
+
+def test_a_missing_folder_and_an_unknown_zoo_name_list_what_there_is(tmp_path):
+    with pytest.raises(InvalidModelError, match="zoo:digits-fp32"):
+        load(tmp_path / "nothing")
+    with pytest.raises(InvalidModelError, match="zoo:digits-fp32"):
+        locate("zoo:../../secrets")
+
+
+def test_every_checkpoint_of_the_zoo_loads_and_the_zoo_stays_small():
+    names = zoo()
+    assert "zoo:digits-fp32" in names
+    total = 0
+    for name in names:
+        load(name)
+        total += (locate(name) / "model.safetensors").stat().st_size
+    assert (locate("zoo:digits-fp32") / "model.safetensors").stat().st_size <= 8_000_000
+    assert total <= 20_000_000
