@@ -191,13 +191,25 @@ def _codes(array: Array) -> NDArray[np.int64]:
 def _bound(before: Side, after: Side, region: Region, values: Feeds) -> NDArray[np.float64]:
     """How far float32 rounding may take the old and the new value apart."""
     old, new = _evaluate(before, after, region, values)
-    bound = old.bound + new.bound
-    product = before.makers[region.name]
-    if product.op_type == "Mul":
-        for gate in (before.makers.get(each) for each in product.input):
-            if gate is not None and gate.op_type == "Sigmoid":
-                bound = bound + 2 * SIGMOID_ERROR * np.abs(values[gate.input[0]].astype(np.float64))
-    return bound
+    return old.bound + new.bound + 2 * _sigmoid_slack(before, region.name, values)
+
+
+def _sigmoid_slack(side: Side, name: str, values: Feeds) -> NDArray[np.float64] | float:
+    """What `SIGMOID_ERROR` makes of h * Sigmoid(h), if that is what `name` holds, perhaps moved; else 0."""
+    maker = side.makers.get(name)
+    if maker is None:
+        return 0.0
+    if maker.op_type in _MOVES:
+        slack = _sigmoid_slack(side, maker.input[0], values)
+        if not isinstance(slack, np.ndarray):
+            return slack
+        if maker.op_type == "Transpose":
+            return slack.transpose(onnx.helper.get_node_attr_value(maker, "perm"))
+        return slack.reshape(values[name].shape)
+    gates = [gate for gate in map(side.makers.get, maker.input) if gate is not None and gate.op_type == "Sigmoid"]
+    if maker.op_type != "Mul" or not gates:
+        return 0.0
+    return SIGMOID_ERROR * np.abs(values[gates[0].input[0]].astype(np.float64))
 
 
 def _evaluate(before: Side, after: Side, region: Region, values: Feeds, lean: int = 0) -> tuple[Bounded, Bounded]:
