@@ -1,7 +1,7 @@
-"""Run a kernel and the ONNX function that defines its op on the same operands.
+"""Run kernels and the ONNX functions that define their ops on the same operands.
 
-A case is (op, inputs, attrs): numpy inputs in ONNX layout; `runtime` are the indices of those that the kernel gets
-at run time, the others are constants of the graph. Many cases compile as one module: compile time dominates.
+A case holds numpy operands in ONNX layout; the kernel gets those in `runtime` at run time, the others as constants
+of the graph. Many cases compile as one module: compile time dominates.
 """
 
 from collections.abc import Sequence
@@ -39,23 +39,32 @@ def select_case(case: Case, target: Target) -> Kernel:
 
 
 def compile_kernels(kernels: Sequence[Kernel], target: Target):
-    functions = {str(kernel.function.attrs["global_symbol"]): kernel.function for kernel in kernels}
+    functions = {symbol(kernel): kernel.function for kernel in kernels}
     return tvm.compile(tvm.IRModule(functions), target.tvm())
+
+
+def assembly(kernel: Kernel, target: Target) -> str:
+    return compile_kernels([kernel], target).mod.inspect_source("asm")
+
+
+def symbol(kernel: Kernel) -> str:
+    return str(kernel.function.attrs["global_symbol"])
 
 
 def call(library, kernel: Kernel, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Run one kernel; packed bits come back as uint8, as in ONNX."""
     arguments = []
     for index, spec in zip(kernel.kept, kernel.inputs, strict=True):
-        value = kernel.pack[index](inputs[index]) if index in kernel.pack else inputs[index]
+        value = kernel.packed(index, inputs[index])
         if spec.dtype == "uint64" and value.dtype == np.uint8:
             value = as_words(value)
-        assert value.shape == spec.shape and str(value.dtype) == spec.dtype, (value.shape, value.dtype, spec)
+        assert value.shape == spec.shape
+        assert str(value.dtype) == spec.dtype
         arguments.append(tvm.runtime.tensor(np.array(value, order="C")))
     # outputs and scratch start as garbage: a kernel must not count on zeros
     rest = [np.full(spec.shape, 0x5A, spec.dtype) for spec in (*kernel.outputs, *kernel.scratch)]
     tensors = [tvm.runtime.tensor(each) for each in rest]
-    library[str(kernel.function.attrs["global_symbol"])](*arguments, *tensors)
+    library[symbol(kernel)](*arguments, *tensors)
     results = [tensor.numpy() for tensor in tensors[: len(kernel.outputs)]]
     return [each.view("u1") if each.dtype == np.uint64 else each for each in results]
 

@@ -1,0 +1,85 @@
+"""What the compiler makes of the kernels: the instructions that their speed rests on."""
+
+import re
+
+import numpy as np
+import pytest
+from kernel_cases import Case, assembly, select_case
+
+from edgedm.targets import resolve
+
+FULL = "x86-64-v4+vnni+vbmi+vpopcntdq"
+
+
+def conv(op):
+    rng = np.random.default_rng(0)
+    ones, none = np.ones(64, np.float32), np.zeros((1, 1, 1, 1), np.float32)
+    weight = rng.integers(0, 256, (64, 3, 3, 8)).astype(np.uint8)
+    attrs = {"strides": [1, 1], "pads": [1, 1, 1, 1]}
+    end = [0 * ones, none, np.ones(1, np.float32)]
+    if op == "BinaryConv":
+        bits = np.zeros((1, 16, 16, 8), np.uint8)
+        return Case(op, [bits, weight, ones, none + 1, *end], {**attrs, "channels": 64})
+    return Case(op, [np.zeros((1, 16, 16, 64), np.int8), weight, ones, *end], attrs)
+
+
+def activation(op):
+    channels = [np.ones(64, np.float32)] * (1 if op == "PackBits" else 2)
+    attrs = {} if op == "PackBits" else {"groups": 8, "epsilon": 1e-5}
+    return Case(op, [np.zeros((1, 16, 16, 64), np.float32), *channels], attrs)
+
+
+CASES = {op: conv(op) for op in ("BinaryConv", "BinaryWeightConv")}
+CASES |= {op: activation(op) for op in ("PackBits", "GroupNormSilu")}
+
+
+@pytest.mark.parametrize(
+    ("op", "target", "instructions"),
+    [
+        ("BinaryConv", FULL, r"vpopcntq.*%zmm"),
+        ("BinaryConv", "x86-64-v3", r"vpshufb.*%ymm"),
+        ("BinaryWeightConv", FULL, r"vpermb.*%zmm|vpdpbusd.*%zmm"),
+        ("BinaryWeightConv", "x86-64-v4", r"vpshufb.*%zmm"),
+        ("BinaryWeightConv", "x86-64-v3", r"vpshufb.*%ymm"),
+        ("BinaryWeightConv", "x86-64-v2", r"\tpshufb.*%xmm"),
+        ("PackBits", FULL, r"vcmp\w+ps.*%k"),
+        ("PackBits", "x86-64-v3", r"v(p|)movmsk"),
+        ("PackBits", "x86-64", r"p?movmsk"),
+        ("GroupNormSilu", FULL, r"vdivps.*%zmm"),
+        ("GroupNormSilu", "x86-64-v3", r"vdivps.*%ymm"),
+    ],
+)
+def test_a_kernel_uses_the_instructions_that_it_is_made_for(op, target, instructions):
+    resolved = resolve(target)
+    text = assembly(select_case(CASES[op], resolved), resolved)
+    assert re.search(instructions, text)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_a_lower_level_never_sees_wider_registers(op):
+    for level, foreign in [
+        ("x86-64-v3", r"%zmm|%k[1-7]\b|popcntq.*%ymm"),
+        ("x86-64-v2", r"%ymm|%zmm"),
+        ("x86-64", r"%ymm|\tpshufb"),
+    ]:
+        resolved = resolve(level)
+        assert not re.search(foreign, assembly(select_case(CASES[op], resolved), resolved)), level
+
+
+def test_the_accumulators_stay_in_registers():
+    """Nothing is stored to the stack inside the innermost loop of a binary convolution."""
+    resolved = resolve(FULL)
+    text = assembly(select_case(CASES["BinaryConv"], resolved), resolved)
+    blocks = re.split(r"^\.LBB\w+:", text, flags=re.MULTILINE)
+    inner = max(blocks, key=lambda each: each.count("vpopcntq"))
+    assert inner.count("vpopcntq") >= 16
+    assert not re.search(r"vmov\w+\s+%zmm\d+, .*%rsp", inner)
+
+
+def test_no_kernel_calls_a_library_function():
+    """The runtime supplies memory and threads, no libm."""
+    resolved = resolve("x86-64")
+    for case in CASES.values():
+        text = assembly(select_case(case, resolved), resolved)
+        calls = {name for name in re.findall(r"\tcall\w*\s+([A-Za-z_]\w*)", text)}
+        assert all(name.startswith(("TVM", "__TVM", "__tvm", "memset", "memcpy")) for name in calls), calls
