@@ -44,16 +44,22 @@ class FuseEpilogue(GraphPass):
     def rewrite(self, model: ir.Model, editor: Editor) -> None:
         """See the module."""
         for node in editor.nodes():
-            if not is_product(node):
-                continue
-            path = _path(node)
-            add = sole_consumer(path.value)
-            if add is None or not is_op(add, "Add") or dims(add.outputs[0]) != dims(path.value):
-                continue
-            if not is_neutral(node, "residual"):
-                editor.refuse(add, f"{describe(node)} has a residual already")
-                continue
-            _fuse(editor, node, path, add)
+            if is_product(node):
+                while _fuse_next(editor, node):
+                    pass
+
+
+def _fuse_next(editor: Editor, product: ir.Node) -> bool:
+    """Fuse the add behind `product`; False if there is none or it does not fit."""
+    path = _path(product)
+    add = sole_consumer(path.value)
+    if add is None or not is_op(add, "Add") or dims(add.outputs[0]) != dims(path.value):
+        return False
+    if not is_neutral(product, "residual"):
+        editor.refuse(add, f"{describe(product)} has a residual already")
+        return False
+    _fuse(editor, product, path, add)
+    return True
 
 
 def _path(product: ir.Node) -> _Path:

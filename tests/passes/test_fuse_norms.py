@@ -1,0 +1,132 @@
+import ml_dtypes
+import numpy as np
+import pytest
+from pass_testing import apply, graph, signs
+
+from edgedm.passes.fuse_binary_conv import FuseBinaryConv
+from edgedm.passes.fuse_binary_weight_conv import FuseBinaryWeightConv
+from edgedm.passes.fuse_group_norm import FuseGroupNorm
+from edgedm.passes.fuse_mean_abs import FuseMeanAbs
+from edgedm.passes.fuse_norm_act_pack import FuseNormActPack
+
+RNG = np.random.default_rng(5)
+AFFINE = {
+    "gamma": RNG.standard_normal(6).astype(np.float32),
+    "beta": RNG.standard_normal(6).astype(np.float32),
+}
+NORM = """n = GroupNormalization<num_groups=3, epsilon=0.00001>(x, gamma, beta)
+          s = Sigmoid(n)
+          a = Mul(n, s)"""
+SIGNS = {"w": signs(RNG, 4, 3, 3, 6), "t": RNG.standard_normal((1, 6, 1, 1)).astype(np.float32)}
+
+
+def w1a1(tail="", outputs="float[1,4,5,5] y, float[1,1,5,5] m", before=NORM):
+    return graph(
+        f"""g (float[1,6,5,5] x) => ({outputs}) {{
+            {before}
+            b = edgedm.Binarize(a, t)
+            u = edgedm.UnpackBits<channels=6>(w)
+            y = Conv<pads=[1,1,1,1]>(b, u)
+            p = Abs(a)
+            m = ReduceMean<keepdims=1>(p, axes)
+            {tail}
+        }}""",
+        axes=np.array([1], np.int64),
+        **AFFINE,
+        **SIGNS,
+    )
+
+
+def run_all(model, *passes):
+    for each in passes[:-1]:
+        model = apply(each, model).model
+    return apply(passes[-1], model)
+
+
+def test_the_mean_of_absolute_values_is_computed_where_the_tensor_is_packed():
+    result = run_all(w1a1(), FuseBinaryConv(), FuseMeanAbs())
+    assert "ReduceMean" not in result.ops and "Abs" not in result.ops
+    pack = result.one("PackBitsMeanAbs")
+    assert tuple(pack.outputs[1].shape) == (1, 5, 5, 1)
+    result.assert_within_rounding()
+
+
+def test_a_mean_over_pixels_is_refused():
+    model = graph(
+        """g (float[1,6,5,5] x) => (float[1,4,5,5] y, float[1,6,1,1] m) {
+            b = edgedm.Binarize(x, t)
+            u = edgedm.UnpackBits<channels=6>(w)
+            y = Conv<pads=[1,1,1,1]>(b, u)
+            p = Abs(x)
+            m = ReduceMean<keepdims=1>(p, axes)
+        }""",
+        axes=np.array([2, 3], np.int64),
+        **SIGNS,
+    )
+    result = run_all(model, FuseBinaryConv(), FuseMeanAbs())
+    assert "axis 1" in result.report.refusals[0].reason
+
+
+def test_norm_and_silu_become_one_channels_last_op():
+    model = graph(f"g (float[1,6,5,4] x) => (float[1,6,5,4] a) {{ {NORM} }}", **AFFINE)
+    result = apply(FuseGroupNorm(), model)
+    assert result.ops == ["Transpose", "GroupNormSilu", "Transpose"]
+    assert result.one("GroupNormSilu").attributes["groups"].value == 3
+    result.assert_within_rounding()
+
+
+@pytest.mark.parametrize("silu", ["a = Mul(s, n)", "a = Mul(n, s) z = Neg(n)", "a = Mul(n, s) z = Neg(s)"])
+def test_a_norm_that_is_read_elsewhere_keeps_its_silu_apart(silu):
+    body = NORM.rpartition("a = ")[0] + silu
+    outputs = "float[1,6,20] a" + (", float[1,6,20] z" if "z" in silu else "")
+    result = apply(FuseGroupNorm(), graph(f"g (float[1,6,20] x) => ({outputs}) {{ {body} }}", **AFFINE))
+    assert ("GroupNorm" in result.ops) == ("z" in silu)
+    result.assert_within_rounding()
+
+
+def test_a_norm_with_an_input_as_scale_is_refused():
+    text = "g (float[1,6,20] x, float[6] gamma) => (float[1,6,20] n) {"
+    text += "n = GroupNormalization<num_groups=3>(x, gamma, beta) }"
+    result = apply(FuseGroupNorm(), graph(text, beta=AFFINE["beta"]))
+    assert "not a constant" in result.report.refusals[0].reason
+
+
+def test_norm_silu_and_packing_become_one_op_that_also_writes_the_float_result():
+    model = w1a1("z = Add(a, x)", "float[1,4,5,5] y, float[1,1,5,5] m, float[1,6,5,5] z")
+    result = run_all(model, FuseBinaryConv(), FuseMeanAbs(), FuseGroupNorm(), FuseNormActPack())
+    fused = result.one("GroupNormSiluPack")
+    assert [tuple(value.shape) for value in fused.outputs] == [(1, 5, 5, 6), (1, 5, 5, 8), (1, 5, 5, 1)]
+    assert fused.inputs[3].const_value.numpy().tolist() == SIGNS["t"].ravel().tolist()
+    assert "PackBitsMeanAbs" not in result.ops and "GroupNormSilu" not in result.ops
+    result.assert_same_bits()
+
+
+def w1a4(tail="", outputs="float[1,4,5,5] y"):
+    return graph(
+        f"""g (float[1,6,5,5] x) => ({outputs}) {{
+            {NORM}
+            q = QuantizeLinear(a, step, zero)
+            d = DequantizeLinear(q, step, zero)
+            u = edgedm.UnpackBits<channels=6>(w)
+            y = Conv<pads=[1,1,1,1]>(d, u)
+            {tail}
+        }}""",
+        step=np.array(0.2, np.float32),
+        zero=np.zeros((), ml_dtypes.int4),
+        w=SIGNS["w"],
+        **AFFINE,
+    )
+
+
+def test_norm_silu_and_quantising_become_one_op():
+    result = run_all(w1a4(), FuseBinaryWeightConv(), FuseGroupNorm(), FuseNormActPack())
+    assert result.ops == ["Transpose", "GroupNormSiluQuantize", "BinaryWeightConv", "Transpose"]
+    assert result.one("GroupNormSiluQuantize").attributes["low"].value == -8
+    result.assert_same_bits()
+
+
+def test_a_float_result_that_is_read_elsewhere_is_refused():
+    model = w1a4("z = Neg(a)", "float[1,4,5,5] y, float[1,6,5,5] z")
+    result = run_all(model, FuseBinaryWeightConv(), FuseGroupNorm(), FuseNormActPack())
+    assert "read by other nodes" in result.report.refusals[0].reason
+    assert "GroupNormSiluQuantize" not in result.ops
