@@ -1,0 +1,163 @@
+"""`bin/edgedm-sample`: the same images as Python, and clear refusals."""
+
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from edgedm.images import encode_png, grid
+from edgedm.runtime import LocalRunner, sample_bundle
+
+
+def _run(bundle, *options, **keywords):
+    command = [bundle / "bin/edgedm-sample", *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **keywords)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"label": 1, "guidance": 1.5, "seed": 2**64 - 1},
+        {"sampler": "ddpm", "steps": 15, "threads": 2},
+        {"eta": 0.25, "n": 3, "label": 0},
+    ],
+)
+def test_the_same_bytes_as_python(tiny_bundle, tmp_path, options):
+    chosen = {"n": 5, "steps": 10, **options}
+    sample_bundle(tiny_bundle, tmp_path / "python.npy", **chosen)
+    flags = [text for name, value in chosen.items() for text in ("-n" if name == "n" else f"--{name}", value)]
+    done = _run(tiny_bundle, *flags, "-o", tmp_path / "native.npy")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "native.npy").read_bytes() == (tmp_path / "python.npy").read_bytes()
+
+
+def test_the_png_has_pythons_pixels(tiny_bundle, tmp_path):
+    for name in ("a.npy", "a.png"):
+        assert _run(tiny_bundle, "-n", 5, "-o", tmp_path / name).returncode == 0
+    images = np.load(tmp_path / "a.npy")
+    assert _decode((tmp_path / "a.png").read_bytes()) == _decode(encode_png(grid(images)))
+
+
+def _decode(data: bytes) -> tuple[bytes, bytes]:
+    """Header and raw scanlines of a PNG; every checksum is verified."""
+    import struct
+    import zlib
+
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at, header, body = 8, b"", b""
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        chunk = data[at + 4 : at + 8 + length]
+        assert struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(chunk)
+        header = chunk[4:] if chunk[:4] == b"IHDR" else header
+        body += chunk[4:] if chunk[:4] == b"IDAT" else b""
+        at += 12 + length
+    return header, zlib.decompress(body)
+
+
+def test_defaults_are_those_of_the_bundle(tiny_bundle, tmp_path):
+    assert _run(tiny_bundle, "-n", 1, "-o", tmp_path / "default.npy").returncode == 0
+    with LocalRunner(tiny_bundle) as runner:
+        runner.prepare(10, "ddim")
+        assert np.array_equal(np.load(tmp_path / "default.npy"), runner.sample(1))
+
+
+def test_a_moved_bundle_still_works(tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "moved")
+    assert _run(tmp_path / "moved", "-n", 1, "-o", "x.npy", cwd=tmp_path).returncode == 0
+    done = _run(tiny_bundle, "-n", 1, "-o", "y.npy", "--bundle", "moved", cwd=tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "x.npy").read_bytes() == (tmp_path / "y.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps"),
+        (["--steps", "1e3"], "--steps"),
+        (["--steps", "50"], "trained 40..999"),
+        (["--label", "2"], "label"),
+        (["--sampler", "euler"], "ddim or ddpm"),
+        (["--eta", "nan"], "--eta"),
+        (["--eta", "2"], "eta"),
+        (["--seed", "-1"], "--seed"),
+        (["-n", "0"], "-n"),
+        (["-o", "images.gif"], ".png or .npy"),
+        (["-o", "no/such/folder/a.npy"], "No such file"),
+        (["--bundle", "nowhere"], "nowhere/weights.bin"),
+        (["--what"], ""),
+        (["surprise"], "surprise"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(tiny_bundle, tmp_path, options, message):
+    done = _run(tiny_bundle, *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_altered_weights_are_refused(tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    data = bytearray((tmp_path / "b/weights.bin").read_bytes())
+    data[-1] ^= 128
+    (tmp_path / "b/weights.bin").write_bytes(data)
+    done = _run(tmp_path / "b", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "SHA-256" in done.stderr
+    assert not (tmp_path / "images.png").exists()
+
+
+def test_the_self_test_passes_and_bites(tiny_bundle, tmp_path):
+    done = _run(tiny_bundle, "--self-test")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("timestep") == 3
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    golden = tmp_path / "b/golden/golden.bin"
+    data = bytearray(golden.read_bytes())
+    data[-64 * 4 :] = np.random.default_rng(0).standard_normal(64).astype("<f4").tobytes()
+    golden.write_bytes(data)
+    done = _run(tmp_path / "b", "--self-test")
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    golden.write_bytes(data[:-1])
+    assert _run(tmp_path / "b", "--self-test").returncode == 2
+    golden.unlink()
+    assert _run(tmp_path / "b", "--self-test").returncode == 2
+
+
+def test_ctrl_c_leaves_nothing(tiny_bundle, tmp_path):
+    command = [tiny_bundle / "bin/edgedm-sample", "-n", "1000000", "--sampler", "ddpm", "-o", "a.npy"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(tiny_bundle, tmp_path):
+    def small_files_only() -> None:  # stands in for a full disk: the write fails in the middle
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    for name in ("a.npy", "a.png"):
+        done = _run(tiny_bundle, "-n", 30, "-o", name, cwd=tmp_path, preexec_fn=small_files_only)
+        assert done.returncode == 2
+        assert "could not write" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_drawing_imports_neither_torch_nor_tvm(tiny_bundle, tmp_path):
+    code = (
+        "import sys, edgedm\n"
+        f"edgedm.sample({str(tiny_bundle)!r}, {str(tmp_path / 'a.npy')!r}, n=1, steps=5)\n"
+        "bad = {'torch', 'tvm', 'onnx', 'onnxruntime', 'jinja2', 'diffusers'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

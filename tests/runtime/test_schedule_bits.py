@@ -1,0 +1,141 @@
+"""schedule.c and noise.c against numpy, bit for bit, for every kind of noise schedule."""
+
+import ctypes as c
+
+import jinja2
+import numpy as np
+import pytest
+
+from edgedm.diffusion import NoiseSchedule, advance, guide, normals, step_coefficients
+from edgedm.diffusion.normal_table import ROWS
+from edgedm.diffusion.philox import normal_from_bits
+from edgedm.diffusion.sampler import coefficient_table
+from edgedm.lower import toolchain
+from edgedm.lower.codegen import TEMPLATES
+
+SCHEDULES = [
+    {},
+    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1},
+    {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"},
+    {"timestep_spacing": "linspace", "clip_sample": False, "set_alpha_to_one": False},
+    {"prediction_type": "v_prediction", "clip_sample_range": 2.0, "timestep_spacing": "trailing"},
+    {"prediction_type": "sample", "num_train_timesteps": 37, "variance_type": "fixed_large"},
+]
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+class CSchedule(c.Structure):
+    _fields_ = (
+        ("alphas", c.POINTER(c.c_double)),
+        *((name, c.c_int32) for name in ("train", "offset", "first", "last")),
+        ("clip", c.c_float),
+        *((name, c.c_uint8) for name in ("prediction", "spacing", "to_one", "large")),
+    )
+
+
+class CRun(c.Structure):
+    _fields_ = (("steps", c.c_int), ("sampler", c.c_int), ("eta", c.c_double), ("timesteps", c.c_void_p))
+
+
+class Coefficients(c.Structure):
+    _fields_ = tuple((f"value{i}", c.c_float) for i in range(8))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> c.CDLL:
+    """The two C files alone, as every bundle has them."""
+    folder = tmp_path_factory.mktemp("schedule")
+    for name in ("edgedm.h", "runtime.h", "kernel_abi.h", "schedule.c"):
+        (folder / name).write_text((TEMPLATES / name).read_text())
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES))
+    rows = [[f"{value!r}F" for value in row] for row in ROWS]
+    (folder / "noise.c").write_text(environment.get_template("noise.c.j2").render(rows=rows))
+    (folder / "edgedm_names.h").write_text("")
+    arguments = ["-target", toolchain.LINUX_X86_64, *toolchain.COMPILE, "-fvisibility=default", "-shared", "-I", "."]
+    toolchain.zig_cc([*arguments, "schedule.c", "noise.c", "-o", "bits.so"], folder)
+    return c.CDLL(str(folder / "bits.so"))
+
+
+def _c_schedule(schedule: NoiseSchedule) -> CSchedule:
+    alphas = schedule.alphas_cumprod()
+    return CSchedule(
+        (c.c_double * alphas.size)(*alphas),
+        schedule.num_train_timesteps,
+        schedule.steps_offset,
+        0,
+        schedule.num_train_timesteps - 1,
+        schedule.clip_sample_range if schedule.clip_sample else 0.0,
+        PREDICTIONS.index(schedule.prediction_type),
+        SPACINGS.index(schedule.timestep_spacing),
+        schedule.set_alpha_to_one,
+        schedule.variance_type == "fixed_large",
+    )
+
+
+def _pointer(array: np.ndarray) -> c.c_void_p:
+    return c.c_void_p(array.ctypes.data)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("train", [1000, 37])
+def test_timesteps_are_those_of_numpy(library, spacing, train):
+    schedule = NoiseSchedule(timestep_spacing=spacing, num_train_timesteps=train)
+    described = _c_schedule(schedule)
+    for steps in range(1, train + 1):
+        got = (c.c_int64 * steps)()
+        library.edm_choose_timesteps(c.byref(described), steps, got)
+        assert list(got) == schedule.timesteps(steps).tolist()
+
+
+@pytest.mark.parametrize("config", SCHEDULES)
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.3), ("ddpm", 0.0)])
+def test_coefficients_have_the_same_bits(library, config, sampler, eta):
+    schedule = NoiseSchedule.from_config(config)
+    for steps in (1, 7, 30):
+        timesteps = schedule.timesteps(steps)
+        got = (Coefficients * steps)()
+        run = CRun(steps, ("ddim", "ddpm").index(sampler), eta, None)
+        library.edm_step_coefficients(c.byref(_c_schedule(schedule)), c.byref(run), _pointer(timesteps), got)
+        want = coefficient_table(step_coefficients(schedule, steps, sampler, eta))
+        assert bytes(got) == want.tobytes()
+
+
+@pytest.mark.parametrize("config", SCHEDULES)
+def test_a_step_has_the_same_bits(library, config):
+    schedule = NoiseSchedule.from_config(config)
+    rng = np.random.default_rng(0)
+    x, output, noise = rng.standard_normal((3, 1000)).astype(np.float32)
+    output[:3] = [0.0, -0.0, 1e-40]
+    row = step_coefficients(schedule, 9, "ddpm")[4]
+    clip = schedule.clip_sample_range if schedule.clip_sample else None
+    want = advance(row, clip, x, output, noise)
+    got = x.copy()
+    c_row = Coefficients(*coefficient_table([row])[0].tolist())
+    library.edm_advance(
+        c.byref(c_row), c.c_float(clip or 0.0), _pointer(output), _pointer(noise), c.c_uint64(x.size), _pointer(got)
+    )
+    assert got.tobytes() == want.tobytes()
+
+
+def test_guidance_has_the_same_bits(library):
+    one, two = np.random.default_rng(1).standard_normal((2, 999)).astype(np.float32)
+    got = np.empty_like(one)
+    library.edm_guide(_pointer(one), _pointer(two), c.c_float(1.7), c.c_uint64(one.size), _pointer(got))
+    assert got.tobytes() == guide(one, two, 1.7).tobytes()
+
+
+@pytest.mark.parametrize(("seed", "image", "draw", "count"), [(0, 0, 0, 257), (2**63 + 5, 7, 3, 4), (99, 2**31, 50, 1)])
+def test_noise_has_the_same_bits(library, seed, image, draw, count):
+    got = np.empty(count, np.float32)
+    library.edm_normals(c.c_uint64(seed), c.c_uint32(image), c.c_uint32(draw), c.c_uint64(count), _pointer(got))
+    assert got.tobytes() == normals(seed, image, draw, count).tobytes()
+
+
+def test_a_million_normals_have_the_same_bits(library):
+    count = 1_000_000
+    got = np.empty(count, np.float32)
+    library.edm_normals(c.c_uint64(11), c.c_uint32(0), c.c_uint32(0), c.c_uint64(count), _pointer(got))
+    assert got.tobytes() == normals(11, 0, 0, count).tobytes()
+    assert np.isfinite(got).all()
+    assert np.isfinite(normal_from_bits(np.array([0, 1, 0xFFFFFFFF, 0xFFFFFFFE], np.uint32))).all()
