@@ -15,6 +15,7 @@ from edgedm.verify.float64 import evaluate
 from edgedm.verify.rounding import Bounded
 
 Array = NDArray[Any]
+_VIEWS = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 
 class Graph:
@@ -38,9 +39,20 @@ class Graph:
         """Names of the graph's inputs."""
         return [item.name for item in self.proto.graph.input]
 
+    def shape(self, value: str) -> tuple[int, ...]:
+        """The static shape of a value or constant."""
+        return tuple(each.dim_value for each in self.types[value].type.tensor_type.shape.dim)
+
     def node(self, output: str) -> onnx.NodeProto:
         """The node that computes a value."""
         return self._producers[output]
+
+    def aliases(self, name: str) -> list[str]:
+        """`name` and the values that it only renames or reshapes: the same numbers in the same order."""
+        found = [name]
+        while found[-1] in self._producers and self._producers[found[-1]].op_type in _VIEWS:
+            found.append(self._producers[found[-1]].input[0])
+        return found
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every value that the graph computes from `feeds`, its inputs by name; the inputs themselves too."""

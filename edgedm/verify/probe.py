@@ -1,7 +1,7 @@
 """The compiled library, opened for examination: single kernel calls, steps, carried state, other constants.
 
 The weights are given to the library as memory of ours. It checks their hash once, when it opens them; afterwards
-`constants` may lend a kernel other values (a multiplier of 1, say), while the kernel itself stays what ships.
+`lend` gives a kernel other values (a multiplier of 1, say), while the kernel itself stays what ships.
 """
 
 import ctypes as c
@@ -45,14 +45,18 @@ class Probe(LocalRunner):
     def run(self, node: Node, inputs: Sequence[Array]) -> list[Array]:
         """Run one kernel on its operands that are no constants; packed bits may come as bytes, in any shape."""
         operands = [each for each in node.inputs if each.source != "weights"]
-        return self.run_node(node, [_fitting(*each) for each in zip(operands, inputs, strict=True)])
+        given = [_fitting(*each) for each in zip(operands, inputs, strict=True)]
+        results = [np.empty(each.shape, each.dtype) for each in node.outputs]
+        name = node.graph.encode()
+        self._library.check("run_node", self._session, name, node.index, _pointers(given), _pointers(results))
+        return results
 
     def constant(self, operand: Operand) -> Array:
         """The constant that a kernel reads there, in the kernel's layout."""
         return self._place(operand).copy()
 
     @contextmanager
-    def constants(self, values: Mapping[int, Array], node: Node) -> Iterator[None]:
+    def lend(self, values: Mapping[int, Array], node: Node) -> Iterator[None]:
         """Lend `node` other constants: input number -> values of the same size. Raises ParityError if two collide."""
         kept: dict[int, Array] = {}
         lent: dict[int, bytes] = {}
@@ -83,6 +87,10 @@ def _fitting(operand: Operand, array: Array) -> Array:
     if array.dtype == np.uint8 and operand.dtype == "uint64":
         array = array.reshape(-1).view("<u8")
     return array.reshape(operand.shape)
+
+
+def _pointers(arrays: Sequence[Array]) -> Any:
+    return (c.c_void_p * max(1, len(arrays)))(*(array.ctypes.data for array in arrays))
 
 
 def _aligned(data: bytes) -> NDArray[np.uint8]:

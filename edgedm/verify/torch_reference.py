@@ -90,5 +90,11 @@ class TorchReference:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        with torch.inference_mode(), _Widen():
-            yield
+        """One thread: sums must not depend on the machine's cores, and tiny layers don't gain from more."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode(), _Widen():
+                yield
+        finally:
+            torch.set_num_threads(threads)

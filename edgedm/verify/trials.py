@@ -6,7 +6,7 @@ gamma = 0, which makes their output a constant that sits exactly on a tie or a t
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from edgedm.verify.judge import run_op
 
 Array = NDArray[Any]
 Types = Mapping[str, onnx.ValueInfoProto]
+
+_NEUTRAL = {"multiplier": 1.0, "pixel_scale": 1.0, "residual_scale": 1.0, "addend": 0.0, "residual": 0.0}
 
 LARGE_STEP = 64.0
 """A quantiser step at which SiLU is the identity on ties: sigmoid(32) is 1 in float32."""
@@ -117,35 +119,30 @@ def _ties(subject: Subject, rng: np.random.Generator) -> Trial:
     return Trial("ties", {"x": x})
 
 
-def _accumulator(subject: Subject, rng: np.random.Generator, aligned: bool = False) -> Trial:
-    """A neutral epilogue: the output is the integer accumulator, which float32 holds exactly."""
-    feeds = _random(subject, rng)
+def neutral(subject: Subject, operand: Array) -> Trial:
+    """A neutral epilogue: the output is the integer accumulator on `operand`, which float32 holds exactly."""
+    feeds = {next(iter(subject.names)): operand}
     constants: dict[str, Array] = {}
-    for role in subject.names:
-        value = {"multiplier": 1.0, "pixel_scale": 1.0, "residual_scale": 1.0, "addend": 0.0, "residual": 0.0}.get(role)
-        if value is None:
-            continue
-        neutral = np.full(subject.shapes[role], value, np.float32)
-        (constants if role in subject.constants else feeds)[role] = neutral
-    if aligned:
-        role = "bits" if "bits" in subject.names else "codes"
-        feeds[role] = _aligned(subject, role)
-    return Trial("largest accumulator" if aligned else "accumulator", feeds, constants)
+    for role, value in _NEUTRAL.items():
+        if role in subject.names:
+            array = np.full(subject.shapes[role], value, np.float32)
+            (constants if role in subject.constants else feeds)[role] = array
+    return Trial("accumulator", feeds, constants)
 
 
-def _largest_accumulator(subject: Subject, rng: np.random.Generator) -> Trial:
-    return _accumulator(subject, rng, aligned=True)
+def _accumulator(subject: Subject, rng: np.random.Generator) -> Trial:
+    return neutral(subject, _draw(subject, next(iter(subject.names)), rng))
 
 
-def _aligned(subject: Subject, role: str) -> Array:
+def _largest_accumulator(subject: Subject, _rng: np.random.Generator) -> Trial:
     """Operands that follow the signs of the first filter, so that its sum is as large as it gets."""
+    role = next(iter(subject.names))
     shape = subject.shapes[role]
     channels = subject.attributes.get("channels", shape[-1])
     filters = unpack_rows(subject.constants["weight"][0], channels)
     votes = filters.reshape(-1, channels).sum(0) >= 0
-    if role == "bits":
-        return np.broadcast_to(pack_rows(votes), shape).copy()
-    return np.broadcast_to(np.where(votes, 7, -8).astype(np.int8), shape).copy()
+    row = pack_rows(votes) if role == "bits" else np.where(votes, 7, -8).astype(np.int8)
+    return replace(neutral(subject, np.broadcast_to(row, shape).copy()), name="largest accumulator")
 
 
 def _flat_norm(subject: Subject, rng: np.random.Generator) -> Trial:

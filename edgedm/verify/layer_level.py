@@ -1,0 +1,178 @@
+"""Level "layer", teacher-forced: every kernel call on the inputs that the reference itself has there.
+
+The lowered graph runs under ONNX Runtime at several moments of a torch trajectory. Every compiled call is then fed
+the reference's values, so that errors do not add up, and judged: (a) its integers follow from its floats by the
+ONNX function, without exception; (b) its accumulator equals the int64 result on these inputs, without exception;
+(c) its floats are within gamma_n of float64. Runs of calls that Relax fused from standard ops have no names of their
+own inside; they are judged where they meet a named value again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgedm import progress
+from edgedm.bundle import Node, Operand
+from edgedm.errors import InvalidModelError
+from edgedm.verify.attempt import as_graph, attempt
+from edgedm.verify.comparison import Flips
+from edgedm.verify.graphs import Graph
+from edgedm.verify.judge import Verdict, judge
+from edgedm.verify.probe import Probe
+from edgedm.verify.report import Level, Row
+from edgedm.verify.trials import Subject, neutral
+
+Array = NDArray[Any]
+DEMAND = "decisions and accumulators without exception, floats within gamma_n"
+LOW_BIT = ("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm")
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """What lies in a place of memory: a value of the reference under all its names, or something in between."""
+
+    array: Array
+    sources: frozenset[str]  # the named values that it was computed from; of a named value: its names
+
+
+@dataclass
+class _Tally:
+    """What one kernel call did at all moments."""
+
+    use: float = 0.0
+    operations: int = 0
+    flips: Flips = field(default_factory=Flips)
+    accumulators: int = 0
+    complaint: str = ""
+
+    def add(self, verdict: Verdict, where: str) -> None:
+        self.use, self.operations = max(self.use, verdict.use), max(self.operations, verdict.operations)
+        self.flips = self.flips + verdict.flips
+        if verdict.complaint and not self.complaint:
+            self.complaint = f"{where}: {verdict.complaint}"
+
+
+def layer_level(
+    probe: Probe, graphs: Mapping[str, Graph], moments: Sequence[tuple[str, Mapping[str, Mapping[str, Array]]]]
+) -> Level:
+    """Judge all calls at all `moments`: (name, {graph: its feeds in the lowered graph's layout})."""
+    rows: list[Row] = []
+    low_bit = 0
+    flips, accumulators, unnamed = Flips(), 0, 0
+    for name in ("prepare", "step"):
+        teacher = _Teacher(probe, graphs[name], probe.calls(name))
+        for moment, feeds in progress.track(moments, f"layers of {name}", len(moments)):
+            teacher.run(moment, feeds[name])
+        for node in teacher.calls:
+            tally = teacher.tallies.get(node.index)
+            if tally is None:
+                unnamed += 1
+                continue
+            rows.append(_row(node, tally))
+            low_bit += node.op in LOW_BIT
+            flips, accumulators = flips + tally.flips, accumulators + tally.accumulators
+    figures = {
+        "low_bit_layers": float(low_bit),
+        "accumulators": float(accumulators),
+        "worst_use_of_bound": max((row.figures["use of bound"] for row in rows), default=0.0),
+        "codes": float(flips.codes),
+        "flips": float(flips.total),
+        "inside_segments": float(unnamed),
+    }
+    return Level("layer", DEMAND, tuple(rows), figures)
+
+
+def _row(node: Node, tally: _Tally) -> Row:
+    complaint = tally.complaint or tally.flips.complaint() or ""
+    name = f"{node.op} {node.module or node.kernel.split('_', 2)[-1]}"
+    figures = {"n": float(tally.operations), "use of bound": tally.use}
+    if tally.flips.codes:
+        figures |= {"codes": float(tally.flips.codes), "flips": float(tally.flips.total)}
+    return Row(name, not complaint, figures, complaint)
+
+
+class _Teacher:
+    """Walks the calls of one graph, feeding each the reference's values."""
+
+    def __init__(self, probe: Probe, graph: Graph, calls: Sequence[Node]) -> None:
+        self.probe, self.graph, self.calls = probe, graph, calls
+        self.tallies: dict[int, _Tally] = {}
+        self._names = _names_of_results(probe, calls)
+
+    def run(self, moment: str, feeds: Mapping[str, Array]) -> None:
+        values = self.graph.run(feeds)
+        ports = self.probe.manifest.inputs[self.calls[0].graph]
+        slots = {("input", number): self._named(port.name, values) for number, port in enumerate(ports)}
+        for node in self.calls:
+            inputs = [slots[_place(operand)] for operand in node.inputs if operand.source != "weights"]
+            results = self.probe.run(node, [slot.array for slot in inputs])
+            sources = frozenset[str]().union(*(slot.sources for slot in inputs))
+            if node.node:
+                self._judge_op(node, values, results, moment)
+            for number, (operand, result) in enumerate(zip(node.outputs, results, strict=True)):
+                name = self._names.get((node.index, number))
+                if name and (node.node or self._judge_fused(node, sources, name, values, result, moment)):
+                    slots[_place(operand)] = self._named(name, values)
+                else:
+                    slots[_place(operand)] = _Slot(result, sources)
+
+    def _named(self, name: str, values: Mapping[str, Array]) -> _Slot:
+        return _Slot(values[name], frozenset(self.graph.aliases(name)))
+
+    def _judge_op(self, node: Node, values: Mapping[str, Array], results: Sequence[Array], moment: str) -> None:
+        tally = self.tallies.setdefault(node.index, _Tally())
+        onnx_node = self.graph.node(node.outputs[0].name)
+        names = [name for name in dict.fromkeys(onnx_node.input) if name not in self.graph.constants]
+        got = {name: as_graph(self.graph, name, result) for name, result in zip(onnx_node.output, results, strict=True)}
+        part = self.graph.part(names, list(onnx_node.output))
+        tally.add(judge(node.op, part, {name: values[name] for name in names}, got), moment)
+        if node.op in LOW_BIT:
+            subject = Subject.of(onnx_node, self.graph.types, self.graph.constants)
+            operand = values[onnx_node.input[0]]
+            verdict = attempt(self.probe, self.graph, node, subject, neutral(subject, operand))
+            if verdict is not None:
+                tally.accumulators += 1
+                tally.add(verdict, f"{moment}, accumulator")
+
+    def _judge_fused(
+        self,
+        node: Node,
+        sources: frozenset[str],
+        name: str,
+        values: Mapping[str, Array],
+        result: Array,
+        moment: str,
+    ) -> bool:
+        """Judge a named result of fused standard ops; False if the graph has no path from what was fed."""
+        try:
+            part = self.graph.part(sorted(sources), [name])
+        except InvalidModelError:
+            return False
+        tally = self.tallies.setdefault(node.index, _Tally())
+        got = {name: as_graph(self.graph, name, result)}
+        tally.add(judge("", part, {each: values[each] for each in sources}, got), moment)
+        return True
+
+
+def _names_of_results(probe: Probe, calls: Sequence[Node]) -> dict[tuple[int, int], str]:
+    """(call, output) -> name: the kernel's own, that of a graph output, or the one by which a later kernel reads it."""
+    found: dict[tuple[int, int], str] = {}
+    holds: dict[tuple[str, int], tuple[int, int]] = {}
+    for node in calls:
+        for operand in node.inputs:
+            event = holds.get(_place(operand))
+            if event is not None and node.node and operand.name:
+                found.setdefault(event, operand.name)
+        for number, operand in enumerate(node.outputs):
+            event = holds[_place(operand)] = (node.index, number)
+            if node.node:
+                found[event] = operand.name
+            elif operand.source == "output":
+                found[event] = probe.manifest.outputs[node.graph][operand.offset].name
+    return found
+
+
+def _place(operand: Operand) -> tuple[str, int]:
+    return operand.source, operand.offset

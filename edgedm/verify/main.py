@@ -1,0 +1,143 @@
+"""The verb `verify`: all levels on one bundle."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from edgedm import progress
+from edgedm.bundle import Bundle, load
+from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.export.graph_io import load_graph
+from edgedm.models import Checkpoint
+from edgedm.outcome import Outcome
+from edgedm.verify.graphs import Graph
+from edgedm.verify.layer_level import layer_level
+from edgedm.verify.op_level import op_level
+from edgedm.verify.pass_level import pass_level
+from edgedm.verify.probe import Probe
+from edgedm.verify.report import Level, outcome_of
+from edgedm.verify.run_level import Run, draw_runs, step_level, trajectory_level
+from edgedm.verify.teacher import teacher_feeds
+from edgedm.verify.torch_reference import TorchReference
+
+LEVELS = ("op", "pass", "layer", "step", "trajectory")
+
+MOMENTS = 8
+"""Steps of a trajectory, first and last included, whose single steps are compared."""
+
+LAYER_MOMENTS = 4
+"""Of these, the ones at which every layer is fed the reference's values."""
+
+IMAGES = 6
+"""Trajectories; enough for the relative gates to be stable (see `run_level`)."""
+
+
+def run(
+    bundle_path: str | os.PathLike[str],
+    against: Checkpoint | str | os.PathLike[str],
+    steps: int = 50,
+    sampler: str = "ddim",
+    levels: Sequence[str] = LEVELS,
+    images: int = IMAGES,
+) -> Outcome:
+    """See `edgedm.verify`."""
+    unknown = sorted(set(levels) - set(LEVELS))
+    if unknown or not levels:
+        raise UnsupportedError(f"levels: expected some of {', '.join(LEVELS)}, got {', '.join(unknown) or 'none'}")
+    bundle = load(bundle_path)
+    checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
+    graphs = {name: _graph(bundle, name) for name in ("prepare", "step")}
+    examination = _Examination(bundle, checkpoint, graphs, steps, sampler, images)
+    found = [examination.level(name) for name in LEVELS if name in levels]
+    examination.probe.close()
+    named = checkpoint if isinstance(checkpoint, str) else "(a checkpoint in memory)"
+    return outcome_of(found, str(bundle.path), named)
+
+
+class _Examination:
+    """What the levels share: the opened bundle, its graphs, and torch's runs, drawn once when first needed."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        checkpoint: Checkpoint | str,
+        graphs: dict[str, Graph],
+        steps: int,
+        sampler: str,
+        images: int,
+    ) -> None:
+        self.checkpoint, self.graphs = checkpoint, graphs
+        self.steps, self.sampler, self.images = steps, sampler, images
+        self.probe = Probe(bundle)
+        self._reference: TorchReference | None = None
+        self._runs: list[Run] = []
+
+    def level(self, name: str) -> Level:
+        """Run one level and time it."""
+        progress.stage(f"level {name}")
+        started = time.perf_counter()
+        level = _LEVELS[name](self)
+        return replace(level, seconds=time.perf_counter() - started)
+
+    @property
+    def reference(self) -> TorchReference:
+        """The checkpoint in torch; it must be the bundle's."""
+        if self._reference is None:
+            self._reference = TorchReference(self.checkpoint)
+            _check_same_model(self._reference, self.probe.bundle)
+        return self._reference
+
+    @property
+    def runs(self) -> list[Run]:
+        """Trajectories of the checkpoint."""
+        if not self._runs:
+            keep = sorted({int(step) for step in np.linspace(0, self.steps - 1, MOMENTS).round()})
+            self._runs = draw_runs(self.reference, self.images, self.steps, self.sampler, keep)
+        return self._runs
+
+    def op(self) -> Level:
+        return op_level(self.probe, self.graphs)
+
+    def passes(self) -> Level:
+        return pass_level(self.checkpoint, self.graphs, self.steps, self.sampler)
+
+    def layer(self) -> Level:
+        moments = self.runs[0].moments
+        chosen = dict.fromkeys(int(i) for i in np.linspace(0, len(moments) - 1, LAYER_MOMENTS).round())
+        fed = [(f"step {moments[i].step}", teacher_feeds(self.graphs, moments[i])) for i in chosen]
+        return layer_level(self.probe, self.graphs, fed)
+
+    def step(self) -> Level:
+        return step_level(self.probe, self.reference, self.runs)
+
+    def trajectory(self) -> Level:
+        return trajectory_level(self.probe, self.reference, self.runs, self.steps, self.sampler)
+
+
+_LEVELS: dict[str, Callable[[_Examination], Level]] = {
+    "op": _Examination.op,
+    "pass": _Examination.passes,
+    "layer": _Examination.layer,
+    "step": _Examination.step,
+    "trajectory": _Examination.trajectory,
+}
+
+
+def _graph(bundle: Bundle, name: str) -> Graph:
+    path = bundle.path / "golden" / f"{name}.onnx"
+    if not path.is_file():
+        raise InvalidModelError(f"{path}: no such file; verify needs the lowered graphs: compile the bundle again")
+    return Graph(load_graph(path))
+
+
+def _check_same_model(reference: TorchReference, bundle: Bundle) -> None:
+    own, theirs = bundle.manifest.config, reference.config.model_dump(mode="json")
+    different = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
+    if different:
+        raise InvalidModelError(
+            f"{bundle.path} was not made from this checkpoint: {', '.join(different)} differ; "
+            "verify against the checkpoint that was exported"
+        )

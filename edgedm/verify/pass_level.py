@@ -1,0 +1,66 @@
+"""Level "pass": the pipeline once more on the checkpoint's own export, every pass checked against the graph before."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgedm.export import export
+from edgedm.export.graph_io import load_graph
+from edgedm.models import Checkpoint
+from edgedm.passes import optimize
+from edgedm.verify.graphs import Graph
+from edgedm.verify.report import Level, Row
+
+DEMAND = "exact, or within rounding region by region"
+
+
+def pass_level(against: Checkpoint | str, graphs: Mapping[str, Graph], steps: int, sampler: str) -> Level:
+    """Export `against`, optimise with `check=True`, and compare the bundle's packed weights with the fresh ones."""
+    with tempfile.TemporaryDirectory(prefix="edgedm-") as folder:
+        exported, deployed = Path(folder) / "model.onnx", Path(folder) / "deploy.onnx"
+        export(against, exported)
+        outcome = optimize(exported, deployed, check=True, steps=steps, sampler=sampler)
+        rows = [_row(verdict) for verdict in outcome.details["check"]]
+        if outcome.ok:
+            fresh = {"step": load_graph(deployed), "prepare": load_graph(deployed.with_suffix(".prepare.onnx"))}
+            rows.append(_weights(fresh, graphs))
+        elif all(row.ok for row in rows):
+            rows.append(Row("pipeline", False, note=str(outcome.details.get("broken", "failed"))))
+    exact = sum(bool(verdict["exact"]) for verdict in outcome.details["check"])
+    figures = {
+        "passes": float(len(outcome.details["check"])),
+        "exact": float(exact),
+        "worst_use_of_bound": max((row.figures.get("use of bound", 0.0) for row in rows), default=0.0),
+    }
+    return Level("pass", DEMAND, tuple(rows), figures)
+
+
+def _row(verdict: Mapping[str, Any]) -> Row:
+    kind = "exact" if verdict["exact"] else "reassociating"
+    figures = {
+        "compared": float(verdict["regions"]),
+        "identical": float(verdict["identical"]),
+        "use of bound": float(verdict["use"]),
+    }
+    return Row(f"{verdict['name']} ({kind})", verdict["failure"] is None, figures, verdict["failure"] or "")
+
+
+def _weights(fresh: Mapping[str, ir.Model], graphs: Mapping[str, Graph]) -> Row:
+    """The bundle's graphs hold the checkpoint's packed weights, byte by byte."""
+    compared, note = 0, ""
+    for name, model in fresh.items():
+        for key, value in model.graph.initializers.items():
+            if value.const_value is None or value.const_value.dtype != ir.DataType.UINT8:
+                continue
+            compared += 1
+            own, held = value.const_value.numpy(), graphs[name].constants.get(key)
+            if held is None:
+                note = note or f"{name}: {key} is not in the bundle's graph"
+            elif not np.array_equal(own, held):
+                bits = int(np.unpackbits(own ^ held).sum()) if own.shape == held.shape else own.size * 8
+                note = note or f"{name}: {key}: {bits} bits differ from the checkpoint's"
+    return Row("packed weights", not note, {"compared": float(compared)}, note)

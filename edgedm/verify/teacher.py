@@ -1,0 +1,34 @@
+"""The reference's own inputs of a lowered graph: a moment of a torch trajectory in the graph's layout."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgedm.verify.graphs import Graph
+from edgedm.verify.torch_reference import Moment
+
+Array = NDArray[Any]
+
+
+def teacher_feeds(graphs: Mapping[str, Graph], moment: Moment) -> dict[str, dict[str, Array]]:
+    """Feeds of the graphs "prepare" and "step" at `moment`; rows come from prepare under ONNX Runtime."""
+    given: dict[str, Array] = {
+        "timestep": np.array([moment.timestep], np.int64),
+        "class_labels": np.array([moment.label], np.int64),
+        "x": moment.x[None],
+        "has_state": np.array([float(moment.has_state)], np.float32),
+    }
+    prepare = {name: given[name] for name in graphs["prepare"].inputs}
+    given |= graphs["prepare"].run(prepare)
+    states = iter(moment.state)
+    step = {}
+    for name in graphs["step"].inputs:
+        if not name.startswith("state."):
+            step[name] = given[name]
+        elif moment.has_state:
+            step[name] = np.ascontiguousarray(np.moveaxis(next(states), 1, -1))
+        else:
+            step[name] = np.zeros(graphs["step"].shape(name), np.float32)
+    return {"prepare": prepare, "step": step}

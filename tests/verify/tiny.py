@@ -1,0 +1,52 @@
+"""Tiny low-bit models for whole pipelines in seconds: 8x8 images, 16 and 32 channels, random weights."""
+
+from pathlib import Path
+
+from edgedm.export import export
+from edgedm.lower import compile as compile_graph
+from edgedm.models import Checkpoint, CheckpointConfig, build
+from edgedm.models.config import Architecture
+from edgedm.models.roles import BIDM, BINARYDM
+from edgedm.passes import optimize
+
+CLASSES = 4
+ROLES = {"bidm": BIDM, "binarydm": BINARYDM}
+UNET = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [16, 32],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 4,
+    "attention_head_dim": 16,
+    "num_class_embeds": CLASSES + 1,
+}
+
+
+def checkpoint(method: str) -> Checkpoint:
+    """A random model; BiDM's has two taps and bins of 100 timesteps, so that neighbouring rows differ."""
+    config = CheckpointConfig(
+        architecture=Architecture(class_name="UNet2DModel", config=UNET),
+        method=method,
+        roles=ROLES[method],
+        noise_schedule={"num_train_timesteps": 1000},
+        null_class=CLASSES,
+        taps=["up_blocks.0.upsamplers.0", "up_blocks.1.resnets.1"] if method == "bidm" else [],
+        timestep_bins=list(range(0, 1000, 100)) if method == "bidm" else [],
+    )
+    return build(config, seed=0)
+
+
+def deploy(method: str, folder: Path) -> Path:
+    """Export and optimise; returns the deployed graph in `folder`."""
+    export(checkpoint(method), folder / "model.onnx")
+    optimize(folder / "model.onnx", folder / "deploy.onnx")
+    return folder / "deploy.onnx"
+
+
+def bundle(method: str, folder: Path) -> Path:
+    """The whole way to a bundle in `folder`."""
+    compile_graph(deploy(method, folder), folder / "model.bundle")
+    return folder / "model.bundle"
