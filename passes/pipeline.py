@@ -17,6 +17,7 @@ from edgedm.passes.fuse_epilogue import FuseEpilogue
 from edgedm.passes.fuse_group_norm import FuseGroupNorm
 from edgedm.passes.fuse_mean_abs import FuseMeanAbs
 from edgedm.passes.fuse_norm_act_pack import FuseNormActPack
+from edgedm.passes.fuse_row_addend import FuseRowAddend
 from edgedm.passes.lookup_timestep_parameters import LookupTimestepParameters
 from edgedm.passes.merge_scales import MergeScales
 from edgedm.passes.simplify import Simplify
@@ -41,6 +42,7 @@ PIPELINE: list[Callable[[Schedule], GraphPass]] = [
     # 3. epilogues: what is done to a product's result while it is at hand
     lambda _: MergeScales(),
     lambda _: FuseEpilogue(),
+    lambda _: FuseRowAddend(),
     # 4. prologues: what is done to a tensor while it is packed or quantised
     lambda _: FuseMeanAbs(),
     lambda _: FuseGroupNorm(),

@@ -4,6 +4,7 @@ from pass_testing import apply, graph, signs
 
 from edgedm.passes.fuse_binary_conv import FuseBinaryConv
 from edgedm.passes.fuse_epilogue import FuseEpilogue
+from edgedm.passes.fuse_row_addend import FuseRowAddend
 
 RNG = np.random.default_rng(4)
 GAIN = np.array([-0.3], np.float32)
@@ -105,4 +106,20 @@ def test_the_residual_of_an_attention_block_moves_in_front_of_its_reshape(shape)
     )
     result = apply(FuseEpilogue(), apply(FuseBinaryConv(), model).model)
     assert "Add" not in result.ops
+    result.assert_same_bits()
+
+
+def test_a_time_embedding_behind_a_shortcut_becomes_the_addend():
+    model = fused("r = Mul(g, x) d = Add(c, r) y = Add(d, e)", ", float[1,5,1,1] e", g=GAIN)
+    result = apply(FuseRowAddend(), apply(FuseEpilogue(), model).model)
+    assert "Add" not in result.ops
+    assert tuple(result.one("BinaryConv").inputs[4].shape) == (5,)
+    result.assert_within_rounding()
+
+
+@pytest.mark.parametrize("shape", ["1,5,6,6", "1,1,1,1", "6", "1,5,1,6"])
+def test_what_is_no_row_per_channel_stays_behind_a_shortcut(shape):
+    model = fused("d = Add(c, x) y = Add(d, e)", f", float[{shape}] e")
+    result = apply(FuseRowAddend(), apply(FuseEpilogue(), model).model)
+    assert result.ops.count("Add") == 1
     result.assert_same_bits()
