@@ -43,6 +43,7 @@ from edgedm.lower.plan import Plan, make_plan
 from edgedm.lower.split_gemm import SplitGemm
 from edgedm.lower.tidy import WORKSPACE_BYTES, tidy, workspace_bytes
 from edgedm.lower.weights import Weights
+from edgedm.lower.widen_codes import WidenCodes
 from edgedm.ops import DOMAIN, infer_shapes
 from edgedm.outcome import Outcome
 from edgedm.passes.editing import dims
@@ -91,8 +92,8 @@ def _lower(name: str, model: ir.Model, target: Target, weights: Weights) -> Grap
     InlinePass(criteria=lambda function: function.domain == DOMAIN and function.name not in OPS)(model)
     RemoveUnusedFunctionsPass()(model)
     infer_shapes(model)
-    SplitGemm()(model)
-    ChannelsLast()(model)
+    for phase in (SplitGemm(), WidenCodes(), ChannelsLast()):
+        phase(model)
     module, calls = import_graph(ir.serde.serialize_model(model), target)
     plan = make_plan(module, calls, weights, target.tvm())
     roles = {value.name or "": role for value, role in zip(model.graph.inputs, _input_roles(model), strict=True)}

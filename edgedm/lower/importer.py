@@ -153,7 +153,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
             return self._nodes[name]
         array = self._constants[name]
         pack = kernel.pack.get(index)
-        return relax.const(np.ascontiguousarray(pack(array) if pack else array))
+        packed = pack(array) if pack else array
+        return relax.const(np.ascontiguousarray(packed).reshape(packed.shape))  # it gives scalars an axis
 
     def _function(self, kernel: Kernel) -> Any:
         if kernel.key not in self._functions:
