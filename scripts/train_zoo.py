@@ -25,6 +25,7 @@ BASE = LoopOptions(iterations=3000, learning_rate=4e-4)
 FLOAT = "digits-fp32"
 NAMES = {"binarydm": "digits-binarydm-w1a4", "bidm": "digits-bidm-w1a1"}
 DOCS = Path(__file__).parents[1] / "docs" / "zoo"
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 
 
 def main() -> None:
@@ -74,7 +75,10 @@ def figures(runs: Path, samples: int, only: list[str] | None) -> None:
         for stage in ("base", *RECIPES)
         if (runs / stage / "curve.json").exists()
     }
-    print("\n\n".join([classifier_line(), quality_table(rows), curve_table(curves)]))
+    text = "\n\n".join([classifier_line(), quality_table(rows), curve_table(curves)])
+    page = DOCS.with_suffix(".md")
+    head, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
