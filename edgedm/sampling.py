@@ -1,13 +1,15 @@
 """Draw images: natively from a bundle, or with PyTorch from a checkpoint."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 from edgedm.outcome import Outcome
 
 
 def sample(
-    model: str,
-    output: str = "images.png",
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] = "images.png",
     *,
     n: int = 16,
     steps: int = 50,
@@ -24,19 +26,20 @@ def sample(
     `zoo:NAME` (PyTorch draws). `label` is a class index, unconditional where None; `guidance` w draws with
     eps_u + w (eps_c - eps_u). Raises `InvalidModelError` for a bad bundle, checkpoint or option.
     """
+    drawing: dict[str, Any] = {
+        "n": n,
+        "steps": steps,
+        "sampler": sampler,
+        "eta": eta,
+        "seed": seed,
+        "label": label,
+        "guidance": guidance,
+        "threads": threads,
+    }
     if (Path(model) / "manifest.json").exists():
-        from edgedm.runtime.sample import sample_bundle as draw
-    else:
-        from edgedm.models.sample import sample_checkpoint as draw
-    return draw(
-        model,
-        output,
-        n=n,
-        steps=steps,
-        sampler=sampler,
-        eta=eta,
-        seed=seed,
-        label=label,
-        guidance=guidance,
-        threads=threads,
-    )
+        from edgedm.runtime.sample import sample_bundle
+
+        return sample_bundle(model, output, **drawing)
+    from edgedm.models.sample import sample_checkpoint
+
+    return sample_checkpoint(str(model), str(output), **drawing)

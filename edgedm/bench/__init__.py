@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import click
+
 from edgedm.callable_module import make_callable
 from edgedm.outcome import Outcome
 
@@ -29,8 +31,15 @@ def bench(
     outcomes = {layer: bench_layer(layer, against=tuple(against), threads=tuple(threads)) for layer in layers}
     if len(outcomes) == 1:
         return next(iter(outcomes.values()))
+    figures = {f"{layer}.{name}": v for layer, outcome in outcomes.items() for name, v in outcome.figures.items()}
     return Outcome(
         ok=all(outcome.ok for outcome in outcomes.values()),
-        figures={f"{layer}.{name}": value for layer, outcome in outcomes.items() for name, value in outcome.figures.items()},
+        figures=figures,
         details={layer: outcome.details for layer, outcome in outcomes.items()},
     )
+
+
+def render(outcome: Outcome) -> None:
+    """Print the figures, those of one engine or ratio together."""
+    for name, value in outcome.figures.items():
+        click.echo(f"{name:<44} {value:>14,.2f}")

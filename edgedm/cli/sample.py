@@ -1,5 +1,7 @@
 """`edgedm sample`: draw images, natively from a bundle or with PyTorch from a checkpoint."""
 
+from typing import Any
+
 import click
 
 from edgedm.cli.common import show_figures, verb
@@ -20,7 +22,7 @@ from edgedm.outcome import Outcome
     "-o", "--output", default="images.png", show_default=True, type=click.Path(), help="A .png grid or a .npy array."
 )
 @verb(show_figures)
-def command(model: str, number: int, **options: object) -> Outcome:
+def command(model: str, number: int, **options: Any) -> Outcome:
     """Draw images with MODEL: a bundle (generated runtime) or a checkpoint (folder or zoo:NAME, by PyTorch).
 
     The same seed gives the same image here and from the bundle's own `bin/edgedm-sample`, bit for bit.

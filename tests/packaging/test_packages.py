@@ -38,7 +38,8 @@ def base_install(built):
 
 def test_the_sdist_builds_the_same_package(built, tmp_path):
     (sdist,) = built.glob("*.tar.gz")
-    done = call(sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", tmp_path, sdist, cwd=tmp_path)
+    install = (sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", tmp_path)
+    done = call(*install, sdist, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for part in ("passes/pipeline.py", "targets/kernels/__init__.py", "models/zoo", "runtime/templates"):
         assert (tmp_path / "edgedm" / part).exists(), part
@@ -46,7 +47,8 @@ def test_the_sdist_builds_the_same_package(built, tmp_path):
 
 def test_the_base_install_answers_help_and_runs_a_bundle(base_install, digits_bundle, tmp_path):
     assert "sample" in call(base_install / "edgedm", "--help", cwd=tmp_path).stdout
-    done = call(base_install / "edgedm", "sample", digits_bundle, "-n", 1, "--steps", 2, "-o", "a.npy", "--json", cwd=tmp_path)
+    options = ("-n", 1, "--steps", 2, "-o", "a.npy", "--json")
+    done = call(base_install / "edgedm", "sample", digits_bundle, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"] is True
     assert (tmp_path / "a.npy").exists()
