@@ -54,9 +54,12 @@ def loop(extent: Expr, start: Expr = 0) -> Any:
     return T.serial(start, start + extent)
 
 
-def parallel(extent: int, worthwhile: bool = True) -> Any:
+@contextlib.contextmanager
+def parallel(extent: int, worthwhile: bool = True) -> Iterator[Expr]:
     """Emit a loop whose iterations run on all threads, or a serial one where that would not pay."""
-    return T.parallel(0, extent) if worthwhile and extent > 1 else T.serial(0, extent)
+    each = T.parallel(0, extent) if worthwhile and extent > 1 else T.serial(0, extent)
+    with each as index, block():  # a thread owns its local buffers
+        yield index
 
 
 def load(buffer: Buffer, index: Expr, lanes: int = 1) -> Expr:
@@ -70,8 +73,18 @@ def store(buffer: Buffer, value: Expr, index: Expr, lanes: int = 1) -> None:
 
 
 def let(value: Expr) -> Expr:
-    """Evaluate once: bind `value` to a variable."""
+    """Name a value: a load, or little more.
+
+    TVM's simplifier writes arithmetic wherever its name stands, which grows exponentially in chains: see `hold`.
+    """
     return T.Bind(value)
+
+
+def hold(value: Expr, lanes: int) -> Expr:
+    """Evaluate once, through a local buffer that LLVM makes a register: for links in a chain of arithmetic."""
+    held = local(lanes, str(value.ty.dtype).rpartition("x")[0] if lanes > 1 else str(value.ty.dtype))
+    store(held, value, 0, lanes)
+    return load(held, 0, lanes)
 
 
 def splat(value: Expr, lanes: int) -> Expr:
@@ -159,10 +172,10 @@ def max_lanes(vector: Expr, lanes: int) -> Expr:
 
 
 def _fold(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    vector = let(vector)
+    vector = hold(vector, lanes)
     while lanes > 1:
         lanes //= 2
-        vector = let(combine(permute(vector, range(lanes)), permute(vector, range(lanes, 2 * lanes))))
+        vector = hold(combine(permute(vector, range(lanes)), permute(vector, range(lanes, 2 * lanes))), lanes)
     return vector
 
 

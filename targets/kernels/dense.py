@@ -7,6 +7,7 @@ from edgedm.targets.kernels.builder import (
     Expr,
     block,
     const,
+    hold,
     in_lanes,
     let,
     load,
@@ -97,7 +98,7 @@ def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:
             store(most, tirx.max(load(most, 0, count), load(x, at(index), count)), 0, count)
 
         def power(index: Expr, count: int) -> None:
-            value = let(exp(load(x, at(index), count) - splat(largest, count), count))
+            value = hold(exp(load(x, at(index), count) - splat(largest, count), count), count)
             store(y, value, at(index), count)
             store(total, load(total, 0, count) + value, 0, count)
 

@@ -5,7 +5,7 @@ Largest relative error on [-87.3, 88.7]: 2 units in the last place (tested); 0 b
 NaN for NaN.
 """
 
-from edgedm.targets.kernels.builder import Expr, cast, const, let, reinterpret, where
+from edgedm.targets.kernels.builder import Expr, cast, const, hold, reinterpret, where
 
 _LOG2E = 1.44269504088896341
 _LN2_HIGH = 0.693359375  # few bits, so that its product with n is exact
@@ -31,22 +31,23 @@ def exp(x: Expr, lanes: int) -> Expr:
         return const(value, "float32", lanes)
 
     # The comparisons keep a NaN: it fails both and stays.
-    x = let(where(x > number(_HIGHEST), number(_HIGHEST), where(x < number(_LOWEST), number(_LOWEST), x)))
-    whole = let(nearest(x * number(_LOG2E), lanes))
-    n = let(cast(whole, "float32", lanes))
-    f = let((x - n * number(_LN2_HIGH)) - n * number(_LN2_LOW))
+    x = hold(x, lanes)
+    x = hold(where(x > number(_HIGHEST), number(_HIGHEST), where(x < number(_LOWEST), number(_LOWEST), x)), lanes)
+    whole = hold(nearest(x * number(_LOG2E), lanes), lanes)
+    n = cast(whole, "float32", lanes)
+    f = hold((x - n * number(_LN2_HIGH)) - n * number(_LN2_LOW), lanes)
     p = number(_TAYLOR[0])
     for coefficient in _TAYLOR[1:]:
         p = p * f + number(coefficient)
-    p = let(p * (f * f) + f + number(1.0))
+    p = p * (f * f) + f + number(1.0)
     # n reaches -150 and 128, past what one exponent holds: two factors, each 2^(n/2).
-    half = let(whole >> const(1, "int32", lanes))
+    half = whole >> const(1, "int32", lanes)
     return (p * _power_of_two(half, lanes)) * _power_of_two(whole - half, lanes)
 
 
 def silu(v: Expr, lanes: int) -> Expr:
     """v * sigmoid(v) = v / (1 + e^-v) for float32 lanes, one division."""
-    one = const(1.0, "float32", lanes)
+    v, one = hold(v, lanes), const(1.0, "float32", lanes)
     return v / (one + exp(const(0.0, "float32", lanes) - v, lanes))
 
 
@@ -66,9 +67,9 @@ def codes(x: Expr, step: Expr, low: int, high: int, lanes: int) -> Expr:
     It clips before it rounds, which is the same for whole bounds and keeps the rounding in its range.
     """
     lowest, highest = const(low, "float32", lanes), const(high, "float32", lanes)
-    q = let(x / step)
-    q = let(where(q >= lowest, q, lowest))  # false for NaN
-    q = let(where(q <= highest, q, highest))
+    q = hold(x / step, lanes)
+    q = hold(where(q >= lowest, q, lowest), lanes)  # false for NaN
+    q = where(q <= highest, q, highest)
     return cast(nearest(q, lanes), "int8", lanes)
 
 

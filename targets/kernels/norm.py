@@ -18,6 +18,7 @@ from edgedm.targets.kernels.builder import (
     Expr,
     block,
     const,
+    hold,
     in_lanes,
     let,
     load,
@@ -86,8 +87,8 @@ class Norm:
 
         def at(channel: Expr, lanes: int) -> Expr:
             centred = load(x, row * self.channels + channel, lanes) - load(mean, channel, lanes)
-            v = let(centred * load(scale, channel, lanes) + load(beta, channel, lanes))
-            return let(silu(v, lanes)) if self.silu else v
+            v = centred * load(scale, channel, lanes) + load(beta, channel, lanes)
+            return hold(silu(v, lanes), lanes) if self.silu else v
 
         return at
 
