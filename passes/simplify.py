@@ -40,8 +40,10 @@ REORDERING = [
 """onnxsim's optimisers that change which float32 operations are done, or in which order (onnxsim is pinned, and
 `optimize --check` shows what a newer one adds)."""
 
+_LIFT = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)
+
 _CLEAN_UPS = [
-    LiftConstantsToInitializersPass(lift_all_constants=True),
+    _LIFT,
     IdentityEliminationPass(),
     DeduplicateInitializersPass(),
     CommonSubexpressionEliminationPass(),
@@ -56,6 +58,7 @@ class Simplify(GraphPass):
         """See the module."""
         before = len(model.graph)
         modules = {value.name: node.metadata_props.get(MODULE) for node in model.graph for value in node.outputs}
+        _LIFT(model)
         simplified = _onnxsim(model)
         for each in _CLEAN_UPS:
             each(simplified)
