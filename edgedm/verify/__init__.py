@@ -1,1 +1,57 @@
-"""Parity: hold a bundle against the torch checkpoint that it was made from."""
+"""Parity: hold a bundle against the torch checkpoint that it was made from.
+
+verify(bundle, against)    the verb: levels op, pass, layer, step and trajectory
+render(outcome)            its table on the terminal
+"""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgedm.callable_module import make_callable
+from edgedm.outcome import Outcome
+
+if TYPE_CHECKING:
+    from edgedm.models import Checkpoint
+
+make_callable(__name__)
+
+__all__ = ["LEVELS", "render", "verify"]
+
+LEVELS = ("op", "pass", "layer", "step", "trajectory")
+
+
+def verify(
+    bundle: str | os.PathLike[str],
+    against: "Checkpoint | str | os.PathLike[str]",
+    *,
+    levels: Sequence[str] = LEVELS,
+    steps: int = 50,
+    sampler: str = "ddim",
+    images: int = 10,
+) -> Outcome:
+    """Hold the bundle at `bundle` against the checkpoint `against` (a folder, `zoo:NAME`, or one in memory).
+
+    | level | what is held against what |
+    |---|---|
+    | op | every kernel against its op's ONNX function, on inputs that try it |
+    | pass | the graph before against after, for every pass, on a fresh export of `against` |
+    | layer | every kernel call on the reference's own inputs: decisions, accumulators, rounding |
+    | step | single steps: our error against torch float64 beside torch float32's |
+    | trajectory | the same for `images` whole trajectories of `steps` steps from the same noise |
+
+    `ok` is False if any level is off; `details["first_failure"]` then says where first, what was expected and what
+    came. Figures are `<level>.<name>`; `details["levels"]` holds a row for everything that was compared. Raises
+    `InvalidModelError` for a bundle or checkpoint that is broken or of another model, `UnsupportedError` for an
+    unknown level or a schedule outside the trained timesteps.
+    """
+    from edgedm.verify.main import run
+
+    return run(bundle, against, levels=levels, steps=steps, sampler=sampler, images=images)
+
+
+def render(outcome: Outcome, every_row: bool = False) -> None:
+    """Print the outcome: a line a level, the rows that are off (or every row), the verdict."""
+    from edgedm.verify.report import render as show
+
+    show(outcome, every_row)

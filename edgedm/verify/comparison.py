@@ -5,7 +5,6 @@ order change a sum of terms by at most gamma_n * sum(abs(terms)).
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,7 +127,6 @@ def psnr_db(actual: NDArray[np.floating], reference: NDArray[np.floating], span:
     return min(300.0, 20.0 * math.log10(span / error)) if error > 0 else 300.0
 
 
-def geometric_mean(errors: Iterable[float], floor: float) -> float:
-    """Geometric mean of errors, each raised to `floor` first, so that one lucky zero does not decide it."""
-    logs = [math.log(max(error, floor)) for error in errors]
-    return math.exp(sum(logs) / len(logs)) if logs else 0.0
+def at_least(count: int, total: int) -> float:
+    """Probability that a fair coin shows heads at least `count` times in `total` throws."""
+    return float(sum(math.comb(total, k) for k in range(count, total + 1)) / 2**total)

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export.graph_io import load_graph
 from edgedm.models import Checkpoint
 from edgedm.outcome import Outcome
+from edgedm.verify import LEVELS
 from edgedm.verify.graphs import Graph
 from edgedm.verify.layer_level import layer_level
 from edgedm.verify.op_level import op_level
@@ -23,25 +25,20 @@ from edgedm.verify.run_level import Run, draw_runs, step_level, trajectory_level
 from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import TorchReference
 
-LEVELS = ("op", "pass", "layer", "step", "trajectory")
-
 MOMENTS = 8
 """Steps of a trajectory, first and last included, whose single steps are compared."""
 
 LAYER_MOMENTS = 4
 """Of these, the ones at which every layer is fed the reference's values."""
 
-IMAGES = 6
-"""Trajectories; enough for the relative gates to be stable (see `run_level`)."""
-
 
 def run(
     bundle_path: str | os.PathLike[str],
     against: Checkpoint | str | os.PathLike[str],
-    steps: int = 50,
-    sampler: str = "ddim",
-    levels: Sequence[str] = LEVELS,
-    images: int = IMAGES,
+    levels: Sequence[str],
+    steps: int,
+    sampler: str,
+    images: int,
 ) -> Outcome:
     """See `edgedm.verify`."""
     unknown = sorted(set(levels) - set(LEVELS))
@@ -72,7 +69,6 @@ class _Examination:
         self.checkpoint, self.graphs = checkpoint, graphs
         self.steps, self.sampler, self.images = steps, sampler, images
         self.probe = Probe(bundle)
-        self._reference: TorchReference | None = None
         self._runs: list[Run] = []
 
     def level(self, name: str) -> Level:
@@ -82,21 +78,24 @@ class _Examination:
         level = _LEVELS[name](self)
         return replace(level, seconds=time.perf_counter() - started)
 
-    @property
+    @cached_property
     def reference(self) -> TorchReference:
         """The checkpoint in torch; it must be the bundle's."""
-        if self._reference is None:
-            self._reference = TorchReference(self.checkpoint)
-            _check_same_model(self._reference, self.probe.bundle)
-        return self._reference
+        reference = TorchReference(self.checkpoint)
+        _check_same_model(reference, self.probe.bundle)
+        return reference
 
-    @property
-    def runs(self) -> list[Run]:
-        """Trajectories of the checkpoint."""
-        if not self._runs:
-            keep = sorted({int(step) for step in np.linspace(0, self.steps - 1, MOMENTS).round()})
-            self._runs = draw_runs(self.reference, self.images, self.steps, self.sampler, keep)
-        return self._runs
+    @cached_property
+    def _drawing(self) -> Iterator[Run]:
+        keep = sorted({int(step) for step in np.linspace(0, self.steps - 1, MOMENTS).round()})
+        return draw_runs(self.reference, self.images, self.steps, self.sampler, keep)
+
+    def runs(self, count: int) -> list[Run]:
+        """The first `count` trajectories of the checkpoint."""
+        missing = range(len(self._runs), count)
+        for _ in progress.track(missing, "torch in float32 and float64", len(missing)):
+            self._runs.append(next(self._drawing))
+        return self._runs[:count]
 
     def op(self) -> Level:
         return op_level(self.probe, self.graphs)
@@ -105,16 +104,16 @@ class _Examination:
         return pass_level(self.checkpoint, self.graphs, self.steps, self.sampler)
 
     def layer(self) -> Level:
-        moments = self.runs[0].moments
+        moments = self.runs(1)[0].moments
         chosen = dict.fromkeys(int(i) for i in np.linspace(0, len(moments) - 1, LAYER_MOMENTS).round())
         fed = [(f"step {moments[i].step}", teacher_feeds(self.graphs, moments[i])) for i in chosen]
         return layer_level(self.probe, self.graphs, fed)
 
     def step(self) -> Level:
-        return step_level(self.probe, self.reference, self.runs)
+        return step_level(self.probe, self.reference, self.runs(self.images))
 
     def trajectory(self) -> Level:
-        return trajectory_level(self.probe, self.reference, self.runs, self.steps, self.sampler)
+        return trajectory_level(self.probe, self.reference, self.runs(self.images), self.steps, self.sampler)
 
 
 _LEVELS: dict[str, Callable[[_Examination], Level]] = {

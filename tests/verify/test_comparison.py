@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgedm.verify import comparison
-from edgedm.verify.comparison import Flips, balance, count_flips, gamma, geometric_mean
+from edgedm.verify.comparison import Flips, at_least, balance, count_flips, gamma
 
 
 def test_gamma_bounds_the_error_of_a_float32_sum_in_any_order() -> None:
@@ -79,6 +79,7 @@ def test_relative_error_and_decibels() -> None:
     assert comparison.psnr_db(np.array([0.02]), np.array([0.0]), span=2.0) == pytest.approx(40.0)
 
 
-def test_geometric_mean_ignores_lucky_zeros_below_its_floor() -> None:
-    assert geometric_mean([1e-2, 1e-4], floor=1e-9) == pytest.approx(1e-3)
-    assert geometric_mean([0.0, 1e-4], floor=1e-4) == pytest.approx(1e-4)
+def test_at_least_is_the_tail_of_a_fair_coin() -> None:
+    assert at_least(0, 5) == 1.0
+    assert at_least(5, 5) == 1 / 32
+    assert at_least(9, 10) == 11 / 1024
