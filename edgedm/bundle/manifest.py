@@ -70,7 +70,7 @@ class Schedule(_Record):
 class Manifest(_Record):
     """The whole manifest."""
 
-    format: Literal["edgedm.bundle/1"] = FORMAT
+    format: Literal["edgedm.bundle/1"] = "edgedm.bundle/1"
     edgedm: str
     prefix: str = Field(pattern="^[a-z][a-z0-9_]*_$")
     target: TargetEntry

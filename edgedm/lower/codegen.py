@@ -18,7 +18,19 @@ from edgedm.lower.plan import Call, Plan, Tensor
 
 TEMPLATES = Path(__file__).parent.parent / "runtime" / "templates"
 HEADERS = ("edgedm.h", "edgedm_names.h")
-_SHARED = ("errors", "graph", "images", "noise", "sample", "schedule", "session", "sha256", "threads", "weights")
+_SHARED = (
+    "errors",
+    "graph",
+    "images",
+    "noise",
+    "probe",
+    "sample",
+    "schedule",
+    "session",
+    "sha256",
+    "threads",
+    "weights",
+)
 LIBRARY_SOURCES = ("model.c", *(f"{name}.c" for name in _SHARED))
 PROGRAM_SOURCES = ("main.c", "self_test.c")
 
@@ -126,7 +138,7 @@ def manifest_nodes(graph: Graph, prefix: str) -> list[Node]:
 
 def _operand(tensor: Tensor, name: str) -> Operand:
     buffer = tensor.buffer
-    return Operand(name=name, shape=tensor.shape, dtype=tensor.dtype, source=buffer.place, offset=buffer.offset)  # type: ignore[arg-type]
+    return Operand(name=name, shape=tensor.shape, dtype=tensor.dtype, source=buffer.place, offset=buffer.offset)
 
 
 def _model(

@@ -53,7 +53,9 @@ def read_interface(step: ir.Model, prepare: ir.Model) -> Interface:
             f"expected a deployed graph and its prepare graph, got {info.level!r} and {before.level!r}; "
             "make them with `edgedm optimize`"
         )
-    noise = NoiseSchedule.from_config(info.config.get("noise_schedule", {}))
+    noise = NoiseSchedule.from_config(
+        {"prediction_type": info.config.get("prediction_type", "epsilon"), **info.config.get("noise_schedule", {})}
+    )
     classes, null_class = _classes(info.config, before.inputs)
     interface = Interface(
         config=info.config,

@@ -144,7 +144,7 @@ class _Walk:
         if isinstance(value, relax.TupleGetItem):
             items = self._read(value.tuple_value)
             assert isinstance(items, list)
-            return items[value.index]
+            return items[int(value.index)]
         if value in self._values:
             return self._values[value]
         if hasattr(value, "value") and hasattr(value.value, "numpy"):

@@ -16,7 +16,15 @@ LINUX_X86_64 = "x86_64-linux-gnu.2.34"
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
 # -ffp-contract=off: no fused multiply-adds, so that sampler and noise give the same bits everywhere.
 # -fno-math-errno: sqrt is one instruction instead of a call into libm.
-COMPILE = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-ffunction-sections")
+COMPILE: tuple[str, ...] = (
+    "-std=c11",
+    "-D_GNU_SOURCE",
+    "-O2",
+    "-g0",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffunction-sections",
+)
 COMPILE += ("-ffp-contract=off", "-fno-math-errno")
 LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-lm", "-lpthread")
 

@@ -33,11 +33,11 @@ class WidenCodes(GraphPass):
                 editor.refuse(node, "expected a per-tensor step, zero point 0 and readers that dequantise")
                 continue
             x = operand(node, 0)
-            scalar = editor.constant(np.float32(step).reshape(()), f"{output.name}.step")
+            scalar = editor.constant(np.array(step, np.float32), f"{output.name}.step")
             made = [(f"{output.name}.codes", ir.DataType.INT8, dims(x))]
             codes = editor.add("QuantizeCodes", [x, scalar], node, made, {"low": INT4_MIN, "high": INT4_MAX}, DOMAIN)[0]
             for reader in readers:
-                again = editor.constant(np.float32(_plain_step(reader)).reshape(()), f"{output.name}.step")
+                again = editor.constant(np.array(_plain_step(reader), np.float32), f"{output.name}.step")
                 real = editor.add("Cast", [codes], reader, [(f"{output.name}.real", _F32, dims(x))], {"to": int(_F32)})
                 value = reader.outputs[0]
                 scaled = editor.add("Mul", [real[0], again], reader, [(f"{value.name}.scaled", _F32, dims(x))])[0]

@@ -72,6 +72,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sample": (c.c_int, [_POINTER, c.POINTER(SampleOptions), _FLOATS, ProgressFunction, _POINTER]),
     "normals": (None, [c.c_uint64, c.c_uint32, c.c_uint32, c.c_uint64, _FLOATS]),
     "write_images": (c.c_int, [c.c_char_p, _FLOATS, c.c_uint32]),
+    "call_count": (c.c_int, []),
+    "profile": (c.c_int, [_POINTER, c.c_int, _FLOATS, c.POINTER(c.c_uint64)]),
     "run_node": (c.c_int, [_POINTER, c.c_char_p, c.c_int, c.POINTER(_POINTER), c.POINTER(_POINTER)]),
 }
 

@@ -175,6 +175,14 @@ class LocalRunner:
         self._library.check("run_node", self._session, node.graph.encode(), node.index, given, made)
         return outputs
 
+    def profile(self, step: int, x: Floats, repeats: int = 1) -> NDArray[np.uint64]:
+        """Nanoseconds of every kernel call of a step: uint64[repeats, calls]; carried state does not move on."""
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        times = np.zeros((repeats, self._library.call("call_count")), np.uint64)
+        for row in times:
+            self._library.check("profile", self._session, step, _floats(x), row.ctypes.data_as(c.POINTER(c.c_uint64)))
+        return times
+
     def constants(self, node: Node) -> list[NDArray[Any]]:
         """The constant operands of a kernel call, in the kernel's layout, as they lie in weights.bin."""
         data = np.memmap(self.bundle.weights, mode="r", dtype=np.uint8)

@@ -124,6 +124,10 @@ EDM_API edm_status edm_write_images(const char *path, const float *images, uint3
  * tensors in the order of the manifest. */
 EDM_API edm_status edm_run_node(edm_session *session, const char *graph, int call, const void *const *inputs,
                                 void *const *outputs);
+
+/* Run `step` on x like edm_step, and tell how long each call of the conditional pass took. */
+EDM_API int edm_call_count(void);
+EDM_API edm_status edm_profile(edm_session *session, int step, const float *x, uint64_t *nanoseconds);
 #endif
 
 #ifdef __cplusplus

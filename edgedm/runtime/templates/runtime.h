@@ -166,6 +166,8 @@ struct edm_session {
 /* The model's output (guided) for lane->x at `step`, in lane->outputs[EDM_CONDITIONAL]. */
 edm_status edm_lane_step(const edm_session *session, edm_lane *lane, int step);
 void edm_lane_reset(edm_lane *lane);
+/* Point the step graph's inputs and outputs at the lane's memory, for one pass of one step. */
+void edm_lane_bind(const edm_session *session, edm_lane *lane, int pass, int step);
 uint64_t edm_image_floats(void);
 
 /* --- self_test.c (edgedm-sample only) -------------------------------------------------------------------- */

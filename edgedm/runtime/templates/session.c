@@ -232,25 +232,36 @@ static void *input_of(const edm_session *session, edm_lane *lane, int pass, int 
   }
 }
 
-static edm_status run_pass(const edm_session *session, edm_lane *lane, int pass, int step) {
+typedef struct {
+  void *inputs[EDM_MAX_PORTS], *outputs[EDM_MAX_PORTS];
+} ports;
+
+/* Where the graph finds its inputs and leaves its outputs in this pass of this step. */
+static void find_ports(const edm_session *session, edm_lane *lane, int pass, int step, ports *found) {
   const edm_graph *graph = &edm_compiled.step;
-  void *inputs[EDM_MAX_PORTS] = {NULL}, *outputs[EDM_MAX_PORTS] = {NULL};
   *lane->timestep = session->timesteps[step];
   *lane->label = session->labels[pass];
   for (uint32_t i = 0; i < graph->input_count; ++i)
-    inputs[i] = input_of(session, lane, pass, step, &graph->inputs[i]);
+    found->inputs[i] = input_of(session, lane, pass, step, &graph->inputs[i]);
   for (uint32_t i = 0; i < graph->output_count; ++i) {
     const edm_port *port = &graph->outputs[i];
     uint8_t *next = lane->states[pass][1 - lane->current];
-    outputs[i] = port->role == EDM_ROLE_OUTPUT ? (void *)lane->outputs[pass]
-                                               : next + edm_compiled.state_offsets[port->index];
+    found->outputs[i] = port->role == EDM_ROLE_OUTPUT ? (void *)lane->outputs[pass]
+                                                      : next + edm_compiled.state_offsets[port->index];
   }
-  return edm_instance_run(&lane->step, inputs, outputs);
+}
+
+void edm_lane_bind(const edm_session *session, edm_lane *lane, int pass, int step) {
+  ports found;
+  find_ports(session, lane, pass, step, &found);
+  edm_instance_bind(&lane->step, found.inputs, found.outputs);
 }
 
 edm_status edm_lane_step(const edm_session *session, edm_lane *lane, int step) {
   for (int pass = 0; pass < session->passes; ++pass) {
-    edm_status status = run_pass(session, lane, pass, step);
+    ports found;
+    find_ports(session, lane, pass, step, &found);
+    edm_status status = edm_instance_run(&lane->step, found.inputs, found.outputs);
     if (status) return status;
   }
   lane->current = 1 - lane->current;
@@ -312,55 +323,3 @@ edm_status edm_state_write(edm_session *session, int state, const void *data) {
   *session->lanes[0].has_state = 1.0F;
   return EDM_OK;
 }
-
-/* --- probe ----------------------------------------------------------------------------------------------- */
-
-#ifdef EDM_PROBE
-static size_t bytes_of(const edm_graph *graph, const edm_tensor *tensor) {
-  size_t bytes = tensor->bits / 8;
-  for (int i = 0; i < tensor->rank; ++i) bytes *= (size_t)graph->extents[tensor->shape + (uint32_t)i];
-  return bytes;
-}
-
-/* While a node is probed, inputs and outputs of its graph lie in one block that the caller frees. */
-static void *bind_ports(edm_instance *instance) {
-  const edm_graph *graph = instance->graph;
-  void *inputs[EDM_MAX_PORTS], *outputs[EDM_MAX_PORTS];
-  cutter block = {NULL, 0};
-  for (int counting = 1; counting >= 0; --counting) {
-    for (uint32_t i = 0; i < graph->input_count; ++i) inputs[i] = cut(&block, graph->inputs[i].bytes);
-    for (uint32_t i = 0; i < graph->output_count; ++i) outputs[i] = cut(&block, graph->outputs[i].bytes);
-    if (counting) block = (cutter){aligned_alloc(EDM_ALIGNMENT, block.used + EDM_ALIGNMENT), 0};
-    if (!block.base) return NULL;
-  }
-  edm_instance_bind(instance, inputs, outputs);
-  return block.base;
-}
-
-edm_status edm_run_node(edm_session *session, const char *name, int number, const void *const *inputs,
-                        void *const *outputs) {
-  bool is_step = strcmp(name, "step") == 0;
-  edm_instance *instance = is_step ? &session->lanes[0].step : &session->prepare;
-  const edm_graph *graph = instance->graph;
-  if ((!is_step && strcmp(name, "prepare")) || number < 0 || (uint32_t)number >= graph->call_count)
-    return edm_fail(EDM_BAD_ARGUMENT, "graph \"%s\" has no call %d", name, number);
-  void *ports = bind_ports(instance);
-  if (!ports) return edm_fail(EDM_NO_MEMORY, "no memory to probe call %d", number);
-  const edm_call *call = &graph->calls[number];
-  const uint16_t *arguments = graph->arguments + call->first;
-  for (int i = 0, given = 0; i < call->inputs; ++i) {
-    const edm_tensor *tensor = &graph->tensors[arguments[i]];
-    if (tensor->place == EDM_IN_WEIGHTS) continue;
-    memcpy(instance->tensors[arguments[i]].data, inputs[given++], bytes_of(graph, tensor));
-  }
-  edm_pool *before = edm_pool_enter(session->pool);
-  edm_status status = edm_instance_call(instance, (uint32_t)number);
-  edm_pool_enter(before);
-  for (int i = 0; i < call->outputs && !status; ++i) {
-    uint16_t index = arguments[call->inputs + i];
-    memcpy(outputs[i], instance->tensors[index].data, bytes_of(graph, &graph->tensors[index]));
-  }
-  free(ports);
-  return status;
-}
-#endif

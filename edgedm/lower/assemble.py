@@ -1,0 +1,130 @@
+"""A lowered model -> the files of a bundle: objects, generated C, libraries, golden data, manifest."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import tvm
+
+import edgedm
+from edgedm import progress
+from edgedm.bundle import Manifest
+from edgedm.bundle.manifest import Schedule, TargetEntry
+from edgedm.bundle.store import LIBRARY, SAMPLER, WEIGHTS
+from edgedm.export.graph_io import serialize_graph
+from edgedm.lower import toolchain
+from edgedm.lower.codegen import (
+    HEADERS,
+    LIBRARY_SOURCES,
+    PROGRAM_SOURCES,
+    TEMPLATES,
+    Graph,
+    lay_out,
+    manifest_nodes,
+    write_sources,
+)
+from edgedm.lower.golden import flat_golden
+from edgedm.lower.interface import Interface
+from edgedm.lower.objects import write_object
+from edgedm.targets import Target
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Everything that a bundle is made of. `models` are the channels-last graphs, `golden` may not exist."""
+
+    step: Graph
+    prepare: Graph
+    models: Mapping[str, ir.Model]
+    weights: bytes
+    interface: Interface
+    prefix: str
+    target: Target
+    schedule: Schedule
+    golden: Path
+
+
+def assemble(folder: Path, lowered: Lowered) -> Manifest:
+    """Write every file of the bundle but the manifest, which is returned without the files' hashes."""
+    for name in ("bin", "lib", "include", "src", "golden"):
+        (folder / name).mkdir()
+    (folder / WEIGHTS).write_bytes(lowered.weights)
+    functions = _functions(lowered)
+    progress.stage(f"compiling {len(functions)} kernels")
+    write_object(functions, lowered.prefix, lowered.target.tvm(), folder / "kernels.o")
+    graphs = (lowered.step, lowered.prepare)
+    default = (lowered.schedule.steps, lowered.schedule.sampler)
+    write_sources(folder / "src", lowered.prefix, graphs, lay_out(*graphs), lowered.interface, lowered.weights, default)
+    progress.stage("compiling the runtime")
+    _link(folder, lowered.prefix)
+    for header in HEADERS:
+        (folder / "src" / header).rename(folder / "include" / header)
+    shutil.copyfile(TEMPLATES / "CMakeLists.txt", folder / "CMakeLists.txt")
+    _golden(folder / "golden", lowered)
+    return _manifest(lowered)
+
+
+def _functions(lowered: Lowered) -> dict[str, Any]:
+    functions: dict[str, Any] = {}
+    for graph in (lowered.step, lowered.prepare):
+        for name, function in graph.plan.functions.items():
+            if name in functions and not tvm.ir.structural_equal(functions[name], function):
+                raise AssertionError(f"two kernels are called {name}")
+            functions[name] = function
+    return functions
+
+
+def _link(folder: Path, prefix: str) -> None:
+    """Compile the C files in a folder of their own, by relative names, so that no path reaches the objects."""
+    triple = toolchain.LINUX_X86_64
+    with tempfile.TemporaryDirectory(prefix="edgedm-") as scratch:
+        work = Path(scratch)
+        for source in (*(folder / "src").iterdir(), folder / "kernels.o"):
+            shutil.copyfile(source, work / source.name)
+        (work / "exports.map").write_text(f"{{ global: {prefix}*; local: *; }};\n")
+        sources = [*LIBRARY_SOURCES, *PROGRAM_SOURCES]
+        objects = toolchain.compile_objects(sources, work, triple, ["-DEDM_PROBE"])
+        link = ["-target", triple, *toolchain.LINK]
+        shared = ["-shared", "-Wl,--version-script=exports.map", "-Wl,-soname,libedgedm.so"]
+        library = [*objects[: len(LIBRARY_SOURCES)], "kernels.o"]
+        toolchain.zig_cc([*link, *shared, *library, "-o", "libedgedm.so"], work)
+        toolchain.zig_cc([*link, *objects, "kernels.o", "-o", "edgedm-sample"], work)
+        shutil.copyfile(work / "libedgedm.so", folder / LIBRARY)
+        shutil.copyfile(work / "edgedm-sample", folder / SAMPLER)
+
+
+def _golden(folder: Path, lowered: Lowered) -> None:
+    for name, model in lowered.models.items():
+        (folder / f"{name}.onnx").write_bytes(serialize_graph(model))
+    if lowered.golden.is_file():
+        shutil.copyfile(lowered.golden, folder / "golden.safetensors")
+        states = [port for port in lowered.step.inputs if port.role == "state"]
+        (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, states))
+
+
+def _manifest(lowered: Lowered) -> Manifest:
+    step, prepare, interface, target = lowered.step, lowered.prepare, lowered.interface, lowered.target
+    return Manifest(
+        edgedm=edgedm.__version__,
+        prefix=lowered.prefix,
+        target=TargetEntry(name=target.name, features=sorted(target.features), triple=target.triple),
+        toolchain={"tvm": version("apache-tvm"), "zig": toolchain.zig_version(), "onnx": version("onnx")},
+        files={},
+        config=interface.config,
+        image_shape=interface.image_shape,
+        classes=interface.classes,
+        null_class=interface.null_class,
+        trained_timesteps=interface.trained,
+        schedule=lowered.schedule,
+        arena_bytes=max(step.plan.arena_bytes, prepare.plan.arena_bytes),
+        weights_bytes=len(lowered.weights),
+        row_bytes=lay_out(step, prepare).row_bytes,
+        inputs={"step": step.inputs, "prepare": prepare.inputs},
+        outputs={"step": step.outputs, "prepare": prepare.outputs},
+        nodes=[*manifest_nodes(step, lowered.prefix), *manifest_nodes(prepare, lowered.prefix)],
+    )

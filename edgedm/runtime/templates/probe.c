@@ -1,0 +1,84 @@
+/* Looking inside: one kernel call alone, and how long each one takes. */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "runtime.h"
+
+static size_t bytes_of(const edm_graph *graph, const edm_tensor *tensor) {
+  size_t bytes = tensor->bits / 8;
+  for (int i = 0; i < tensor->rank; ++i) bytes *= (size_t)graph->extents[tensor->shape + (uint32_t)i];
+  return bytes;
+}
+
+/* While a node is probed, inputs and outputs of its graph lie in one block that the caller frees. */
+static void *bind_ports(edm_instance *instance) {
+  const edm_graph *graph = instance->graph;
+  void *inputs[EDM_MAX_PORTS], *outputs[EDM_MAX_PORTS];
+  size_t bytes = EDM_ALIGNMENT, used = 0;
+  for (uint32_t i = 0; i < graph->input_count; ++i) bytes += edm_align((size_t)graph->inputs[i].bytes);
+  for (uint32_t i = 0; i < graph->output_count; ++i) bytes += edm_align((size_t)graph->outputs[i].bytes);
+  uint8_t *block = aligned_alloc(EDM_ALIGNMENT, bytes);
+  if (!block) return NULL;
+  for (uint32_t i = 0; i < graph->input_count; used += edm_align((size_t)graph->inputs[i++].bytes))
+    inputs[i] = block + used;
+  for (uint32_t i = 0; i < graph->output_count; used += edm_align((size_t)graph->outputs[i++].bytes))
+    outputs[i] = block + used;
+  edm_instance_bind(instance, inputs, outputs);
+  return block;
+}
+
+edm_status edm_run_node(edm_session *session, const char *name, int number, const void *const *inputs,
+                        void *const *outputs) {
+  bool is_step = strcmp(name, "step") == 0;
+  edm_instance *instance = is_step ? &session->lanes[0].step : &session->prepare;
+  const edm_graph *graph = instance->graph;
+  if ((!is_step && strcmp(name, "prepare")) || number < 0 || (uint32_t)number >= graph->call_count)
+    return edm_fail(EDM_BAD_ARGUMENT, "graph \"%s\" has no call %d", name, number);
+  void *ports = bind_ports(instance);
+  if (!ports) return edm_fail(EDM_NO_MEMORY, "no memory to probe call %d", number);
+  const edm_call *call = &graph->calls[number];
+  const uint16_t *arguments = graph->arguments + call->first;
+  for (int i = 0, given = 0; i < call->inputs; ++i) {
+    const edm_tensor *tensor = &graph->tensors[arguments[i]];
+    if (tensor->place == EDM_IN_WEIGHTS) continue;
+    memcpy(instance->tensors[arguments[i]].data, inputs[given++], bytes_of(graph, tensor));
+  }
+  edm_pool *before = edm_pool_enter(session->pool);
+  edm_status status = edm_instance_call(instance, (uint32_t)number);
+  edm_pool_enter(before);
+  for (int i = 0; i < call->outputs && !status; ++i) {
+    uint16_t index = arguments[call->inputs + i];
+    memcpy(outputs[i], instance->tensors[index].data, bytes_of(graph, &graph->tensors[index]));
+  }
+  free(ports);
+  return status;
+}
+
+/* --- times ----------------------------------------------------------------------------------------------- */
+
+static uint64_t now(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+int edm_call_count(void) { return (int)edm_compiled.step.call_count; }
+
+edm_status edm_profile(edm_session *session, int step, const float *x, uint64_t *nanoseconds) {
+  if (step < 0 || step >= session->steps)
+    return edm_fail(EDM_BAD_ARGUMENT, "step: expected 0..%d of the prepared schedule, got %d", session->steps - 1,
+                    step);
+  edm_lane *lane = &session->lanes[0];
+  memcpy(lane->x, x, (size_t)edm_image_floats() * sizeof(float));
+  edm_lane_bind(session, lane, EDM_CONDITIONAL, step);
+  edm_pool *before = edm_pool_enter(session->pool);
+  edm_status status = EDM_OK;
+  for (uint32_t i = 0; i < edm_compiled.step.call_count && !status; ++i) {
+    uint64_t start = now();
+    status = edm_instance_call(&lane->step, i);
+    nanoseconds[i] = now() - start;
+  }
+  edm_pool_enter(before);
+  return status;
+}
