@@ -94,4 +94,5 @@ def lsq(x: Tensor, step: Tensor, low: int = INT4_MIN, high: int = INT4_MAX) -> T
 def lsq_initial_step(x: Tensor, high: int = INT4_MAX) -> Tensor:
     """Return LSQ's first step 2 mean|x| / sqrt(high), f32[1]."""
     mean: Tensor = x.detach().float().abs().mean()
-    return (mean * (2 / high**0.5)).reshape(1)
+    step: Tensor = (mean * (2 / high**0.5)).reshape(1)
+    return step

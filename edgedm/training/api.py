@@ -16,8 +16,8 @@ from edgedm.training.shipping import to_checkpoint
 # Per-method recipes; the equal number of iterations is what compares BiDM with its baseline.
 RECIPES: dict[str, tuple[LowBitOptions, LoopOptions]] = {
     "binarydm": (LowBitOptions("binarydm", distill=1.0), LoopOptions(1000, 5e-4, ema_decay=0.998)),
-    "bidm": (LowBitOptions("bidm", distill=1.0, spd=1e-2, tbs=True), LoopOptions(1500, 1e-3, ema_decay=0.998)),
-    "xnor": (LowBitOptions("xnor"), LoopOptions(1500, 1e-3, ema_decay=0.998)),
+    "bidm": (LowBitOptions("bidm", distill=1.0, spd=1e-2, tbs=True), LoopOptions(1300, 1e-3, ema_decay=0.998)),
+    "xnor": (LowBitOptions("xnor"), LoopOptions(1300, 1e-3, ema_decay=0.998)),
 }
 
 

@@ -18,18 +18,18 @@ BATCH = 64
 
 
 class Batches:
-    """Draw (x_t, noise, t, labels) of the training digits; labels are dropped to the null class at 10 %."""
+    """Draw noisy training digits; a share `label_dropout` of the labels becomes the null class."""
 
-    def __init__(self, batch: int = BATCH) -> None:
+    def __init__(self, batch: int = BATCH, label_dropout: float = LABEL_DROPOUT) -> None:
         digits = load_digits()
         self.images, self.labels = digits.train_images, digits.train_labels
-        self.alphas, self.batch = alphas_cumprod(), batch
+        self.alphas, self.batch, self.label_dropout = alphas_cumprod(), batch, label_dropout
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return x_0, noise f32[N, 1, 16, 16], t int64[N], labels int64[N] and x_t."""
         rows = torch.randint(len(self.images), (self.batch,), generator=generator)
         images, labels = self.images[rows], self.labels[rows]
-        drop = torch.rand(self.batch, generator=generator) < LABEL_DROPOUT
+        drop = torch.rand(self.batch, generator=generator) < self.label_dropout
         labels = torch.where(drop, NULL_CLASS, labels)
         # Stratified: one timestep from each of N equal slices, in random order, for a steadier loss.
         within = torch.rand(self.batch, generator=generator)

@@ -12,7 +12,7 @@ from edgedm.models.attention import make_attention_explicit
 from edgedm.models.denoiser import Denoiser
 from edgedm.models.roles import output_blocks
 from edgedm.quant.convert import Method, make_trainable
-from edgedm.training.base import Batches
+from edgedm.training.base import LABEL_DROPOUT, Batches
 from edgedm.training.loop import LoopOptions, Losses, train
 from edgedm.training.losses import spd_loss
 from edgedm.training.noising import add_noise
@@ -37,6 +37,7 @@ class LowBitOptions:
     spd: float = 0.0
     tbs: bool = False
     tbs_gap: int = 20
+    label_dropout: float = LABEL_DROPOUT
 
 
 def tap_paths(unet: nn.Module) -> list[str]:
@@ -64,7 +65,7 @@ def train_low_bit(
     torch.manual_seed(options.seed)
     teacher = teacher.eval().requires_grad_(False)
     student = make_student(teacher, low_bit)
-    batches = Batches(low_bit.batch)
+    batches = Batches(low_bit.batch, low_bit.label_dropout)
     if low_bit.method == "binarydm" and not (folder / "state.pt").exists():
         _start_steps(student, batches)
     ema = copy.deepcopy(student).requires_grad_(False)
