@@ -110,6 +110,7 @@ def _key(
 ) -> str:
     parts = [op, draft.family, target.name]
     parts += [f"{name}:{spec.dtype}{list(spec.shape)}" for name, spec in specs]
+    parts += [f"-> {spec.dtype}{list(spec.shape)}" for spec in draft.outputs]  # padded weights hide their size
     parts += [f"{name}={_plain(attrs[name])}" for name in sorted(attrs)]
     return " ".join(parts)
 

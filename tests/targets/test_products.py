@@ -192,7 +192,7 @@ def test_equal_requests_share_a_key_and_others_do_not():
         operands = [TensorSpec(case.inputs[0].shape, "uint8"), *case.inputs[1:]]
         return select("BinaryConv", operands, case.attrs, target).key
 
-    others = [{"channels": 63}, {"out_channels": 9}, {"pads": (0, 1, 1, 1)}, {"terms": ("addend",)}]
+    others = [{"channels": 63}, {"out_channels": 9}, {"out_channels": 7}, {"pads": (0, 1, 1, 1)}, {"terms": ("addend",)}]
     keys = [key(), *(key(**other) for other in others), key(resolve("x86-64-v4"))]
     assert key() == keys[0]
     assert len(set(keys)) == len(keys)
