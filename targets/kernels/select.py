@@ -53,7 +53,8 @@ def select(op: str, inputs: Sequence[TensorSpec | Array], attrs: Mapping[str, An
         raise InvalidModelError(f"{op}: expected {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
     operands = [_operand(op, name, value) for name, value in zip(names, inputs, strict=True)]
     draft = families.draft(Request(op, dict(zip(names, operands, strict=True)), dict(attrs), target))
-    return _finish(op, names, dict(attrs), target, draft)
+    weight = operands[names.index("weight")] if "weight" in names else None
+    return _finish(op, names, weight, dict(attrs), target, draft)
 
 
 def _operand(op: str, name: str, value: TensorSpec | Array) -> Operand:
@@ -75,6 +76,7 @@ def _operand(op: str, name: str, value: TensorSpec | Array) -> Operand:
 def _finish(
     op: str,
     names: Sequence[str],
+    weight: Operand | None,
     attrs: Mapping[str, Any],
     target: Target,
     draft: Draft,
@@ -83,7 +85,7 @@ def _finish(
     specs = [(names[index], draft.inputs[names[index]]) for index in kept]
     outputs = [(f"out{index}", spec) for index, spec in enumerate(draft.outputs)]
     scratch = [(f"scratch{index}", spec) for index, spec in enumerate(draft.scratch)]
-    key = _key(op, specs, draft, attrs, target)
+    key = _key(op, specs, weight, draft, attrs, target)
     symbol = f"{op.lower()}_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
     def body(*buffers: Any) -> None:
@@ -106,11 +108,16 @@ def _finish(
 
 
 def _key(
-    op: str, specs: Sequence[tuple[str, TensorSpec]], draft: Draft, attrs: Mapping[str, Any], target: Target
+    op: str,
+    specs: Sequence[tuple[str, TensorSpec]],
+    weight: Operand | None,
+    draft: Draft,
+    attrs: Mapping[str, Any],
+    target: Target,
 ) -> str:
     parts = [op, draft.family, target.name]
     parts += [f"{name}:{spec.dtype}{list(spec.shape)}" for name, spec in specs]
-    parts += [f"-> {spec.dtype}{list(spec.shape)}" for spec in draft.outputs]  # padded weights hide their size
+    parts += [f"weight {list(weight.shape)}"] if weight else []  # its packed form hides channels and kernel
     parts += [f"{name}={_plain(attrs[name])}" for name in sorted(attrs)]
     return " ".join(parts)
 

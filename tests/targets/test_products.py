@@ -187,12 +187,14 @@ def test_equal_requests_share_a_key_and_others_do_not():
     rng = np.random.default_rng(6)
 
     def key(target=target, **changes):
-        shape = {"channels": 64, "out_channels": 8, "pads": (1, 1, 1, 1), "terms": ()} | changes
-        case = convolution(rng, "BinaryConv", (4, 4), kernel=(3, 3), strides=(1, 1), **shape)
+        shape = {"channels": 64, "out_channels": 8, "kernel": (3, 3), "pads": (1, 1, 1, 1), "terms": ()}
+        shape |= changes
+        case = convolution(rng, "BinaryConv", (9, 9), strides=(1, 1), **shape)
         operands = [TensorSpec(case.inputs[0].shape, "uint8"), *case.inputs[1:]]
         return select("BinaryConv", operands, case.attrs, target).key
 
-    others = [{"channels": 63}, {"out_channels": 9}, {"out_channels": 7}, {"pads": (0, 1, 1, 1)}, {"terms": ("addend",)}]
+    others = [{"channels": 63}, {"out_channels": 9}, {"out_channels": 7}, {"kernel": (1, 9)}]
+    others += [{"pads": (0, 1, 1, 1)}, {"terms": ("addend",)}]
     keys = [key(), *(key(**other) for other in others), key(resolve("x86-64-v4"))]
     assert key() == keys[0]
     assert len(set(keys)) == len(keys)
