@@ -1,0 +1,59 @@
+"""Single-layer benchmarks: what they time is right, and what they report is complete."""
+
+import math
+
+import numpy as np
+import pytest
+
+from edgedm.bench.layers import Layer, bench_layer
+from edgedm.bench.limits import limit
+from edgedm.errors import UnsupportedError
+from edgedm.targets import resolve
+
+# The prototype of the W1A1 convolution reached 11 times ONNX Runtime's float32 on one core.
+REQUIRED_RATIO = 8.0
+
+
+def test_a_layer_is_read_from_its_name():
+    layer = Layer.parse("bconv:256x128x16")
+    assert (layer.kind, layer.channels, layer.out_channels, layer.height) == ("bconv", 256, 128, 16)
+    assert layer.macs == 256 * 128 * 9 * 16 * 16
+
+
+@pytest.mark.parametrize("name", ["bconv", "bconv:1x2", "xconv:1x2x3", "bconv:0x2x3", "bconv:-1x2x3"])
+def test_a_name_that_is_no_layer_says_what_is_expected(name):
+    with pytest.raises(UnsupportedError, match="KIND:INxOUTxHEIGHT"):
+        bench_layer(name)
+
+
+def test_unknown_peers_and_too_many_threads_are_refused():
+    with pytest.raises(UnsupportedError, match="onnxruntime, torch"):
+        bench_layer("bconv:64x64x4", against=("abacus",))
+    with pytest.raises(UnsupportedError, match="threads"):
+        bench_layer("bconv:64x64x4", against=(), threads=(resolve("host").cores + 1,))
+
+
+@pytest.mark.parametrize("kind", ["bconv", "wconv", "fconv"])
+def test_figures_cover_engines_ratios_and_the_limit(kind):
+    outcome = bench_layer(f"{kind}:64x64x4", threads=(1,), seconds=0.05)
+    names = {"us.edgedm.t1", "us.onnxruntime_fp32.t1", "ratio.onnxruntime_fp32.t1"}
+    assert names | {"gmacs.edgedm.t1", "gmacs.limit.t1", "fraction.t1"} == set(outcome.figures)
+    assert all(math.isfinite(value) and value > 0 for value in outcome.figures.values())
+    ours, theirs = outcome.figures["us.edgedm.t1"], outcome.figures["us.onnxruntime_fp32.t1"]
+    assert np.isclose(outcome.figures["ratio.onnxruntime_fp32.t1"], theirs / ours)
+
+
+@pytest.mark.parametrize("target", ["host", "x86-64-v3"])
+def test_limits_exist_for_every_kind(target):
+    for kind in ("bconv", "wconv", "fconv"):
+        found = limit(kind, resolve(target))
+        found.run()
+        assert found.macs > 1e5
+
+
+@pytest.mark.slow
+def test_the_binary_convolution_beats_the_float_one_by_the_required_ratio():
+    if "vpopcntdq" not in resolve("host").features:
+        pytest.skip("the ratio is required of AVX-512 with VPOPCNTDQ")
+    figures = bench_layer("bconv:256x256x16", threads=(1,)).figures
+    assert figures["ratio.onnxruntime_fp32.t1"] >= REQUIRED_RATIO
