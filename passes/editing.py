@@ -19,6 +19,9 @@ MODULE = "edgedm.module"
 
 Array = NDArray[Any]
 
+SHARED_BYTES = 4096
+"""Initialisers up to this size are compared with new ones, so that neutral operands and shapes are stored once."""
+
 TO_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1)}
 TO_FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2)}
 
@@ -122,6 +125,10 @@ class Editor:
                 key = ("Transpose", "", tuple(node.inputs), repr([("perm", list(ints(node, "perm", ())))]))
                 self._made[key] = list(node.outputs)
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
+        for value in self.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.nbytes <= SHARED_BYTES and not value.is_graph_input():
+                self._constants.setdefault(_key(tensor.numpy()), value)
 
     def nodes(self) -> Iterator[ir.Node]:
         """The nodes of the graph as it stands now, less those that the walk's own edits remove."""
@@ -134,8 +141,8 @@ class Editor:
         self.refusals.append(Refusal(describe(node), reason))
 
     def constant(self, array: Array, hint: str) -> ir.Value:
-        """An initialiser holding `array`, shared among equal arrays of this run; its name starts with `hint`."""
-        key = (array.dtype.str, array.shape, array.tobytes())
+        """An initialiser holding `array`; an equal one is used again, else its name starts with `hint`."""
+        key = _key(array)
         if key not in self._constants:
             name = self.unique(hint)
             tensor = ir.tensor(array, name=name)
@@ -251,6 +258,10 @@ class Editor:
             name = f"{hint}.{count}"
         self._node_names.add(name)
         return name
+
+
+def _key(array: Array) -> tuple[Any, ...]:
+    return (array.dtype.name, array.shape, array.tobytes())
 
 
 def _in_graph(value: ir.Value) -> bool:
