@@ -4,9 +4,11 @@
 """
 
 import atexit
+import contextlib
 import functools
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +174,13 @@ def folder() -> Path:
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     compile_graph(write_pair(made), made / "model.bundle", steps=10)
     return made
+
+
+@contextlib.contextmanager
+def compiled_for(target: str) -> Iterator[Path]:
+    """The bundle for another target, gone afterwards."""
+    from edgedm.lower import compile as compile_graph
+
+    with tempfile.TemporaryDirectory(prefix="edgedm-tiny-") as made:
+        compile_graph(folder() / "deploy.onnx", Path(made) / "model.bundle", target=target, steps=10)
+        yield Path(made) / "model.bundle"

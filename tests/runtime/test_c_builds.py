@@ -1,0 +1,145 @@
+"""The generated C under other compilers and tools: sanitizers, valgrind, CMake, two models in one program."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import tiny_model
+
+from edgedm.bundle import load
+from edgedm.lower import compile as compile_graph
+
+pytestmark = pytest.mark.slow
+
+
+def _need(tool: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"needs {tool}: run scripts/tools.sh")
+
+
+def _run(*command, cwd: Path, timeout: int = 120) -> str:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _build(bundle: Path, folder: Path, *flags: str) -> Path:
+    """edgedm-sample, built by gcc from the bundle's own sources."""
+    _need("gcc")
+    warnings = ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
+    common = ["-std=c11", "-D_GNU_SOURCE", "-DEDM_PROBE", "-g", "-O1", "-ffp-contract=off", *warnings, *flags]
+    sources = sorted((bundle / "src").glob("*.c"))
+    command = ["gcc", *common, "-I", bundle / "include", *sources, bundle / "kernels.o", "-o", "program"]
+    _run(*command, "-lm", "-lpthread", cwd=folder)
+    return folder / "program"
+
+
+@pytest.mark.parametrize("flags", ["-fsanitize=address,undefined", "-fsanitize=thread"])
+def test_sanitizers_find_nothing_and_bits_stay(tiny_bundle, tmp_path, flags):
+    program = _build(tiny_bundle, tmp_path, *flags.split(), "-fno-sanitize-recover=all")
+    options = ["-n", 5, "--steps", 8, "--sampler", "ddpm", "--label", 1, "--guidance", 2, "--threads", 2]
+    _run(program, "--bundle", tiny_bundle, *options, "-o", "other.npy", cwd=tmp_path)
+    _run(program, "--bundle", tiny_bundle, *options, "-o", "other.png", cwd=tmp_path)
+    _run(program, "--bundle", tiny_bundle, "--self-test", cwd=tmp_path)
+    _run(tiny_bundle / "bin/edgedm-sample", *options, "-o", "ours.npy", cwd=tmp_path)
+    assert (tmp_path / "other.npy").read_bytes() == (tmp_path / "ours.npy").read_bytes()
+
+
+def test_nothing_is_allocated_while_sampling(tiny_bundle, tmp_path):
+    """The number of allocations does not depend on the number of steps or images."""
+    _need("gcc")
+    (tmp_path / "count.c").write_text(
+        "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <stdio.h>\n#include <stdlib.h>\n"
+        "static long count;\n"
+        'void *malloc(size_t n) { static void *(*next)(size_t); if (!next) next = dlsym(RTLD_NEXT, "malloc");\n'
+        "  ++count; return next(n); }\n"
+        "void *aligned_alloc(size_t a, size_t n) { static void *(*next)(size_t, size_t);\n"
+        '  if (!next) next = dlsym(RTLD_NEXT, "aligned_alloc"); ++count; return next(a, n); }\n'
+        '__attribute__((destructor)) static void tell(void) { fprintf(stderr, "%ld\\n", count); }\n'
+    )
+    _run("gcc", "-shared", "-fPIC", "count.c", "-o", "count.so", "-ldl", cwd=tmp_path)
+    counts = []
+    for images, steps in ((1, 1), (1, 20), (6, 20)):
+        command = [tiny_bundle / "bin/edgedm-sample", "-n", str(images), "--steps", str(steps), "-o", "a.npy"]
+        environment = {"LD_PRELOAD": str(tmp_path / "count.so")}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        counts.append(int(done.stderr))
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_valgrind_finds_no_leak(tiny_bundle, tmp_path):
+    _need("valgrind")
+    with tiny_model.compiled_for("x86-64-v2") as bundle:  # valgrind knows no AVX-512
+        program = bundle / "bin/edgedm-sample"
+        command = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", program, "-n", 3, "--steps", 3]
+        _run(*command, "--threads", 2, "-o", "a.npy", cwd=tmp_path)
+
+
+def test_cmake_builds_the_same_program(tiny_bundle, tmp_path):
+    _need("cmake")
+    _need("gcc")
+    _run("cmake", "-S", tiny_bundle, "-B", "build", cwd=tmp_path)
+    _run("cmake", "--build", "build", cwd=tmp_path)
+    _run("build/edgedm-sample", "--bundle", tiny_bundle, "-n", 3, "-o", "a.npy", cwd=tmp_path)
+    _run(tiny_bundle / "bin/edgedm-sample", "-n", 3, "-o", "b.npy", cwd=tmp_path)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+_USER = """
+#include <string.h>
+#include "edgedm.h"
+int FUNCTION(const char *weights, float *image);
+int FUNCTION(const char *weights, float *image) {
+  edm_model *model; edm_session *session;
+  edm_source source = {.path = weights};
+  edm_session_options options = {.threads = 2};
+  edm_schedule schedule = {.steps = 5};
+  edm_conditions conditions = {.label = -1};
+  edm_sample_options draw = {.images = 1};
+  int status = edm_open(&source, &model) || edm_session_create(model, &options, &session) ||
+               edm_prepare(session, &schedule, &conditions) || edm_sample(session, &draw, image, NULL, NULL);
+  if (!status) edm_session_free(session), edm_close(model);
+  return status;
+}
+"""
+
+_MAIN = """
+#include <stdio.h>
+int first(const char *, float *);
+int second(const char *, float *);
+int main(int count, char **paths) {
+  static float image[2][64];
+  if (count != 4 || first(paths[1], image[0]) || second(paths[2], image[1])) return 1;
+  FILE *file = fopen(paths[3], "wb");
+  return fwrite(image, 1, sizeof image, file) != sizeof image || fclose(file);
+}
+"""
+
+
+def test_two_models_link_into_one_program(tiny_bundle, tmp_path):
+    _need("gcc")
+    changed = {**tiny_model.CONFIG, "noise_schedule": {"num_train_timesteps": 500, "timestep_spacing": "trailing"}}
+    compile_graph(tiny_model.write_pair(tmp_path, changed), tmp_path / "other.bundle", steps=5)
+    other = tmp_path / "other.bundle"
+    assert load(other).manifest.prefix != load(tiny_bundle).manifest.prefix
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-ffp-contract=off", "-DEDM_PROBE"]
+    objects = []
+    for name, bundle in (("first", tiny_bundle), ("second", other)):
+        (tmp_path / f"{name}.c").write_text(_USER)
+        sources = [path for path in (bundle / "src").glob("*.c") if path.stem not in ("main", "self_test")]
+        for source in [*sources, tmp_path / f"{name}.c"]:
+            made = tmp_path / f"{name}_{source.stem}.o"
+            _run("gcc", *flags, f"-DFUNCTION={name}", "-I", bundle / "include", "-c", source, "-o", made, cwd=tmp_path)
+            objects.append(made)
+        objects.append(bundle / "kernels.o")
+    (tmp_path / "both.c").write_text(_MAIN)
+    _run("gcc", *flags, "both.c", *objects, "-lm", "-lpthread", "-o", "both", cwd=tmp_path)
+    _run("./both", tiny_bundle / "weights.bin", other / "weights.bin", "out.bin", cwd=tmp_path)
+    expected = b""
+    for bundle in (tiny_bundle, other):
+        _run(bundle / "bin/edgedm-sample", "-n", 1, "--steps", 5, "-o", "one.npy", cwd=tmp_path)
+        expected += (tmp_path / "one.npy").read_bytes()[128:]
+    assert (tmp_path / "out.bin").read_bytes() == expected
