@@ -20,7 +20,7 @@ from edgedm.export.graph_io import graph_info, serialize_graph
 from edgedm.lower.assemble import Lowered, assemble
 from edgedm.lower.channels_last import ChannelsLast
 from edgedm.lower.codegen import Graph
-from edgedm.lower.importer import import_graph
+from edgedm.lower.importer import import_graph, is_ours
 from edgedm.lower.interface import load_pair, output_roles
 from edgedm.lower.plan import Plan, make_plan
 from edgedm.lower.split_gemm import SplitGemm
@@ -97,7 +97,7 @@ def _port(value: ir.Value, role: str) -> Port:
 
 def _tidied(plan: Plan, graph: str) -> Plan:
     """Tidy the functions that Relax made and name them after the graph; kernels of ours are shared by both graphs."""
-    ours = {call.function for call in plan.calls if call.origin is not None}
+    ours = {name for name, function in plan.functions.items() if is_ours(function)}
 
     def rename(name: str) -> str:
         return name if name in ours else f"{graph}_{name}"

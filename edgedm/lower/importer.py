@@ -7,7 +7,7 @@ shared between equal calls.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, onnx_input
 
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.lower.concatenate import WORTH_COPYING, concatenation
 from edgedm.ops import DOMAIN
 from edgedm.passes.editing import MODULE
 from edgedm.targets.kernels.select import select
@@ -24,6 +25,7 @@ from edgedm.targets.kernels.spec import Kernel, TensorSpec
 from edgedm.targets.target import Target
 
 OURS = ("MatMul", "Softmax")  # standard ops that have a kernel of ours
+MARK = "edgedm.kernel"
 OPAQUE = 8  # Relax's kOpaque: never fused with neighbours
 
 
@@ -55,7 +57,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         super().__init__({}, "float32", sanitize=False)
         self.target = target
         self.calls: list[KernelCall] = []
-        self._functions: dict[str, Any] = {}  # kernel key -> GlobalVar
+        self._functions: dict[str, Any] = {}  # kernel key or own name -> GlobalVar
         self._constants: dict[str, NDArray[Any]] = {}
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
@@ -89,6 +91,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
             return [self._reshape_words(inputs[0], node)]
         if node.op_type == "Gather":
             return [self._gather(inputs[0], node.input[1], attributes.get("axis", 0))]
+        if node.op_type == "Concat" and self._worth_copying(node):
+            return [self._concat(inputs, attributes["axis"])]
         try:
             result = self._convert_operator(node.op_type, inputs, attributes, self.opset)
         except Exception as error:  # TVM's converters raise anything
@@ -98,6 +102,20 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         if isinstance(result.ty, relax.TupleType):
             return [self.bb.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
         return [result]
+
+    def _worth_copying(self, node: onnx.NodeProto) -> bool:
+        tensors = all(isinstance(self._nodes[name].ty, relax.TensorType) for name in node.input)
+        size = sum(_spec(self._nodes[name]).size for name in node.input) if tensors else 0
+        return size >= WORTH_COPYING and not any(name in self._constants for name in node.input)
+
+    def _concat(self, parts: Sequence[Any], axis: int) -> Any:
+        specs = [_spec(part) for part in parts]
+        function, result = concatenation(specs, axis % len(specs[0].shape))
+        name = str(function.attrs["global_symbol"])
+        if name not in self._functions:
+            self._functions[name] = self.bb.add_func(_opaque(function), name)
+        made = [relax.TensorType(result.shape, result.dtype)]
+        return self.bb.emit(relax.call_tir(self._functions[name], relax.Tuple(list(parts)), made))
 
     def _gather(self, data: Any, indices: str, axis: int) -> Any:
         """TVM's own conversion trusts the indices; this one clips them, whatever label or timestep comes in."""
@@ -145,8 +163,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
             raise InvalidModelError(f"node {node.name!r} ({node.op_type}): an input is missing")
         if name in self._constants:
             return self._constants[name]
-        ty = self._nodes[name].ty
-        return TensorSpec(tuple(int(size) for size in ty.shape), str(ty.dtype.dtype))
+        return _spec(self._nodes[name])
 
     def _argument(self, name: str, kernel: Kernel, index: int) -> Any:
         if name not in self._constants:
@@ -159,11 +176,19 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
     def _function(self, kernel: Kernel) -> Any:
         if kernel.key not in self._functions:
             name = str(kernel.function.attrs["global_symbol"])
-            function = kernel.function.with_attr("op_pattern", OPAQUE)
-            self._functions[kernel.key] = self.bb.add_func(function, name)
+            self._functions[kernel.key] = self.bb.add_func(_opaque(kernel.function), name)
         return self._functions[kernel.key]
 
 
-def renamed(call: KernelCall, function: str) -> KernelCall:
-    """The same call of a function that got another name."""
-    return replace(call, function=function)
+def _opaque(function: Any) -> Any:
+    """Keep Relax from fusing the function with its neighbours, and mark it as ours."""
+    return function.with_attrs({"op_pattern": OPAQUE, MARK: True})
+
+
+def is_ours(function: Any) -> bool:
+    """Whether a function of the lowered module is a kernel of edgedm's, with its loops as they shall be."""
+    return MARK in function.attrs
+
+
+def _spec(value: Any) -> TensorSpec:
+    return TensorSpec(tuple(int(size) for size in value.ty.shape), str(value.ty.dtype.dtype))
