@@ -20,6 +20,7 @@ from edgedm.targets.kernels.spec import TensorSpec
 from edgedm.targets.tuning import tiling
 
 _CYCLE = 64  # different inputs that the loop meets: 64 steps of any kind stay in L1
+_UNROLLED = 4  # steps written out in the loop's body
 _ROUNDS = 64  # times round: one call takes tens of microseconds
 _LARGE = Convolution(64, 64, 256, 256)  # a shape that gets the full register tile
 
@@ -63,7 +64,7 @@ def _floats(target: Target) -> _Loop:
 def _products(
     dtype: str, lanes: int, pixels: int, vectors: int, step: Callable[[Any, Any, Any], Any]
 ) -> Callable[..., None]:
-    """Body of acc[p][v] = step(acc[p][v], x[k + p], w[v]) over k, round after round."""
+    """Body of acc[p][v] = step(acc[p][v], x[k][p], w[v]) over k, round after round."""
     slots = [(p, v) for p in range(pixels) for v in range(vectors)]
 
     def body(x: Any, weight: Any, y: Any) -> None:
@@ -71,10 +72,12 @@ def _products(
         for index in range(len(slots)):
             store(acc, const(0, dtype, lanes), index * lanes, lanes)
         weights = [let(load(weight, v * lanes, lanes)) for v in range(vectors)]
-        with loop(_ROUNDS), loop(_CYCLE) as k:
-            for index, (p, v) in enumerate(slots):
-                value = step(load(acc, index * lanes, lanes), load(x, k + p), weights[v])
-                store(acc, value, index * lanes, lanes)
+        with loop(_ROUNDS), loop(_CYCLE // _UNROLLED) as turn:
+            for k in range(_UNROLLED):
+                for index, (p, v) in enumerate(slots):
+                    at = (turn * _UNROLLED + k) * pixels + p  # no input twice: LLVM would share the work
+                    value = step(load(acc, index * lanes, lanes), load(x, at), weights[v])
+                    store(acc, value, index * lanes, lanes)
         for index in range(len(slots)):
             store(y, load(acc, index * lanes, lanes), index * lanes, lanes)
 
@@ -82,19 +85,19 @@ def _products(
 
 
 def _parameters(dtype: str, lanes: int, pixels: int, vectors: int) -> list[tuple[str, TensorSpec]]:
-    sizes = {"x": _CYCLE + pixels, "weight": vectors * lanes, "y": pixels * vectors * lanes}
+    sizes = {"x": _CYCLE * pixels, "weight": vectors * lanes, "y": pixels * vectors * lanes}
     return [(name, TensorSpec((size,), dtype)) for name, size in sizes.items()]
 
 
 def _lookups(target: Target) -> _Loop:
     reader = tiling.lookup(target, _LARGE)
-    steps = _CYCLE // reader.pixels
+    steps = _CYCLE
     slots = reader.pixels * reader.groups
     pixels = [(p, 0) for p in range(reader.pixels)]
 
     def body(tables: Any, weight: Any, y: Any) -> None:
         with loop(_ROUNDS) as turn, block():
-            window = Window(1, steps, pixels, lambda pixel, i: pixel[0] * steps + turn % 2)
+            window = Window(1, steps, pixels, lambda pixel, i: pixel[0] + turn % 2)
             sums = reader.accumulate(weight, tables, window, 0, reader.groups)
             for slot in range(slots):
                 for number, vector in enumerate(sums(slot)):
@@ -103,7 +106,7 @@ def _lookups(target: Target) -> _Loop:
 
     weight = reader.pack(np.zeros((reader.groups * reader.block, 1, 1, 2 * steps), np.uint8), 16 * steps)
     parameters = [
-        ("tables", TensorSpec(((_CYCLE + 1) * STEP_BYTES,), "int8")),
+        ("tables", TensorSpec(((steps + reader.pixels + 1) * STEP_BYTES,), "int8")),
         ("weight", TensorSpec((math.prod(weight.shape),), "uint8")),
         ("y", TensorSpec((slots * reader.block,), "int32")),
     ]

@@ -7,7 +7,8 @@ instructions for 16 x 16 MACs, nothing to widen, signed entries.
 Weights: uint8[O / 16][tap][pair of steps][64], the earlier step's bits in the low nibble: one bit a weight.
 
 Limit: 256 MAC/cycle where one 512-bit permutation and one dot product start each cycle, 192 on four 256-bit pipes
-that share them.
+that share them. Reached: 0.92 of what `edgedm.bench.limits` measures on one core (583 of 636 GMAC/s), tables and
+epilogue included, for 256 to 256 channels 3x3 on 16x16.
 """
 
 from collections.abc import Callable

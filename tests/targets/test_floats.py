@@ -34,6 +34,7 @@ def test_convolutions_equal_their_functions(target):
     rng = np.random.default_rng(0)
     cases = [
         conv(rng, 16, 16, 1, 64),
+        conv(rng, 13, 16, 64, 70),  # enough for threads
         conv(rng, 9, 7, 64, 1),
         conv(rng, 6, 5, 70, 3),
         conv(rng, 16, 16, 1, 1),

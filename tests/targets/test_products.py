@@ -152,6 +152,15 @@ def test_the_largest_sums_do_not_overflow(target):
         check(group, target)
 
 
+def test_large_convolutions_share_their_work_among_threads(target):
+    """Shapes beyond the thresholds of `parallel`: 38 million MACs."""
+    rng = np.random.default_rng(8)
+    arguments = ((16, 16), 128, 128, (3, 3), (1, 1), (1, 1, 1, 1))
+    if target.level == "x86-64":
+        pytest.skip("plain loops are never shared")
+    check([convolution(rng, op, *arguments) for op in ("BinaryConv", "BinaryWeightConv")], target)
+
+
 def test_padding_adds_nothing_at_any_border(target):
     """All signs +1: each output counts the valid taps of its window."""
     rng = np.random.default_rng(3)
