@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from edgedm.verify.op_level import op_level
 from edgedm.verify.pass_level import pass_level
 from edgedm.verify.probe import Probe
 from edgedm.verify.report import Level, outcome_of
-from edgedm.verify.run_level import Run, draw_runs, step_level, trajectory_level
+from edgedm.verify.run_level import Runs, draw_runs, step_level, trajectory_level
 from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import TorchReference
 
@@ -69,7 +69,6 @@ class _Examination:
         self.checkpoint, self.graphs = checkpoint, graphs
         self.steps, self.sampler, self.images = steps, sampler, images
         self.probe = Probe(bundle)
-        self._runs: list[Run] = []
 
     def level(self, name: str) -> Level:
         """Run one level and time it."""
@@ -86,16 +85,10 @@ class _Examination:
         return reference
 
     @cached_property
-    def _drawing(self) -> Iterator[Run]:
+    def runs(self) -> Runs:
+        """Trajectories of the checkpoint in torch."""
         keep = sorted({int(step) for step in np.linspace(0, self.steps - 1, MOMENTS).round()})
         return draw_runs(self.reference, self.images, self.steps, self.sampler, keep)
-
-    def runs(self, count: int) -> list[Run]:
-        """The first `count` trajectories of the checkpoint."""
-        missing = range(len(self._runs), count)
-        for _ in progress.track(missing, "torch in float32 and float64", len(missing)):
-            self._runs.append(next(self._drawing))
-        return self._runs[:count]
 
     def op(self) -> Level:
         return op_level(self.probe, self.graphs)
@@ -104,16 +97,20 @@ class _Examination:
         return pass_level(self.checkpoint, self.graphs, self.steps, self.sampler)
 
     def layer(self) -> Level:
-        moments = self.runs(1)[0].moments
+        moments = self.runs.float32.moments
         chosen = dict.fromkeys(int(i) for i in np.linspace(0, len(moments) - 1, LAYER_MOMENTS).round())
-        fed = [(f"step {moments[i].step}", teacher_feeds(self.graphs, moments[i])) for i in chosen]
+        fed = []
+        for number, index in enumerate(chosen):  # another image, so another label, at each
+            image = number % self.images
+            name = f"step {moments[index].step}, image {image}"
+            fed.append((name, teacher_feeds(self.graphs, moments[index], image)))
         return layer_level(self.probe, self.graphs, fed)
 
     def step(self) -> Level:
-        return step_level(self.probe, self.reference, self.runs(self.images))
+        return step_level(self.probe, self.reference, self.runs)
 
     def trajectory(self) -> Level:
-        return trajectory_level(self.probe, self.reference, self.runs(self.images), self.steps, self.sampler)
+        return trajectory_level(self.probe, self.reference, self.runs, self.steps, self.sampler)
 
 
 _LEVELS: dict[str, Callable[[_Examination], Level]] = {

@@ -14,7 +14,7 @@ run-by-run ratios, and medians and worst of both errors.
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from edgedm.diffusion.sampler import trajectory
 from edgedm.runtime.local import LocalRunner
 from edgedm.verify.comparison import at_least, psnr_db, relative_error, snr_db
 from edgedm.verify.report import Level, Row
-from edgedm.verify.torch_reference import Moment, TorchReference
+from edgedm.verify.torch_reference import TorchReference, Trajectories
 
 Array = NDArray[Any]
 
@@ -42,82 +42,82 @@ FLOOR = 1e-6
 IMAGE_SPAN = 2.0  # images cover -1..1
 
 
+SEED = 0
+
+
 @dataclass(frozen=True)
-class Run:
-    """One free-running trajectory of the checkpoint in both precisions, and moments of the float32 one."""
+class Runs:
+    """Free-running trajectories of the checkpoint in both precisions, from the same noise and labels."""
 
-    label: int
-    seed: int
-    image: int
-    moments: tuple[Moment, ...]
-    float32: tuple[Array, ...]  # the images before every step and after the last
-    float64: tuple[Array, ...]
+    labels: list[int]
+    float32: Trajectories
+    float64: Trajectories
 
 
-def draw_runs(
-    reference: TorchReference, images: int, steps: int, sampler: str, keep: Sequence[int], seed: int = 0
-) -> Iterator[Run]:
+def draw_runs(reference: TorchReference, images: int, steps: int, sampler: str, keep: Sequence[int]) -> Runs:
     """Sample `images` trajectories in torch; labels go round through the classes, the null class first."""
-    classes = reference.null_class + 1
-    for image in range(images):
-        label = (image + reference.null_class) % classes
-        single, moments = reference.trajectory(32, label, seed, image, steps, sampler, tuple(keep))
-        double, _ = reference.trajectory(64, label, seed, image, steps, sampler)
-        yield Run(label, seed, image, tuple(moments), tuple(single), tuple(double))
+    labels = [(image + reference.null_class) % (reference.null_class + 1) for image in range(images)]
+    progress.stage(f"{images} trajectories of torch in float32 and float64")
+    single, double = (reference.sample(bits, labels, SEED, steps, sampler, keep) for bits in (32, 64))
+    return Runs(labels, single, double)
 
 
-def step_level(runner: LocalRunner, reference: TorchReference, runs: Sequence[Run]) -> Level:
-    """Single steps from the moments of all runs: the output, step by step, and the state that each leaves."""
-    moments = [(run, moment) for run in runs for moment in run.moments]
+def step_level(runner: LocalRunner, reference: TorchReference, runs: Runs) -> Level:
+    """Single steps from moments of the float32 trajectories: the output, and the state that each leaves."""
+    moments = runs.float32.moments
     errors = _Errors()
     states = [port.name for port in runner.manifest.states()]
-    for run, moment in progress.track(moments, "steps", len(moments)):
+    for moment in progress.track(moments, "steps", len(moments)):
         exact, exact_state = reference.predict(64, moment)
         single, single_state = reference.predict(32, moment)
-        label = None if moment.label == reference.null_class else moment.label
-        given = dict(zip(states, moment.state, strict=True)) if moment.has_state else None
-        output, after = runner.step(moment.timestep, moment.x, label, given)
-        where = f"image {run.image}, step {moment.step}"
-        errors.add(f"eps, step {moment.step} (timestep {moment.timestep})", output, single, exact, where)
-        for name, true, torch32 in zip(states, exact_state, single_state, strict=True):
-            errors.add(f"{name}.next", after[f"{name}.next"], torch32, true, where)
+        for image, label in enumerate(runs.labels):
+            given = {name: each[image : image + 1] for name, each in zip(states, moment.state, strict=False)}
+            output, after = runner.step(
+                moment.timestep, moment.x[image], _wanted(reference, label), given if moment.has_state else None
+            )
+            where = f"image {image}, step {moment.step}"
+            name = f"eps, step {moment.step} (timestep {moment.timestep})"
+            errors.add(name, output, single[image], exact[image], where)
+            for state, true, torch32 in zip(states, exact_state, single_state, strict=True):
+                errors.add(f"{state}.next", after[f"{state}.next"][0], torch32[image], true[image], where)
     demand = f"error at most {RATIO:g} times torch float32's, same inputs"
     return _level("step", demand, errors, [name for name in errors.ours if name.startswith("eps")])
 
 
-def trajectory_level(
-    runner: LocalRunner, reference: TorchReference, runs: Sequence[Run], steps: int, sampler: str
-) -> Level:
+def trajectory_level(runner: LocalRunner, reference: TorchReference, runs: Runs, steps: int, sampler: str) -> Level:
     """Whole trajectories from the same noise: the images at five points along the way, the last one included."""
     points = sorted({int(point) for point in np.linspace(0, steps, 6).round()[1:]})
     errors, psnr, unlike = _Errors(), [], []
-    for run in progress.track(runs, "trajectories", len(runs)):
-        mine, sampled = _trajectory(runner, reference, run, steps, sampler)
-        where = f"image {run.image}"
+    for image in progress.track(range(len(runs.labels)), "trajectories", len(runs.labels)):
+        runner.prepare(steps, sampler, label=_wanted(reference, runs.labels[image]))
+        mine = _trajectory(runner, reference, image, steps, sampler)
         for point in points:
-            errors.add(f"after step {point}", mine[point], run.float32[point], run.float64[point], where)
-        psnr.append(psnr_db(mine[-1], run.float64[-1], IMAGE_SPAN))
-        if not np.array_equal(mine[-1].view(np.uint32), sampled.view(np.uint32)):
-            unlike.append(where)
+            exact, torch32 = (each.images[point][image] for each in (runs.float64, runs.float32))
+            errors.add(f"after step {point}", mine[point], torch32, exact, f"image {image}")
+        psnr.append(psnr_db(mine[-1], runs.float64.images[-1][image], IMAGE_SPAN))
+        if not np.array_equal(mine[-1].view(np.uint32), runner.sample(1, SEED, image)[0].view(np.uint32)):
+            unlike.append(str(image))
     demand = f"error at most {RATIO:g} times torch float32's, same noise; edm_sample is edm_step bit for bit"
     level = _level("trajectory", demand, errors, [f"after step {points[-1]}"])
-    note = f"edm_sample and numpy's sampler over edm_step differ: {', '.join(unlike)}" if unlike else ""
-    rows = (*level.rows, Row("edm_sample", not note, {"runs": float(len(runs))}, note))
+    note = f"edm_sample and numpy's sampler over edm_step differ in image {', '.join(unlike)}" if unlike else ""
+    rows = (*level.rows, Row("edm_sample", not note, {"runs": float(len(runs.labels))}, note))
     figures = {**level.figures, "psnr_db.median": statistics.median(psnr), "psnr_db.worst": min(psnr)}
     return replace(level, rows=rows, figures=figures)
 
 
 def _trajectory(
-    runner: LocalRunner, reference: TorchReference, run: Run, steps: int, sampler: str
-) -> tuple[list[Array], NDArray[np.float32]]:
-    """Our images before every step and after the last (numpy's sampler over `edm_step`), and `edm_sample`'s."""
-    runner.prepare(steps, sampler, label=None if run.label == reference.null_class else run.label)
+    runner: LocalRunner, reference: TorchReference, image: int, steps: int, sampler: str
+) -> list[NDArray[np.float32]]:
+    """Our images before every step and after the last: numpy's sampler over `edm_step`."""
 
-    def predict(x: Array, _timestep: int, step: int) -> NDArray[np.float32]:
+    def predict(x: NDArray[np.float32], _timestep: int, step: int) -> NDArray[np.float32]:
         return runner.run_step(step, x)
 
-    images = list(trajectory(predict, reference.schedule, reference.shape, steps, sampler, 0.0, run.seed, run.image))
-    return list(images), runner.sample(1, run.seed, run.image)[0]
+    return list(trajectory(predict, reference.schedule, reference.shape, steps, sampler, 0.0, SEED, image))
+
+
+def _wanted(reference: TorchReference, label: int) -> int | None:
+    return None if label == reference.null_class else label
 
 
 class _Errors:

@@ -12,12 +12,12 @@ from edgedm.verify.torch_reference import Moment
 Array = NDArray[Any]
 
 
-def teacher_feeds(graphs: Mapping[str, Graph], moment: Moment) -> dict[str, dict[str, Array]]:
-    """Feeds of the graphs "prepare" and "step" at `moment`; rows come from prepare under ONNX Runtime."""
+def teacher_feeds(graphs: Mapping[str, Graph], moment: Moment, image: int) -> dict[str, dict[str, Array]]:
+    """Feeds of the graphs "prepare" and "step" for one image of `moment`; rows come from prepare on ORT."""
     given: dict[str, Array] = {
         "timestep": np.array([moment.timestep], np.int64),
-        "class_labels": np.array([moment.label], np.int64),
-        "x": moment.x[None],
+        "class_labels": moment.labels[image : image + 1],
+        "x": moment.x[image : image + 1],
         "has_state": np.array([float(moment.has_state)], np.float32),
     }
     prepare = {name: given[name] for name in graphs["prepare"].inputs}
@@ -28,7 +28,7 @@ def teacher_feeds(graphs: Mapping[str, Graph], moment: Moment) -> dict[str, dict
         if not name.startswith("state."):
             step[name] = given[name]
         elif moment.has_state:
-            step[name] = np.ascontiguousarray(np.moveaxis(next(states), 1, -1))
+            step[name] = np.ascontiguousarray(np.moveaxis(next(states)[image : image + 1], 1, -1))
         else:
             step[name] = np.zeros(graphs["step"].shape(name), np.float32)
     return {"prepare": prepare, "step": step}

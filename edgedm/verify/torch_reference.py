@@ -6,7 +6,7 @@ everything else behind an error that all float32 implementations share.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
-from edgedm.diffusion import NoiseSchedule
-from edgedm.diffusion.sampler import trajectory
+from edgedm.diffusion import NoiseSchedule, advance, normals, step_coefficients
 from edgedm.models import Checkpoint, load
-from edgedm.models.sample import Predictor
 
 Array = NDArray[np.floating[Any]]
+_DTYPES = {32: torch.float32, 64: torch.float64}
 
 
 class _Widen(TorchFunctionMode):
@@ -38,18 +37,26 @@ class _Widen(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Moment:
-    """What a model is given at one step of a trajectory, as float32, and at which step."""
+    """What a model is given at one step of several trajectories, in float32; the leading axis counts images."""
 
     step: int
     timestep: int
-    label: int
-    x: NDArray[np.float32]  # [C, H, W]
-    state: tuple[NDArray[np.float32], ...]
+    labels: NDArray[np.int64]
+    x: NDArray[np.float32]  # [N, C, H, W]
+    state: tuple[NDArray[np.float32], ...]  # [N, C', H', W'] each; empty on a first step
     has_state: bool
 
 
+@dataclass(frozen=True)
+class Trajectories:
+    """Free-running trajectories in one precision: images before every step and after the last, each [N, C, H, W]."""
+
+    images: list[Array]
+    moments: list[Moment]
+
+
 class TorchReference:
-    """A checkpoint's module in both precisions, with its noise schedule; one image at a time."""
+    """A checkpoint's module in both precisions, with its noise schedule; many images at a time."""
 
     def __init__(self, checkpoint: Checkpoint | str) -> None:
         loaded = load(checkpoint) if isinstance(checkpoint, str) else checkpoint
@@ -60,41 +67,58 @@ class TorchReference:
         self.shape = (int(config["in_channels"]), int(config["sample_size"]), int(config["sample_size"]))
         self.modules = {32: loaded.module.eval(), 64: copy.deepcopy(loaded.module).double().eval()}
 
-    def trajectory(
-        self, bits: int, label: int, seed: int, image: int, steps: int, sampler: str, keep: tuple[int, ...] = ()
-    ) -> tuple[list[Array], list[Moment]]:
-        """Free-running sampling in float`bits`: the steps + 1 images, and the moments of the steps in `keep`."""
-        predictor = Predictor(self.modules[bits], label, *self.shape[1:])
-        moments = []
-
-        def predict(x: Any, timestep: int, step: int) -> Any:
+    def sample(
+        self, bits: int, labels: Sequence[int], seed: int, steps: int, sampler: str, keep: Sequence[int] = ()
+    ) -> Trajectories:
+        """Draw images 0.. of `seed`, one a label, in float`bits`, keeping the moments of the steps in `keep`."""
+        rows = step_coefficients(self.schedule, steps, sampler)
+        clip = self.schedule.clip_sample_range if self.schedule.clip_sample else None
+        x: Any = self._noise(seed, 0, len(labels))
+        images, moments = [x], []
+        state: list[Array] = []
+        for step, (row, timestep) in enumerate(zip(rows, self.schedule.timesteps(steps), strict=True)):
+            given = tuple(np.asarray(each, np.float32) for each in state)
             if step in keep:
-                state = tuple(tensor.numpy().astype(np.float32) for tensor in predictor.state)
-                x32 = np.asarray(x, np.float32).copy()
-                moments.append(Moment(step, timestep, label, x32, state, predictor.has_state > 0))
-            return predictor(x, timestep, step)
-
-        with self._arithmetic():
-            images = list(trajectory(predict, self.schedule, self.shape, steps, sampler, 0.0, seed, image))
-        return [np.array(x) for x in images], moments
+                x32 = np.asarray(x, np.float32)
+                moments.append(Moment(step, int(timestep), np.array(labels, np.int64), x32, given, bool(given)))
+            output, state = self._forward(bits, x, int(timestep), labels, state)
+            noise = self._noise(seed, step + 1, len(labels)) if row.to_noise else None
+            x = advance(row, clip, x, output, noise)
+            images.append(x)
+        return Trajectories(images, moments)
 
     def predict(self, bits: int, moment: Moment) -> tuple[Array, list[Array]]:
-        """The model's output at one moment and the state it leaves."""
-        predictor = Predictor(self.modules[bits], moment.label, *self.shape[1:])
-        if moment.has_state:
-            predictor.state = [torch.from_numpy(array.copy()) for array in moment.state]
-            predictor.has_state = 1.0
-        with self._arithmetic():
-            output = predictor(moment.x, moment.timestep, moment.step)
-        return np.array(output), [tensor.numpy() for tensor in predictor.state]
+        """The model's outputs at one moment and the states it leaves."""
+        return self._forward(bits, moment.x, moment.timestep, moment.labels, moment.state)
 
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """One thread: sums must not depend on the machine's cores, and tiny layers don't gain from more."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.inference_mode(), _Widen():
-                yield
-        finally:
-            torch.set_num_threads(threads)
+    def _forward(
+        self, bits: int, x: Array, timestep: int, labels: Sequence[int] | NDArray[np.int64], state: Sequence[Array]
+    ) -> tuple[Array, list[Array]]:
+        module, dtype = self.modules[bits], _DTYPES[bits]
+        inputs = [torch.from_numpy(np.array(x)).to(dtype), torch.tensor([timestep]), torch.tensor(np.array(labels))]
+        if module.taps:
+            inputs.append(torch.full((1,), float(bool(state)), dtype=dtype))
+            inputs += [torch.from_numpy(np.array(each)).to(dtype) for each in state or self._no_state(len(labels))]
+        with _arithmetic():
+            output, *after = module(*inputs)
+        return output.numpy(), [each.numpy() for each in after]
+
+    def _no_state(self, count: int) -> list[NDArray[np.float32]]:
+        shapes = self.modules[32].state_shapes(*self.shape[1:])
+        return [np.zeros((count, *shape[1:]), np.float32) for shape in shapes]
+
+    def _noise(self, seed: int, draw: int, count: int) -> NDArray[np.float32]:
+        size = int(np.prod(self.shape))
+        return np.stack([normals(seed, image, draw, size).reshape(self.shape) for image in range(count)])
+
+
+@contextmanager
+def _arithmetic() -> Iterator[None]:
+    """One thread: sums must not depend on the machine's cores, and small layers don't gain from more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(), _Widen():
+            yield
+    finally:
+        torch.set_num_threads(threads)
