@@ -104,7 +104,7 @@ def _golden(folder: Path, lowered: Lowered) -> None:
     if lowered.golden.is_file():
         shutil.copyfile(lowered.golden, folder / "golden.safetensors")
         states = [port for port in lowered.step.inputs if port.role == "state"]
-        (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, states))
+        (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, lowered.interface.image_shape, states))
 
 
 def _manifest(lowered: Lowered) -> Manifest:

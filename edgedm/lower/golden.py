@@ -18,7 +18,7 @@ MAGIC = b"EDMGOLD1"
 ALLOWED_ERROR = 0.1
 
 
-def flat_golden(path: Path, states: list[Port]) -> bytes:
+def flat_golden(path: Path, image_shape: tuple[int, int, int], states: list[Port]) -> bytes:
     """Return the flat form of `<stem>.golden.safetensors`; InvalidModelError if it does not fit the model."""
     from safetensors import SafetensorError, safe_open
 
@@ -35,17 +35,17 @@ def flat_golden(path: Path, states: list[Port]) -> bytes:
             label = int(tensors.get(f"{prefix}class_labels", np.array([-1]))[0])
             has_state = bool(tensors.get(f"{prefix}has_state", np.zeros(1))[0])
             data.append(struct.pack("<qqII", int(tensors[f"{prefix}timestep"][0]), label, has_state, 0))
-            data.append(_floats(tensors[f"{prefix}x"]))
-            for port in states:
-                state = np.moveaxis(tensors[prefix + port.name], 1, -1)
-                if state.shape != port.shape:
-                    raise InvalidModelError(f"{path}: {prefix}{port.name} is {state.shape}, expected {port.shape}")
-                data.append(_floats(state))
-            data.append(_floats(tensors[f"{prefix}eps"]))
+            wanted = [
+                ("x", (1, *image_shape)),
+                *((port.name, port.shape) for port in states),
+                ("eps", (1, *image_shape)),
+            ]
+            for name, shape in wanted:
+                tensor = tensors[prefix + name]
+                tensor = np.moveaxis(tensor, 1, -1) if name.startswith("state.") else tensor
+                if tensor.shape != shape:
+                    raise InvalidModelError(f"{path}: {prefix}{name} is {tensor.shape}, expected {shape}")
+                data.append(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
     except KeyError as error:
         raise InvalidModelError(f"{path}: tensor {error} is missing; export the checkpoint again") from error
     return b"".join(data)
-
-
-def _floats(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
-    return np.ascontiguousarray(array, dtype="<f4").tobytes()
