@@ -28,13 +28,13 @@ from edgedm.passes.split_prepare import PREPARE
 CHECKED_STEPS = 2
 """Golden steps that `--check` runs: the first, which has no carried state yet, and the last."""
 
-Path_ = str | os.PathLike[str]
+FilePath = str | os.PathLike[str]
 
 
 def optimize(
-    graph_path: Path_,
-    output: Path_,
-    dump: Path_ | None = None,
+    graph_path: FilePath,
+    output: FilePath,
+    dump: FilePath | None = None,
     check: bool = False,
     steps: int = 50,
     sampler: str = "ddim",
@@ -76,8 +76,9 @@ def optimize(
     except ParityError as error:
         details |= {"check": _verdicts(checker), "broken": str(error)}
         return Outcome(False, figures | {"seconds": time.perf_counter() - started}, details)
-    files = {output: serialize_graph(model), output.with_suffix(".prepare.onnx"): serialize_graph(model.meta[PREPARE])}
-    figures |= {"bytes.step": float(len(files[output])), "bytes.prepare": float(len([*files.values()][1]))}
+    step, prepare = serialize_graph(model), serialize_graph(model.meta[PREPARE])
+    figures |= {"bytes.step": float(len(step)), "bytes.prepare": float(len(prepare))}
+    files = {output: step, output.with_suffix(".prepare.onnx"): prepare}
     if golden.is_file():
         files[output.with_suffix(".golden.safetensors")] = golden.read_bytes()
     with ExitStack() as stack:  # all are written before the first one appears
@@ -91,7 +92,7 @@ def optimize(
 class _Watch:
     """What happens between two passes: dumps, and checks against the graph before."""
 
-    def __init__(self, model: ir.Model, dump: Path_ | None, checker: Checker | None) -> None:
+    def __init__(self, model: ir.Model, dump: FilePath | None, checker: Checker | None) -> None:
         self.dump, self.checker = None if dump is None else Path(dump), checker
         self.before = Side(model) if checker is not None else None
         self._save(model, "00-exported")

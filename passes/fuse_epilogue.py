@@ -142,6 +142,8 @@ def _expand(editor: Editor, residual: ir.Value, path: _Path, like: ir.Node) -> i
 
 
 def _reshape(editor: Editor, value: ir.Value, shape: tuple[int, ...], like: ir.Node, suffix: str) -> ir.Value:
+    if dims(value) == shape:
+        return value
     target = editor.constant(np.array(shape, np.int64), "shape")
     dtype = value.dtype or ir.DataType.FLOAT
     return editor.add("Reshape", [value, target], like, [(f"{value.name}{suffix}", dtype, shape)])[0]

@@ -36,8 +36,10 @@ class SplitPrepare(GraphPass):
         if info.level != "exported":
             return None
         prepared = {name for name, role in info.inputs.items() if role in PREPARED_ROLES}
-        _copy_inputs_and_outputs(editor, prepared)
+        _copy_inputs(editor, prepared)
         crossing = _crossing(editor.graph, prepared)
+        if not crossing:
+            raise UnsupportedError(f"nothing in the graph depends on {' or '.join(sorted(prepared))}: no denoiser")
         names = {value.name or "": f"row.{index}" for index, value in enumerate(crossing)}
         rows = {names[value.name or ""]: _module_of(value) for value in crossing}
         model.meta[PREPARE] = _prepare(model, info, names, rows)
@@ -58,8 +60,8 @@ def _static_values(graph: ir.Graph, prepared: set[str]) -> set[ir.Value]:
     return static
 
 
-def _copy_inputs_and_outputs(editor: Editor, prepared: set[str]) -> None:
-    """Put an Identity behind a prepared input that the step reads itself, and before an output that is prepared."""
+def _copy_inputs(editor: Editor, prepared: set[str]) -> None:
+    """Put an Identity behind a prepared input that the step reads itself, so that it crosses as a row."""
     graph = editor.graph
     static = _static_values(graph, prepared)
     for value in [value for value in graph.inputs if value in static]:
@@ -103,7 +105,7 @@ def _prepare(model: ir.Model, info: GraphInfo, names: dict[str, str], rows: dict
     for old, new in names.items():
         by_name[old].name = new
         graph.outputs.append(by_name[old])
-    _remove_unused(prepare)
+    RemoveUnusedNodesPass()(prepare)
     inputs = {name: role for name, role in info.inputs.items() if role in PREPARED_ROLES}
     _keep_inputs(graph, inputs)
     set_graph_info(prepare, GraphInfo("prepare", info.config, inputs))
@@ -123,14 +125,10 @@ def _leave_step(
         value.replace_all_uses_with(row)
         graph.inputs.append(row)
         inputs[name] = "row"
-    _remove_unused(model)
+    RemoveUnusedNodesPass()(model)
     _keep_inputs(graph, inputs)
     set_graph_info(model, GraphInfo("deployed", info.config, inputs))
     model.metadata_props[ROWS_KEY] = json.dumps(rows)
-
-
-def _remove_unused(model: ir.Model) -> None:
-    RemoveUnusedNodesPass()(model)
 
 
 def _keep_inputs(graph: ir.Graph, names: dict[str, str]) -> None:

@@ -34,6 +34,23 @@ def test_a_convolution_of_signs_becomes_a_binary_convolution_on_packed_bits():
     result.assert_same_bits()
 
 
+def test_the_bias_of_a_convolution_becomes_the_addend():
+    bias = RNG.standard_normal(3).astype(np.float32)
+    model = graph(
+        """g (float[1,5,6,7] x) => (float[1,3,6,7] y) {
+            b = edgedm.Binarize(x, t)
+            u = edgedm.UnpackBits<channels=5>(w)
+            y = Conv<pads=[1,1,1,1]>(b, u, o)
+        }""",
+        w=signs(RNG, 3, 3, 3, 5),
+        t=np.zeros((1, 5, 1, 1), np.float32),
+        o=bias,
+    )
+    result = apply(FuseBinaryConv(), model)
+    assert result.one("BinaryConv").inputs[4].const_value.numpy().tolist() == bias.tolist()
+    result.assert_same_bits()
+
+
 def test_a_threshold_for_all_channels_becomes_one_per_channel():
     result = apply(FuseBinaryConv(), conv_graph(t=np.array([-0.5], np.float32)))
     assert result.one("PackBits").inputs[1].const_value.numpy().tolist() == [-0.5] * 5

@@ -84,6 +84,11 @@ def test_splitting_a_split_graph_changes_nothing():
     assert not again.rewritten
 
 
+def test_a_graph_without_a_timestep_is_refused():
+    with pytest.raises(UnsupportedError, match="nothing in the graph depends on class_labels or timestep"):
+        split("eps = Add(x, state_a)")
+
+
 def test_an_output_that_does_not_depend_on_x_is_refused():
     with pytest.raises(UnsupportedError, match="SplitPrepare: output 'eps'"):
         split("t = Cast<to=1>(timestep) eps = Expand(t, shape)", shape=np.array([1, 4]))
