@@ -14,12 +14,13 @@ def _show(outcome: Outcome) -> None:
 
 @click.command(name="demo", short_help="the whole way on a built-in model: images, parity, sizes, speed")
 @click.option("-o", "--output", default="demo-out", show_default=True, type=click.Path(file_okay=False))
+@click.option("--model", "models", multiple=True, help="A low-bit zoo:NAME; repeat for several. [zoo:digits-bidm-w1a1]")
 @verb(_show)
-def command(output: str) -> Outcome:
+def command(output: str, models: tuple[str, ...]) -> Outcome:
     """Export, optimise, compile, verify, sample and time the built-in 1-bit digits model.
 
     Ends with one self-contained page: images (fp32 torch, low-bit torch, native), parity, sizes, speed.
     """
-    from edgedm.demo import demo
+    from edgedm.demo import MODELS, demo
 
-    return demo(output)
+    return demo(output, models or MODELS)

@@ -17,7 +17,7 @@ make_callable(__name__)
 
 __all__ = ["MODELS", "demo", "render"]
 
-MODELS = ("zoo:digits-bidm-w1a1", "zoo:digits-binarydm-w1a4")
+MODELS = ("zoo:digits-bidm-w1a1",)
 
 
 def demo(output: str | os.PathLike[str] = "demo-out", models: Sequence[str] = MODELS) -> Outcome:
