@@ -16,7 +16,7 @@ from edgedm.models.checkpoint import ZOO
 from edgedm.training.api import RECIPES, quantize
 from edgedm.training.base import train_base
 from edgedm.training.classifier import save_classifier, train_classifier
-from edgedm.training.figures import classifier_line, curve_table, evaluate, quality_table, save_figures
+from edgedm.training.figures import KINDS, classifier_line, curve_table, evaluate, quality_table, save_figures
 from edgedm.training.loop import LoopOptions
 from edgedm.training.quality import Quality
 from edgedm.training.shipping import float_checkpoint
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--samples", type=int, default=500, help="images a figure")
     parser.add_argument("--only", nargs="*", help="figures: only these models")
+    parser.add_argument("--kinds", nargs="*", default=KINDS, help="figures: only these kinds of samples")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.stage == "classifier":
@@ -45,7 +46,7 @@ def main() -> None:
     elif arguments.stage == "base":
         save(float_checkpoint(train_base(arguments.runs / "base", BASE)), ZOO / FLOAT)
     elif arguments.stage == "figures":
-        figures(arguments.runs, arguments.samples, arguments.only)
+        figures(arguments.runs, arguments.samples, arguments.only, arguments.kinds)
     else:
         # the baseline is measured, not shipped
         output = ZOO / NAMES[arguments.stage] if arguments.stage in NAMES else arguments.runs / "xnor" / "checkpoint"
@@ -58,13 +59,13 @@ def main() -> None:
         )
 
 
-def figures(runs: Path, samples: int, only: list[str] | None) -> None:
+def figures(runs: Path, samples: int, only: list[str] | None, kinds: list[str]) -> None:
     DOCS.mkdir(parents=True, exist_ok=True)
     sources = {FLOAT: f"zoo:{FLOAT}", **{name: f"zoo:{name}" for name in NAMES.values()}}
     sources["xnor"] = str(runs / "xnor" / "checkpoint")
     for name, source in sources.items():
         if only is None or name in only:
-            save_figures(evaluate(source, samples, DOCS / name), DOCS / f"{name}.json")
+            save_figures(evaluate(source, samples, DOCS / name, kinds), DOCS / f"{name}.json")
     rows = {}
     for name in sources:
         path = DOCS / f"{name}.json"

@@ -20,11 +20,16 @@ GUIDANCE = 1.5
 SHOWN = 100
 
 
-def evaluate(path: str, samples: int, pictures: Path | None = None) -> dict[str, Quality]:
-    """Return figures of a checkpoint's samples (DDIM, 50 steps): `labelled`, `guided` and `unlabelled`.
+KINDS = ("labelled", "unlabelled", "guided")
 
-    Labelled samples ask for the ten digits evenly; guided ones do so with guidance 1.5. The first 100 images of
-    the last two go to `pictures`_labelled.png and `pictures`_unlabelled.png.
+
+def evaluate(
+    path: str, samples: int, pictures: Path | None = None, kinds: Sequence[str] = KINDS
+) -> dict[str, Quality]:
+    """Return figures of a checkpoint's samples (DDIM, 50 steps), by kind.
+
+    Labelled samples ask for the ten digits evenly, guided ones do so with guidance 1.5, unlabelled ones for the
+    null class. The first 100 images of a kind go to `pictures`_KIND.png.
     """
     checkpoint = load(path)
     schedule = NoiseSchedule.from_config(checkpoint.config.noise_schedule)
@@ -32,11 +37,11 @@ def evaluate(path: str, samples: int, pictures: Path | None = None) -> dict[str,
     labels = torch.arange(samples) % CLASSES
     null = torch.full((samples,), NULL_CLASS)
     figures = {}
-    for name, asked, guidance in (("labelled", labels, 1.0), ("guided", labels, GUIDANCE), ("unlabelled", null, 1.0)):
-        images = draw(checkpoint.module, schedule, asked, guidance=guidance)
-        figures[name] = measure(images, real, classifier, None if name == "unlabelled" else labels)
-        if pictures is not None and name != "labelled":
-            kind = "labelled" if name == "guided" else name
+    for kind in kinds:
+        asked = null if kind == "unlabelled" else labels
+        images = draw(checkpoint.module, schedule, asked, guidance=GUIDANCE if kind == "guided" else 1.0)
+        figures[kind] = measure(images, real, classifier, None if kind == "unlabelled" else labels)
+        if pictures is not None:
             write_images(str(pictures) + f"_{kind}.png", images[:SHOWN].numpy())
     return figures
 
