@@ -27,20 +27,18 @@ from edgedm.demo.page import (
     image_row,
     render_page,
 )
+from edgedm.demo.pictures import GUIDANCE, STEPS, draw_native, draw_torch
 from edgedm.export import export
 from edgedm.images import encode_png, grid
 from edgedm.lower import compile as compile_bundle
 from edgedm.models import load
 from edgedm.outcome import Outcome
 from edgedm.passes import optimize
-from edgedm.runtime.local import LocalRunner
 from edgedm.verify import verify
 from edgedm.verify.report import number
-from edgedm.verify.torch_reference import TorchReference
 
 BASE = "zoo:digits-fp32"
 LABELS = tuple(range(10))  # one image of each digit
-SEED, STEPS = 0, 50
 Images = NDArray[np.float32]
 
 
@@ -75,7 +73,7 @@ def run(output: Path, models: Sequence[str]) -> Outcome:
     progress.stage(f"full precision: export {BASE} and draw with PyTorch")
     full_onnx = output / "fp32.onnx"
     export(BASE, full_onnx)
-    full = _draw_torch(BASE)
+    full = draw_torch(BASE, LABELS)
     results = [_one(name, output, full_onnx, full) for name in models]
     page = output / "index.html"
     with atomic_file(page) as scratch:
@@ -106,26 +104,12 @@ def _one(name: str, output: Path, full_onnx: Path, full: Images) -> _Result:
     verification = verify(bundle_path, name)
     progress.stage(f"{name}: draw with PyTorch and with the native runtime")
     bundle = load_bundle(bundle_path)
-    drawn = _draw_torch(name), _draw_native(bundle)
+    drawn = draw_torch(name, LABELS), draw_native(bundle, LABELS)
     progress.stage(f"{name}: time a step against ONNX Runtime")
     threads = tuple(n for n in (1, 2) if n <= len(os.sched_getaffinity(0)))
     speed = bench_model(bundle_path, ("onnxruntime",), threads)
     bits = sorted(set(load(name).config.roles.values()) - {"float"})
     return _Result(name, bits[0], full, *drawn, verification, _sizes(bundle, graph, full_onnx), speed)
-
-
-def _draw_torch(name: str) -> Images:
-    reference = TorchReference(name)
-    return np.asarray(reference.sample(32, LABELS, SEED, STEPS, "ddim").images[-1], np.float32)
-
-
-def _draw_native(bundle: Bundle) -> Images:
-    images = []
-    with LocalRunner(bundle) as runner:
-        for index, label in enumerate(LABELS):
-            runner.prepare(STEPS, label=label)
-            images.append(runner.sample(1, SEED, first_image=index))
-    return np.concatenate(images)
 
 
 def _sizes(bundle: Bundle, graph: Path, full_onnx: Path) -> _Sizes:
@@ -154,9 +138,9 @@ def _section(r: _Result) -> Section:
     images: tuple[ImageRow, ...] = (
         image_row("full precision", f"PyTorch, float32; {same_noise}", r.full),
         image_row(f"{r.bits} in PyTorch", "the low-bit checkpoint, simulated", r.torch),
-        image_row(f"{r.bits} native", "the compiled bundle, without Python", r.native),
+        image_row(f"{r.bits} native", "bin/edgedm-sample of the bundle, without Python", r.native),
     )
-    lead = f"{r.name}: {STEPS} steps of DDIM."
+    lead = f"{r.name}: {STEPS} steps of DDIM, guidance {GUIDANCE:g}."
     tables = (_parity_table(r), _size_table(r), _speed_table(r))
     return Section(r.bits, lead, tuple(map(str, LABELS)), images, tables)
 

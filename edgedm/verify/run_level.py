@@ -58,7 +58,8 @@ def draw_runs(reference: TorchReference, images: int, steps: int, sampler: str, 
     """Sample `images` trajectories in torch; labels go round through the classes, the null class first."""
     labels = [(image + reference.null_class) % (reference.null_class + 1) for image in range(images)]
     progress.stage(f"{images} trajectories of torch in float32 and float64")
-    single, double = (reference.sample(bits, labels, SEED, steps, sampler, keep) for bits in (32, 64))
+    noise = [(SEED, image) for image in range(images)]
+    single, double = (reference.sample(bits, labels, noise, steps, sampler, keep) for bits in (32, 64))
     return Runs(labels, single, double)
 
 

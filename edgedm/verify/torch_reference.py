@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
-from edgedm.diffusion import NoiseSchedule, advance, normals, step_coefficients
+from edgedm.diffusion import NoiseSchedule, advance, guide, normals, step_coefficients
 from edgedm.models import Checkpoint, load
 
 Array = NDArray[np.floating[Any]]
@@ -68,22 +68,37 @@ class TorchReference:
         self.modules = {32: loaded.module.eval(), 64: copy.deepcopy(loaded.module).double().eval()}
 
     def sample(
-        self, bits: int, labels: Sequence[int], seed: int, steps: int, sampler: str, keep: Sequence[int] = ()
+        self,
+        bits: int,
+        labels: Sequence[int],
+        noise: Sequence[tuple[int, int]],
+        steps: int,
+        sampler: str,
+        keep: Sequence[int] = (),
+        guidance: float = 1.0,
     ) -> Trajectories:
-        """Draw images 0.. of `seed`, one a label, in float`bits`, keeping the moments of the steps in `keep`."""
+        """Draw one image a label in float`bits` from `noise` (seed, image), as the C runtime does.
+
+        The moments of the steps in `keep` are recorded. With `guidance` other than 1 the null class runs beside
+        the labels, with carried state of its own.
+        """
         rows = step_coefficients(self.schedule, steps, sampler)
         clip = self.schedule.clip_sample_range if self.schedule.clip_sample else None
-        x: Any = self._noise(seed, 0, len(labels))
+        x: Any = self._noise(noise, 0)
         images, moments = [x], []
         state: list[Array] = []
+        free_state: list[Array] = []
         for step, (row, timestep) in enumerate(zip(rows, self.schedule.timesteps(steps), strict=True)):
             given = tuple(np.asarray(each, np.float32) for each in state)
             if step in keep:
                 x32 = np.asarray(x, np.float32)
                 moments.append(Moment(step, int(timestep), np.array(labels, np.int64), x32, given, bool(given)))
             output, state = self._forward(bits, x, int(timestep), labels, state)
-            noise = self._noise(seed, step + 1, len(labels)) if row.to_noise else None
-            x = advance(row, clip, x, output, noise)
+            if guidance != 1.0:
+                null = [self.null_class] * len(labels)
+                free, free_state = self._forward(bits, x, int(timestep), null, free_state)
+                output = guide(output, free, guidance)
+            x = advance(row, clip, x, output, self._noise(noise, step + 1) if row.to_noise else None)
             images.append(x)
         return Trajectories(images, moments)
 
@@ -107,9 +122,9 @@ class TorchReference:
         shapes = self.modules[32].state_shapes(*self.shape[1:])
         return [np.zeros((count, *shape[1:]), np.float32) for shape in shapes]
 
-    def _noise(self, seed: int, draw: int, count: int) -> NDArray[np.float32]:
+    def _noise(self, noise: Sequence[tuple[int, int]], draw: int) -> NDArray[np.float32]:
         size = int(np.prod(self.shape))
-        return np.stack([normals(seed, image, draw, size).reshape(self.shape) for image in range(count)])
+        return np.stack([normals(seed, image, draw, size).reshape(self.shape) for seed, image in noise])
 
 
 @contextmanager

@@ -17,8 +17,8 @@ UNET = {
     "out_channels": 1,
     "block_out_channels": [16, 32],
     "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],  # the middle block brings attention
     "norm_num_groups": 4,
     "attention_head_dim": 16,
     "num_class_embeds": CLASSES + 1,
@@ -46,7 +46,7 @@ def deploy(method: str, folder: Path) -> Path:
     return folder / "deploy.onnx"
 
 
-def bundle(method: str, folder: Path) -> Path:
-    """The whole way to a bundle in `folder`."""
-    compile_graph(deploy(method, folder), folder / "model.bundle")
-    return folder / "model.bundle"
+def bundle(graph: Path, name: str = "model.bundle") -> Path:
+    """Compile `graph` into a bundle beside it."""
+    compile_graph(graph, graph.parent / name)
+    return graph.parent / name

@@ -1,0 +1,113 @@
+"""`verify` bites: each of these faults leaves a bundle that loads and samples, and each is found."""
+
+import faults
+import numpy as np
+import pytest
+import tiny
+
+from edgedm.outcome import Outcome
+from edgedm.targets.kernels import mathematics
+from edgedm.targets.kernels.builder import cast, const
+from edgedm.targets.kernels.tiles import Border
+from edgedm.verify import verify
+
+STEPS = 10
+
+
+def check(path, method: str, *levels: str) -> Outcome:
+    return verify(path, tiny.checkpoint(method), levels=levels, steps=STEPS)
+
+
+def off(outcome: Outcome) -> dict[str, list[str]]:
+    """Level -> its rows that are off, as `name: what`."""
+    assert not outcome.ok
+    return {
+        level["name"]: [f"{row['name']}: {row['note']}" for row in level["rows"] if not row["ok"]]
+        for level in outcome.details["levels"]
+    }
+
+
+@pytest.mark.parametrize("method", ["bidm", "binarydm"])
+def test_a_right_bundle_holds_at_every_level(bundle, method) -> None:
+    outcome = check(bundle(method), method, "op", "pass", "layer", "step", "trajectory")
+    assert outcome.ok, outcome.details["first_failure"]
+    assert outcome.figures["layer.low_bit_layers"] > 15
+    assert outcome.figures["layer.accumulators"] >= 3 * outcome.figures["layer.low_bit_layers"]
+    assert outcome.figures["op.accumulators"] > 5
+
+
+def test_sign_of_zero_being_minus_one_is_found(bundle, tmp_path) -> None:
+    def edit(weights: np.ndarray, manifest) -> None:
+        """x + threshold > 0 in place of >= 0: thresholds one unit in the last place lower."""
+        for operand in {
+            o.offset: o for n in manifest.nodes if n.op.startswith("PackBits") for o in n.inputs[1:]
+        }.values():
+            place = weights[operand.offset : operand.offset + 4 * operand.shape[0]].view(np.float32)
+            place[:] = np.nextafter(place, np.float32(-np.inf))
+
+    broken = faults.copy(bundle("bidm"), tmp_path / "b")
+    faults.change_weights(broken, edit)
+    rows = off(check(broken, "bidm", "op"))["op"]
+    assert rows and all("edges of the sign" in row and "expected 1, got 0" in row for row in rows)
+
+
+def test_one_flipped_weight_bit_is_found_in_its_layer(bundle, tmp_path) -> None:
+    found = {}
+
+    def edit(weights: np.ndarray, manifest) -> None:
+        node = [node for node in manifest.nodes if node.op == "BinaryConv"][3]
+        found["module"] = node.module
+        weights[node.inputs[1].offset + 5] ^= 1 << 3
+
+    broken = faults.copy(bundle("bidm"), tmp_path / "b")
+    faults.change_weights(broken, edit)
+    outcome = check(broken, "bidm", "layer")
+    rows = off(outcome)["layer"]
+    assert len(rows) == 1 and found["module"] in rows[0] and "expected" in rows[0] and "got" in rows[0]
+    assert found["module"] in outcome.details["first_failure"]["where"]
+
+
+def test_a_table_shifted_by_one_row_is_found(bundle, tmp_path) -> None:
+    table = tiny.checkpoint("bidm").module.cache_coefficients.detach().numpy()
+
+    def edit(weights: np.ndarray, _manifest) -> None:
+        at = weights.tobytes().index(table.tobytes())
+        weights[at : at + table.nbytes] = np.roll(table, 1, axis=0).reshape(-1).view(np.uint8)
+
+    broken = faults.copy(bundle("bidm"), tmp_path / "b")
+    faults.change_weights(broken, edit)
+    rows = off(check(broken, "bidm", "layer", "step"))
+    assert any("row" in row or "prepare" in row for row in rows["layer"])
+    assert any(row.startswith("eps, step 9") for row in rows["step"])
+
+
+def test_a_forgotten_carried_state_is_found(bundle, tmp_path) -> None:
+    broken = faults.copy(bundle("bidm"), tmp_path / "b")
+    faults.change_runtime(broken, "session.c", "  lane->current = 1 - lane->current;\n", "")
+    rows = off(check(broken, "bidm", "step", "trajectory"))
+    assert any(".next" in row for row in rows["step"])
+    assert any(row.startswith("after step") for row in rows["trajectory"])
+
+
+def test_a_dropped_padding_correction_is_found(deployed, monkeypatch, tmp_path) -> None:
+    missing_taps = Border.missing_taps
+    monkeypatch.setattr(Border, "missing_taps", lambda self: [(number, ()) for number, _ in missing_taps(self)])
+    outcome = check(tiny.bundle(deployed("bidm"), "unpadded.bundle"), "bidm", "op", "layer")
+    rows = off(outcome)
+    assert all("BinaryConv" in row for row in rows["op"] + rows["layer"])
+    assert any("accumulator" in row or "within 0" in row for row in rows["op"])
+    assert "[0, 0, 0, " in rows["layer"][0]  # the corner
+
+
+def test_rounding_half_up_is_found(deployed, monkeypatch) -> None:
+    nearest = mathematics.nearest
+
+    def half_up(x, lanes: int):
+        shifted = x + const(0.5, "float32", lanes)
+        whole = nearest(shifted, lanes)
+        return whole - cast(cast(whole, "float32", lanes) > shifted, "int32", lanes)
+
+    monkeypatch.setattr(mathematics, "nearest", half_up)
+    rows = off(check(tiny.bundle(deployed("binarydm"), "half_up.bundle"), "binarydm", "op"))["op"]
+    assert any("QuantizeCodes" in row and "ties: " in row for row in rows)
+    assert any("GroupNormSiluQuantize" in row and "norm on ties: " in row for row in rows)
