@@ -1,6 +1,9 @@
 """From a deployed ONNX graph to kernels, a memory plan and a generated C runtime."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgedm.lower.compiler import compile
 
 __all__ = ["compile"]
 

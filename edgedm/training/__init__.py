@@ -1,6 +1,9 @@
 """Training: data, losses, loops, quality figures; `quantize` is the public verb."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgedm.training.api import quantize
 
 __all__ = ["quantize"]
 
