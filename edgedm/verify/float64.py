@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgedm.errors import UnsupportedError
-from edgedm.verify.rounding import DECISIONS, MOVES, PRODUCTS, RULES, Bounded, attribute, product
+from edgedm.verify.rounding import DECISIONS, MOVES, RULES, Bounded, attribute, integer_product
 
 
 @dataclass
@@ -110,9 +110,10 @@ def _standard(node: onnx.NodeProto, operands: Sequence[Bounded | None], scope: _
         signs = DECISIONS[node.op_type]
         arrays = [_leaning(operand, sign * scope.lean) for operand, sign in zip(operands, signs, strict=False)]
         return [Bounded(result) for result in _reference(node, arrays, scope)]
-    if node.op_type in PRODUCTS:  # integers: exact, whatever the size, below 2^53
-        exact = product(node, *operands)
-        return [Bounded(exact.value.astype(np.int64 if node.op_type.endswith("Integer") else exact.value.dtype))]
+    if node.op_type in ("ConvInteger", "MatMulInteger"):
+        left, right, *zero_points = operands
+        assert left is not None and right is not None
+        return [integer_product(node, left, right, *zero_points)]
     if not inexact:
         return [Bounded(result) for result in _reference(node, [_array(operand) for operand in operands], scope)]
     if node.op_type not in MOVES:

@@ -153,19 +153,17 @@ def _softmax(node: onnx.NodeProto, a: Bounded) -> Bounded:
     return Bounded(value, value * relative + UNDERFLOW, a.operations + count + 3)
 
 
-def product(node: onnx.NodeProto, *operands: Bounded | None) -> Bounded:
-    """Matrix products and convolutions: one sum of products per element, plus the bias of some."""
+def product(node: onnx.NodeProto, left: Bounded, right: Bounded, bias: Bounded | None = None) -> Bounded:
+    """Float matrix products and convolutions: one sum of products per element, plus the bias of some."""
     terms = PRODUCTS[node.op_type]
-    left, right, *rest = operands
-    assert left is not None and right is not None
-    if node.op_type.endswith("Integer"):
-        left, right, rest = _minus_zero_point(left, rest, 0), _minus_zero_point(right, rest, 1), []
     value = terms(node, left.value, right.value)
     scale = terms(node, np.abs(left.value), np.abs(right.value))
-    propagated = terms(node, left.bound, np.abs(right.value))
-    propagated = propagated + terms(node, np.abs(left.value) + left.bound, right.bound)
-    count = int(np.prod(right.value.shape[1:])) if "Conv" in node.op_type else left.value.shape[-1]
-    bias = rest[0] if rest else None
+    propagated: Float = np.zeros(())
+    if left.error is not None:
+        propagated = propagated + terms(node, left.bound, np.abs(right.value))
+    if right.error is not None:
+        propagated = propagated + terms(node, np.abs(left.value) + left.bound, right.bound)
+    count = int(np.prod(right.value.shape[1:])) if node.op_type == "Conv" else left.value.shape[-1]
     if bias is not None:
         shape = (-1,) + (1,) * (value.ndim - 2) if node.op_type == "Conv" else bias.value.shape
         factor = attribute(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
@@ -175,10 +173,16 @@ def product(node: onnx.NodeProto, *operands: Bounded | None) -> Bounded:
     return _rounded(value, propagated, scale, max(left.operations, right.operations), count + 1)
 
 
-def _minus_zero_point(operand: Bounded, zero_points: Sequence[Bounded | None], index: int) -> Bounded:
+def integer_product(node: onnx.NodeProto, left: Bounded, right: Bounded, *zero_points: Bounded | None) -> Bounded:
+    """ConvInteger and MatMulInteger as int64: float64 sums of integers are exact below 2^53."""
+    x, weight = (_minus_zero_point(each, zero_points, index) for index, each in enumerate((left, right)))
+    return Bounded(PRODUCTS[node.op_type](node, x, weight).astype(np.int64))
+
+
+def _minus_zero_point(operand: Bounded, zero_points: Sequence[Bounded | None], index: int) -> Float:
     zero = zero_points[index] if index < len(zero_points) else None
-    value = operand.value.astype(np.float64)
-    return Bounded(value if zero is None else value - zero.value.astype(np.float64))
+    value: Float = operand.value.astype(np.float64)
+    return value if zero is None else value - zero.value.astype(np.float64)
 
 
 def _matmul(_node: onnx.NodeProto, a: Float, b: Float) -> Float:

@@ -27,7 +27,7 @@ def off(outcome: Outcome) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("method", ["bidm", "binarydm"])
+@pytest.mark.parametrize("method", ["bidm", pytest.param("binarydm", marks=pytest.mark.slow)])
 def test_a_right_bundle_holds_at_every_level(bundle, method) -> None:
     outcome = check(bundle(method), method, "op", "pass", "layer", "step", "trajectory")
     assert outcome.ok, outcome.details["first_failure"]
@@ -89,14 +89,12 @@ def test_a_forgotten_carried_state_is_found(bundle, tmp_path) -> None:
     assert any(row.startswith("after step") for row in rows["trajectory"])
 
 
-def test_a_dropped_padding_correction_is_found(deployed, monkeypatch, tmp_path) -> None:
+def test_a_dropped_padding_correction_is_found(deployed, monkeypatch) -> None:
     missing_taps = Border.missing_taps
     monkeypatch.setattr(Border, "missing_taps", lambda self: [(number, ()) for number, _ in missing_taps(self)])
-    outcome = check(tiny.bundle(deployed("bidm"), "unpadded.bundle"), "bidm", "op", "layer")
-    rows = off(outcome)
-    assert all("BinaryConv" in row for row in rows["op"] + rows["layer"])
-    assert any("accumulator" in row or "within 0" in row for row in rows["op"])
-    assert "[0, 0, 0, " in rows["layer"][0]  # the corner
+    rows = off(check(tiny.bundle(deployed("bidm"), "unpadded.bundle"), "bidm", "op", "layer"))
+    assert rows["op"] and rows["layer"]
+    assert all("BinaryConv" in row and "first at [0, 0, 0, " in row for row in rows["op"] + rows["layer"])  # the corner
 
 
 def test_rounding_half_up_is_found(deployed, monkeypatch) -> None:
