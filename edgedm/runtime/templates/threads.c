@@ -1,4 +1,8 @@
-/* A pool of threads for the kernels' parallel loops: workers spin for a moment, then sleep. */
+/* A pool of threads for the kernels' parallel loops: workers spin for a moment, then sleep.
+ *
+ * Tasks are claimed one by one from `ticket`, so a loop never waits for a worker that the system has not woken yet:
+ * whoever is there takes the task. A ticket is the number of the round (upper half) and the tasks that nobody has
+ * claimed yet (lower half); one compare-and-swap claims a task of exactly that round. */
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -8,18 +12,12 @@
 
 enum { SPINS = 4000 }; /* about 20 microseconds: longer than the gap between two kernels of a small model */
 
-typedef struct {
-  edm_pool *pool;
-  pthread_t thread;
-  int number;
-} worker;
-
 /* Its first member is a pointer to edm_pool_run, because TVMBackendParallelLaunch may come from another bundle. */
 struct edm_pool {
   int (*run)(edm_pool *pool, edm_parallel_body body, void *closure, int tasks);
   int threads, started;
-  worker *workers; /* threads - 1; the caller is number 0 */
-  atomic_uint round; /* odd or even: it changes when there is work */
+  pthread_t *workers; /* threads - 1; the caller works too */
+  atomic_uint_fast64_t ticket;
   atomic_int unfinished, failed, sleeping;
   atomic_bool stopping;
   edm_parallel_body body;
@@ -45,44 +43,55 @@ static void pause_a_moment(void) {
 #endif
 }
 
-/* Thread `number` takes tasks number, number + threads, ... */
-static void work(edm_pool *pool, int number) {
-  TVMParallelGroupEnv group = {NULL, pool->tasks};
-  for (int task = number; task < pool->tasks; task += pool->threads) {
-    int status = pool->body(task, &group, pool->closure);
+static uint32_t round_of(uint_fast64_t ticket) { return (uint32_t)(ticket >> 32); }
+
+/* Claim and run tasks of round `current` until none is left. What a task reads of the pool was written before the
+ * round began and stays until its last task has finished. */
+static void work(edm_pool *pool, uint32_t current) {
+  uint_fast64_t ticket = atomic_load(&pool->ticket);
+  while (round_of(ticket) == current && (uint32_t)ticket > 0) {
+    if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket - 1)) continue;
+    TVMParallelGroupEnv group = {NULL, pool->tasks};
+    int status = pool->body((int)(uint32_t)ticket - 1, &group, pool->closure);
     if (status) atomic_store(&pool->failed, status);
+    atomic_fetch_sub_explicit(&pool->unfinished, 1, memory_order_release);
+    ticket = atomic_load(&pool->ticket);
   }
 }
 
-static void wait_for_round(edm_pool *pool, unsigned seen) {
+/* Return the first round after `seen`. */
+static uint32_t wait_for_round(edm_pool *pool, uint32_t seen) {
+  uint32_t now;
   for (int i = 0; i < SPINS; ++i) {
-    if (atomic_load_explicit(&pool->round, memory_order_acquire) != seen) return;
+    if ((now = round_of(atomic_load_explicit(&pool->ticket, memory_order_acquire))) != seen) return now;
     pause_a_moment();
   }
   pthread_mutex_lock(&pool->lock);
   atomic_fetch_add(&pool->sleeping, 1);
-  while (atomic_load(&pool->round) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+  while ((now = round_of(atomic_load(&pool->ticket))) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
   atomic_fetch_sub(&pool->sleeping, 1);
   pthread_mutex_unlock(&pool->lock);
+  return now;
 }
 
 static void *serve(void *argument) {
-  worker *self = argument;
-  edm_pool *pool = self->pool;
-  for (unsigned seen = 0;; ++seen) {
-    wait_for_round(pool, seen);
+  edm_pool *pool = argument;
+  for (uint32_t seen = 0;;) {
+    seen = wait_for_round(pool, seen);
     if (atomic_load(&pool->stopping)) return NULL;
-    work(pool, self->number);
-    atomic_fetch_sub_explicit(&pool->unfinished, 1, memory_order_release);
+    work(pool, seen);
   }
 }
 
-static void start_round(edm_pool *pool) {
-  atomic_fetch_add(&pool->round, 1);
-  if (atomic_load(&pool->sleeping) == 0) return; /* a worker that goes to sleep now sees the new round first */
+/* Begin a round of `tasks` tasks and return its number. */
+static uint32_t start_round(edm_pool *pool, int tasks) {
+  uint32_t next = round_of(atomic_load(&pool->ticket)) + 1;
+  atomic_store(&pool->ticket, (uint_fast64_t)next << 32 | (uint32_t)tasks);
+  if (atomic_load(&pool->sleeping) == 0) return next; /* a worker that goes to sleep now sees the new round first */
   pthread_mutex_lock(&pool->lock);
   pthread_cond_broadcast(&pool->wake);
   pthread_mutex_unlock(&pool->lock);
+  return next;
 }
 
 int edm_pool_run(edm_pool *pool, edm_parallel_body body, void *closure, int tasks) {
@@ -90,12 +99,9 @@ int edm_pool_run(edm_pool *pool, edm_parallel_body body, void *closure, int task
   pool->closure = closure;
   pool->tasks = tasks > 0 ? tasks : pool->threads;
   atomic_store(&pool->failed, 0);
+  atomic_store(&pool->unfinished, pool->tasks);
   edm_pool *before = edm_pool_enter(NULL); /* a task's own parallel loops run serially */
-  if (pool->threads > 1) {
-    atomic_store(&pool->unfinished, pool->threads - 1);
-    start_round(pool);
-  }
-  work(pool, 0);
+  work(pool, start_round(pool, pool->tasks));
   for (int i = 0; atomic_load_explicit(&pool->unfinished, memory_order_acquire); ++i) {
     if (i < SPINS) pause_a_moment();
     else sched_yield();
@@ -107,7 +113,7 @@ int edm_pool_run(edm_pool *pool, edm_parallel_body body, void *closure, int task
 edm_status edm_pool_create(int threads, edm_pool **created) {
   *created = NULL;
   edm_pool *pool = calloc(1, sizeof *pool);
-  worker *workers = calloc((size_t)threads, sizeof *workers);
+  pthread_t *workers = calloc((size_t)threads, sizeof *workers);
   if (!pool || !workers) {
     free(pool);
     free(workers);
@@ -119,10 +125,7 @@ edm_status edm_pool_create(int threads, edm_pool **created) {
   pthread_mutex_init(&pool->lock, NULL);
   pthread_cond_init(&pool->wake, NULL);
   for (int i = 1; i < threads; ++i) {
-    worker *next = &workers[pool->started];
-    next->pool = pool;
-    next->number = i;
-    if (pthread_create(&next->thread, NULL, serve, next)) {
+    if (pthread_create(&workers[pool->started], NULL, serve, pool)) {
       edm_pool_free(pool);
       return edm_fail(EDM_NO_MEMORY, "could not start thread %d of %d", i + 1, threads);
     }
@@ -135,11 +138,8 @@ edm_status edm_pool_create(int threads, edm_pool **created) {
 void edm_pool_free(edm_pool *pool) {
   if (!pool) return;
   atomic_store(&pool->stopping, true);
-  pthread_mutex_lock(&pool->lock);
-  atomic_fetch_add(&pool->round, 1);
-  pthread_cond_broadcast(&pool->wake);
-  pthread_mutex_unlock(&pool->lock);
-  for (int i = 0; i < pool->started; ++i) pthread_join(pool->workers[i].thread, NULL);
+  start_round(pool, 0);
+  for (int i = 0; i < pool->started; ++i) pthread_join(pool->workers[i], NULL);
   pthread_cond_destroy(&pool->wake);
   pthread_mutex_destroy(&pool->lock);
   free(pool->workers);
