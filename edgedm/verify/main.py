@@ -47,9 +47,9 @@ def run(
     bundle = load(bundle_path)
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
     graphs = {name: _graph(bundle, name) for name in ("prepare", "step")}
-    examination = _Examination(bundle, checkpoint, graphs, steps, sampler, images)
-    found = [examination.level(name) for name in LEVELS if name in levels]
-    examination.probe.close()
+    with Probe(bundle) as probe:
+        examination = _Examination(probe, checkpoint, graphs, steps, sampler, images)
+        found = [examination.level(name) for name in LEVELS if name in levels]
     named = checkpoint if isinstance(checkpoint, str) else "(a checkpoint in memory)"
     return outcome_of(found, str(bundle.path), named)
 
@@ -59,7 +59,7 @@ class _Examination:
 
     def __init__(
         self,
-        bundle: Bundle,
+        probe: Probe,
         checkpoint: Checkpoint | str,
         graphs: dict[str, Graph],
         steps: int,
@@ -68,7 +68,7 @@ class _Examination:
     ) -> None:
         self.checkpoint, self.graphs = checkpoint, graphs
         self.steps, self.sampler, self.images = steps, sampler, images
-        self.probe = Probe(bundle)
+        self.probe = probe
 
     def level(self, name: str) -> Level:
         """Run one level and time it."""

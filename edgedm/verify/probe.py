@@ -38,6 +38,9 @@ class Probe(LocalRunner):
             self.close()
             raise
 
+    def __enter__(self) -> "Probe":
+        return self
+
     def calls(self, graph: str) -> list[Node]:
         """The kernel calls of `graph` ("step" or "prepare") in order."""
         return [node for node in self.manifest.nodes if node.graph == graph]

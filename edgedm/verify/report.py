@@ -1,5 +1,6 @@
 """What a parity level found, and how it is shown on a terminal."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,10 @@ class Level:
         return next((row for row in self.rows if not row.ok), None)
 
 
+UNBOUNDED = 1e300
+"""Stands for infinity and NaN in figures: JSON has neither."""
+
+
 def outcome_of(levels: list[Level], bundle: str, against: str) -> Outcome:
     """Gather the levels into what `verify` returns; figures are `<level>.<name>`."""
     figures: dict[str, float] = {}
@@ -45,7 +50,7 @@ def outcome_of(levels: list[Level], bundle: str, against: str) -> Outcome:
         figures[f"{level.name}.rows"] = float(len(level.rows))
         figures[f"{level.name}.failed"] = float(sum(not row.ok for row in level.rows))
         figures[f"{level.name}.seconds"] = level.seconds
-        figures |= {f"{level.name}.{name}": value for name, value in level.figures.items()}
+        figures |= {f"{level.name}.{name}": value for name, value in _finite(level.figures).items()}
     failed = next((level for level in levels if not level.ok), None)
     details: dict[str, Any] = {
         "bundle": bundle,
@@ -63,8 +68,12 @@ def outcome_of(levels: list[Level], bundle: str, against: str) -> Outcome:
 
 
 def _level_details(level: Level) -> dict[str, Any]:
-    rows = [{"name": row.name, "ok": row.ok, "note": row.note, "figures": row.figures} for row in level.rows]
-    return {"name": level.name, "ok": level.ok, "demand": level.demand, "rows": rows, "figures": level.figures}
+    rows = [{"name": row.name, "ok": row.ok, "note": row.note, "figures": _finite(row.figures)} for row in level.rows]
+    return {"name": level.name, "ok": level.ok, "demand": level.demand, "rows": rows, "figures": _finite(level.figures)}
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float]:
+    return {name: value if math.isfinite(value) else UNBOUNDED for name, value in figures.items()}
 
 
 def render(outcome: Outcome, every_row: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 import json
 
-from edgedm.verify.report import Level, Row, number, outcome_of, render
+from edgedm.verify.report import UNBOUNDED, Level, Row, number, outcome_of, render
 
 GOOD = Level("op", "integers equal", (Row("BinaryConv", True, {"use": 0.25}),), {"kernels": 1.0})
 BAD = Level("layer", "within rounding", (Row("a", True), Row("mid.conv1[0, 3]", False, note="expected -1, got [1]")))
@@ -40,3 +40,10 @@ def test_the_table_shows_levels_failures_and_verdict(capsys) -> None:
 def test_numbers_are_short() -> None:
     assert number(12345.0) == "12,345"
     assert number(0.000123456) == "0.000123"
+
+
+def test_json_has_no_infinities() -> None:
+    level = Level("op", "", (Row("a", False, {"use": float("inf")}, "off"),), {"worst": float("nan")})
+    outcome = outcome_of([level], "b", "c")
+    json.loads(json.dumps([outcome.figures, outcome.details], allow_nan=False))
+    assert outcome.figures["op.worst"] == UNBOUNDED
