@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import small
+from small_checkpoints import small
 
 from edgedm.errors import InvalidModelError
 from edgedm.models import load, locate, save, zoo

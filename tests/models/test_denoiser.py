@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DModel
-from small_models import TAPS, UNET, small
+from small_checkpoints import TAPS, UNET, small
 
 from edgedm.models.attention import make_attention_explicit
 
