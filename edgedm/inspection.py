@@ -1,5 +1,7 @@
 """Describe a checkpoint, a graph or a bundle: layers, bits, bytes, MACs, tables, kernels, hashes."""
 
+import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,9 +44,7 @@ def render(outcome: Outcome) -> None:
 
 
 def _checkpoint(path: str) -> Outcome:
-    from torch import nn
-
-    from edgedm.models import load
+    from edgedm.models import load, locate
     from edgedm.models.roles import roles
     from edgedm.quant.inference import LOW_BIT_LAYERS
 
@@ -52,29 +52,31 @@ def _checkpoint(path: str) -> Outcome:
     module, config = checkpoint.module, checkpoint.config
     # The roles of the float architecture name every layer, those that a low-bit module took the place of included.
     float_roles = roles(config.float_unet())
+    macs = _layer_macs(checkpoint, float_roles)
     rows: list[Row] = []
     for name, role in float_roles.items():
         layer = module.unet.get_submodule(name)
-        tensors = list(layer.state_dict().values())
-        low_bit = isinstance(layer, LOW_BIT_LAYERS)
         rows.append(
             {
                 "layer": name,
                 "role": role,
-                "bits": config.roles.get(role, "float") if low_bit else "float",
+                "bits": config.roles.get(role, "float") if isinstance(layer, LOW_BIT_LAYERS) else "float",
                 "in": getattr(layer, "in_channels", getattr(layer, "in_features", 0)),
                 "out": getattr(layer, "out_channels", getattr(layer, "out_features", 0)),
                 "kernel": "x".join(map(str, getattr(layer, "kernel_size", (1, 1)))),
-                "bytes": sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in tensors),
+                "macs": macs[name],
+                "bytes": sum(_stored_bytes(tensor) for tensor in layer.state_dict().values()),
             }
         )
-    parameters = sum(t.numel() for t in nn.Module.state_dict(module).values())
     figures = {
         "layers": float(len(rows)),
         "layers.low_bit": float(sum(row["bits"] != "float" for row in rows)),
         "bytes.layers": float(sum(row["bytes"] for row in rows)),
-        "tensors.elements": float(parameters),
+        "macs": float(sum(row["macs"] for row in rows)),
+        **{f"macs.{row['bits']}": 0.0 for row in rows},
     }
+    for row in rows:
+        figures[f"macs.{row['bits']}"] += row["macs"]
     summary = {
         "checkpoint": path,
         "architecture": config.architecture.class_name,
@@ -82,16 +84,67 @@ def _checkpoint(path: str) -> Outcome:
         "prediction": config.prediction_type,
         "carried state": ", ".join(module.taps) or "none",
     }
-    return Outcome(True, figures, {"summary": summary, "tables": {"Layers": rows, "By role": _by_role(rows)}})
+    tables = {"Layers": rows, "By role": _by_role(rows), "Per-timestep tables": _timestep_tables(module)}
+    tables["Files"] = _files(locate(path))
+    return Outcome(True, figures, {"summary": summary, "tables": tables})
+
+
+def _stored_bytes(tensor: Any) -> int:
+    """Bytes in the checkpoint's file: floats are stored as float16."""
+    return int(tensor.numel() * (2 if tensor.is_floating_point() else tensor.element_size()))
+
+
+def _layer_macs(checkpoint: Any, layers: Iterable[str]) -> dict[str, int]:
+    """Multiply-accumulates of each layer for one image; the 1x1 shortcut inside a binary layer is not its own row."""
+    import torch
+
+    module, architecture = checkpoint.module, checkpoint.config.architecture.config
+    found: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        def hook(layer: Any, _inputs: Any, output: Any) -> None:
+            taps = math.prod(getattr(layer, "kernel_size", (1, 1)))
+            found[name] = output.numel() * taps * getattr(layer, "in_channels", getattr(layer, "in_features", 0))
+
+        return hook
+
+    handles = [module.unet.get_submodule(name).register_forward_hook(count(name)) for name in layers]
+    size, zero = architecture["sample_size"], torch.zeros(1, dtype=torch.int64)
+    with torch.inference_mode():
+        module.record(torch.zeros(1, architecture["in_channels"], size, size), zero, zero)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _timestep_tables(module: Any) -> list[Row]:
+    if not module.taps:
+        return []
+    edges = module.edges.tolist()
+    bins = f"{len(edges)} from {edges[0]} to {edges[-1]}"
+    table = module.cache_coefficients
+    return [
+        {"table": f"cache_coefficients[{tap}]", "bins": bins, "least": float(column.min()), "most": float(column.max())}
+        for tap, column in zip(module.taps, table.T, strict=True)
+    ]
+
+
+def _files(folder: Path) -> list[Row]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [
+        {"file": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in files
+    ]
 
 
 def _by_role(rows: Iterable[Row]) -> list[Row]:
     groups: dict[tuple[str, str], Row] = {}
     for row in rows:
         group = groups.setdefault(
-            (row["role"], row["bits"]), {"role": row["role"], "bits": row["bits"], "layers": 0, "bytes": 0}
+            (row["role"], row["bits"]), {"role": row["role"], "bits": row["bits"], "layers": 0, "macs": 0, "bytes": 0}
         )
         group["layers"] += 1
+        group["macs"] += row["macs"]
         group["bytes"] += row["bytes"]
     return list(groups.values())
 
