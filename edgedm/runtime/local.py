@@ -163,7 +163,7 @@ class LocalRunner:
             raise UnsupportedError(f"node {node.index} ({node.op}): expected {len(wanted)} inputs, got {len(inputs)}")
         arrays = []
         for operand, array in zip(wanted, inputs, strict=True):
-            array = np.ascontiguousarray(array)
+            array = np.asarray(array, order="C")  # keeps a scalar a scalar
             if array.shape != operand.shape or str(array.dtype) != operand.dtype:
                 raise UnsupportedError(
                     f"node {node.index} ({node.op}): input {operand.name!r}: expected {operand.dtype}"
