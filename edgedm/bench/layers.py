@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+# TVM reads these when it is loaded; it would take one thread a physical core and bind us to one.
+os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")  # microseconds, not milliseconds, into the peers' turns
 import tvm
 
 from edgedm.bench.limits import limit
@@ -153,8 +158,12 @@ class _Ours:
 
 def _use_threads(count: int) -> None:
     """Set how many threads TVM's pool gives to a parallel loop, without pinning them (nor us) to cores."""
-    os.environ["TVM_BIND_THREADS"] = "0"
     tvm.get_global_func("runtime.config_threadpool")(_TVM_BIG_CORES, count)
+    if tvm.get_global_func("runtime.NumThreads")() != count:
+        raise ToolchainError(
+            f"bench: TVM's thread pool has no {count} threads, because TVM was loaded before the benchmark; "
+            "run it in a process of its own, or set TVM_NUM_THREADS"
+        )
 
 
 def _onnxruntime(layer: Layer, threads: int) -> Engine:
@@ -175,6 +184,7 @@ def _onnxruntime(layer: Layer, threads: int) -> Engine:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET)], ir_version=IR_VERSION)
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into our turn
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"x": x})

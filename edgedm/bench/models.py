@@ -91,6 +91,7 @@ class _Twin:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into our turn
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         session = ort.InferenceSession(str(self._graph), options, providers=["CPUExecutionProvider"])
