@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint, types and tests, from nothing but Python 3.11: bash scripts/test.sh [--full]
-# --full also runs the slow tests and the demo.
+# --full also runs the slow tests and the demo, and fails where a tool outside pip is missing (scripts/tools.sh).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 full=no
@@ -16,6 +16,7 @@ part() {
 part ruff ruff check .
 part mypy mypy
 if [ "$full" = yes ]; then
+    export EDGEDM_TOOLS_REQUIRED=1
     part demo edgedm demo --output build/demo
     part tests pytest -m '' "$@"
 else

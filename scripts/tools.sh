@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Install the tools outside pip that some tests need, from Debian's packages (as root).
 set -euo pipefail
-tools=(gcc)
+declare -A packages=([gcc]="gcc libc6-dev" [make]=make [nm]=binutils [cmake]=cmake [valgrind]=valgrind)
 missing=()
-for tool in "${tools[@]}"; do
-    command -v "$tool" >/dev/null || missing+=("$tool")
+for tool in "${!packages[@]}"; do
+    command -v "$tool" >/dev/null || missing+=(${packages[$tool]})
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 apt-get update -qq

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_model
+import tools
 
 from edgedm.bundle import load
 from edgedm.errors import InvalidModelError, UnsupportedError
@@ -29,14 +30,15 @@ def test_the_same_graph_gives_the_same_bytes(tiny_folder, tmp_path, monkeypatch)
 
 
 def test_only_libc_and_libm_are_needed(tiny_bundle):
+    tools.need("ldd")
     for name in ("bin/edgedm-sample", "lib/libedgedm.so"):
         text = subprocess.run(["ldd", tiny_bundle / name], capture_output=True, text=True, check=True).stdout
         needed = {Path(line.split()[0]).name.split(".so")[0] for line in text.splitlines()}
         assert needed <= {"linux-vdso", "libc", "libm", "ld-linux-x86-64"}
 
 
-@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm: apt install binutils")
 def test_every_symbol_carries_the_prefix(tiny_bundle):
+    tools.need("nm")
     prefix = load(tiny_bundle).manifest.prefix
     text = subprocess.run(
         ["nm", "-D", "--defined-only", tiny_bundle / "lib/libedgedm.so"], capture_output=True, text=True, check=True
@@ -45,8 +47,8 @@ def test_every_symbol_carries_the_prefix(tiny_bundle):
     assert all(line.split()[-1].startswith(prefix) for line in text.splitlines())
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc: apt install gcc")
 def test_the_c_sources_compile_without_a_warning_under_gcc_too(tiny_bundle, tmp_path):
+    tools.need("gcc")
     flags = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror", "-DEDM_PROBE"]
     for source in (*LIBRARY_SOURCES, *PROGRAM_SOURCES):
         command = ["gcc", *flags, "-fsyntax-only", "-I", tiny_bundle / "include", tiny_bundle / "src" / source]

@@ -1,21 +1,16 @@
 """The generated C under other compilers and tools: sanitizers, valgrind, CMake, two models in one program."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import tiny_model
+import tools
 
 from edgedm.bundle import load
 from edgedm.lower import compile as compile_graph
 
 pytestmark = pytest.mark.slow
-
-
-def _need(tool: str) -> None:
-    if shutil.which(tool) is None:
-        pytest.skip(f"needs {tool}: run scripts/tools.sh")
 
 
 def _run(*command, cwd: Path, timeout: int = 120) -> str:
@@ -28,7 +23,7 @@ def _run(*command, cwd: Path, timeout: int = 120) -> str:
 
 def _build(bundle: Path, folder: Path, *flags: str) -> Path:
     """edgedm-sample, built by gcc from the bundle's own sources."""
-    _need("gcc")
+    tools.need("gcc")
     warnings = ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
     common = ["-std=c11", "-D_GNU_SOURCE", "-DEDM_PROBE", "-g", "-O1", "-ffp-contract=off", *warnings, *flags]
     sources = sorted((bundle / "src").glob("*.c"))
@@ -50,7 +45,7 @@ def test_sanitizers_find_nothing_and_bits_stay(tiny_bundle, tmp_path, flags):
 
 def test_nothing_is_allocated_while_sampling(tiny_bundle, tmp_path):
     """The number of allocations does not depend on the number of steps or images."""
-    _need("gcc")
+    tools.need("gcc")
     (tmp_path / "count.c").write_text(
         "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <stdio.h>\n#include <stdlib.h>\n"
         "static long count;\n"
@@ -71,7 +66,7 @@ def test_nothing_is_allocated_while_sampling(tiny_bundle, tmp_path):
 
 
 def test_valgrind_finds_no_leak(tiny_bundle, tmp_path):
-    _need("valgrind")
+    tools.need("valgrind")
     with tiny_model.compiled_for("x86-64-v2") as bundle:  # valgrind knows no AVX-512
         program = bundle / "bin/edgedm-sample"
         command = ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", program, "-n", 3, "--steps", 3]
@@ -79,8 +74,8 @@ def test_valgrind_finds_no_leak(tiny_bundle, tmp_path):
 
 
 def test_cmake_builds_the_same_program(tiny_bundle, tmp_path):
-    _need("cmake")
-    _need("gcc")
+    tools.need("cmake")
+    tools.need("gcc")
     _run("cmake", "-S", tiny_bundle, "-B", "build", cwd=tmp_path)
     _run("cmake", "--build", "build", cwd=tmp_path)
     _run("build/edgedm-sample", "--bundle", tiny_bundle, "-n", 3, "-o", "a.npy", cwd=tmp_path)
@@ -120,7 +115,7 @@ int main(int count, char **paths) {
 
 
 def test_two_models_link_into_one_program(tiny_bundle, tmp_path):
-    _need("gcc")
+    tools.need("gcc")
     changed = {**tiny_model.CONFIG, "noise_schedule": {"num_train_timesteps": 500, "timestep_spacing": "trailing"}}
     compile_graph(tiny_model.write_pair(tmp_path, changed), tmp_path / "other.bundle", steps=5)
     other = tmp_path / "other.bundle"
