@@ -54,4 +54,4 @@ def quantize(
     trained = to_checkpoint(ema, checkpoint.config, low_bit.method)
     save(trained, output)
     last = {f"final.{key}": value for key, value in curve[-1].items() if key != "iteration"}
-    return Outcome(True, {"iterations": float(loop.iterations), **last}, {"written": output, "curve": curve})
+    return Outcome(True, {"iterations": float(loop.iterations), **last}, {"written": [str(output)], "curve": curve})
