@@ -96,6 +96,9 @@ def render(outcome: Outcome, every_row: bool = False) -> None:
         rows = [row for row in level["rows"] if every_row or not row["ok"]]
         if rows:
             console.print(_rows_table(level["name"], rows))
+            for row in rows:  # beside the figures a sentence would wrap letter by letter on a narrow terminal
+                if row["note"]:
+                    console.print(f"{escape(row['name'])}: {escape(row['note'])}", highlight=False)
     failure = outcome.details.get("first_failure")
     if failure:
         console.print(
@@ -111,11 +114,11 @@ def _rows_table(title: str, rows: list[dict[str, Any]]) -> Any:
 
     names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
     table = Table(title=title, title_justify="left")
-    for heading in ("", "where", *names, "what"):
+    for heading in ("", "where", *names):
         table.add_column(heading, overflow="fold")
     for row in rows:
         cells = [number(row["figures"][name]) if name in row["figures"] else "" for name in names]
-        table.add_row(_mark(row["ok"]), escape(row["name"]), *cells, escape(row["note"]))
+        table.add_row(_mark(row["ok"]), escape(row["name"]), *cells)
     return table
 
 
