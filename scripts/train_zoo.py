@@ -13,15 +13,16 @@ import torch
 
 from edgedm.models import save
 from edgedm.models.checkpoint import ZOO
-from edgedm.training.api import RECIPES, quantize
+from edgedm.models.presets import DIGITS
+from edgedm.training import quantize
 from edgedm.training.base import train_base
 from edgedm.training.classifier import save_classifier, train_classifier
 from edgedm.training.figures import KINDS, classifier_line, curve_table, evaluate, quality_table, save_figures
-from edgedm.training.loop import LoopOptions
+from edgedm.training.options import LoopOptions
 from edgedm.training.quality import Quality
-from edgedm.training.shipping import float_checkpoint
+from edgedm.training.recipes import RECIPES
 
-BASE = LoopOptions(iterations=3000, learning_rate=4e-4)
+BASE = LoopOptions(iterations=3000, learning_rate=4e-4, batch=64, bf16=True)
 FLOAT = "digits-fp32"
 NAMES = {"binarydm": "digits-binarydm-w1a4", "bidm": "digits-bidm-w1a1"}
 DOCS = Path(__file__).parents[1] / "docs" / "zoo"
@@ -44,13 +45,14 @@ def main() -> None:
         print(f"held-out accuracy {accuracy:.4f}")
         save_classifier(model)
     elif arguments.stage == "base":
-        save(float_checkpoint(train_base(arguments.runs / "base", BASE)), ZOO / FLOAT)
+        save(train_base(DIGITS, arguments.runs, BASE), ZOO / FLOAT)
     elif arguments.stage == "figures":
         figures(arguments.runs, arguments.samples, arguments.only, arguments.kinds)
     else:
         # the baseline is measured, not shipped
         output = ZOO / NAMES[arguments.stage] if arguments.stage in NAMES else arguments.runs / "xnor" / "checkpoint"
         quantize(
+            f"zoo:{FLOAT}",
             arguments.stage,
             output=str(output),
             iterations=arguments.iterations,

@@ -20,6 +20,5 @@ def command(
     """Train a low-bit checkpoint from a full-precision one by METHOD."""
     from edgedm.training import quantize
 
-    return quantize(
-        method=method, base=base, data=data, output=output, iterations=iterations, seed=seed
-    )
+    outcome: Outcome = quantize(base, method, data=data, output=output, iterations=iterations, seed=seed)
+    return outcome

@@ -19,7 +19,7 @@ from edgedm.errors import InvalidModelError
 from edgedm.models.attention import make_attention_explicit
 from edgedm.models.config import CheckpointConfig, read_config
 from edgedm.models.denoiser import Denoiser
-from edgedm.quant.convert import make_inference, make_trainable
+from edgedm.quant.api import DEFAULT_EDGES, make_inference, quantize_layers
 from edgedm.quant.inference import (
     ActivationQuantizer4,
     BinaryConv2d,
@@ -111,7 +111,8 @@ def skeleton(config: CheckpointConfig, seed: int = 0) -> Denoiser:
         unet = config.float_unet()
         make_attention_explicit(unet)
         if config.method != "fp32":
-            make_trainable(unet, config.method)
+            edges = config.timestep_bins or DEFAULT_EDGES
+            quantize_layers(unet, config.method, config.roles, options=config.options, edges=edges)
         make_inference(unet)
     for path in config.taps:
         try:

@@ -9,9 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import nn
 
 from edgedm.errors import InvalidModelError
-from edgedm.models.roles import Bits, Role
+from edgedm.models.bits import Bits
+from edgedm.models.roles import Role
 
-Method = Literal["fp32", "binarydm", "bidm", "xnor"]
+Method = Literal[
+    "fp32", "binarydm", "bidm", "efficientdm", "dilatequant", "xnor", "dorefa", "reactnet", "lsq", "ptq"
+]
 
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -30,10 +33,10 @@ class Architecture(_Strict):
 class CheckpointConfig(_Strict):
     """A checkpoint's config; an unknown key or version is refused.
 
-    `roles` maps each layer role to its bits; `noise_schedule` is a diffusers scheduler config (see
-    `edgedm.diffusion.NoiseSchedule`); `taps` are the modules whose output is carried from step to step, and
-    `timestep_bins` the first timestep of each bin of every per-timestep table; `null_class` is the class label
-    that means "unconditional".
+    `roles` maps each layer role to its bits and `options` are the method's own; `noise_schedule` is a diffusers
+    scheduler config (see `edgedm.diffusion.NoiseSchedule`); `taps` are the modules whose output is carried from step
+    to step, and `timestep_bins` the first timestep of each bin of every per-timestep table; `null_class` is the
+    class label that means "unconditional".
     """
 
     format_version: Literal[1] = 1
@@ -43,14 +46,15 @@ class CheckpointConfig(_Strict):
     roles: dict[Role, Bits]
     noise_schedule: dict[str, Any]
     null_class: int = Field(ge=0)
+    options: dict[str, Any] = {}
     taps: list[str] = []
     timestep_bins: list[int] = []
 
     @model_validator(mode="after")
     def _taps_have_bins(self) -> "CheckpointConfig":
         bins = self.timestep_bins
-        if bool(self.taps) != bool(bins):
-            raise ValueError("taps and timestep_bins go together: both or neither")
+        if self.taps and not bins:
+            raise ValueError("taps need timestep_bins")
         if any(after <= before for before, after in itertools.pairwise(bins)):
             raise ValueError("timestep_bins must ascend")
         return self

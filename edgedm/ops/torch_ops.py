@@ -6,6 +6,7 @@ The semantics are those of the ONNX functions of the same name in this package; 
 import torch
 from torch import Tensor
 
+from edgedm.ops.codes import unpack_codes
 from edgedm.ops.domain import DOMAIN, INT4_MAX, INT4_MIN, VERSION
 
 
@@ -47,6 +48,33 @@ def quantize4(x: Tensor, step: Tensor) -> Tensor:
     if torch.compiler.is_exporting():
         return _symbolic("Quantize4", (x, step), x.shape)
     return torch.clamp(torch.round(x / step), INT4_MIN, INT4_MAX) * step
+
+
+def quantize_uniform(x: Tensor, step: Tensor, zero: Tensor, bits: int, axis: int | None = None) -> Tensor:
+    """Return (clamp(round(x / step) + zero, 0, 2^bits - 1) - zero) step: same shape, rounding half to even.
+
+    `step` f32 and `zero` f32 (an integer within the grid) are single values [] or, with `axis`, one a slice of that
+    axis. Exported as QuantizeLinear and DequantizeLinear of uint4 or uint8; other widths clip uint8 codes between.
+    """
+    if torch.compiler.is_exporting():
+        where = {} if axis is None else {"axis": axis}
+        return _symbolic("QuantizeUniform", (x, step, zero), x.shape, bits=bits, **where)
+    if axis is not None:
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        step, zero = step.reshape(shape), zero.reshape(shape)
+    return (torch.clamp(torch.round(x / step) + zero, 0, 2**bits - 1) - zero) * step
+
+
+def dequantize_weight(codes: Tensor, step: Tensor, zero: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """Return (codes - zero) step as f32[shape]: uint8 codes as `pack_codes` packs them, one step and zero a row.
+
+    Exported as a DequantizeLinear of a uint4 or uint8 constant.
+    """
+    if torch.compiler.is_exporting():
+        return _symbolic("DequantizeWeight", (codes, step, zero), shape, bits=bits)
+    each = (-1, *(1,) * (len(shape) - 1))
+    return (unpack_codes(codes, bits, shape).float() - zero.float().reshape(each)) * step.reshape(each)
 
 
 def _symbolic(name: str, inputs: tuple[Tensor, ...], shape: torch.Size | tuple[int, ...], **attrs: int) -> Tensor:

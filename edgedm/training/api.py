@@ -1,57 +1,90 @@
-"""`edgedm.quantize`: a low-bit checkpoint from a float one, by training."""
+"""`edgedm.quantize`: swap the layers of a module, or train a low-bit checkpoint from a float one."""
 
 import dataclasses
+import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, overload
 
 import torch
+from torch import nn
 
-from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.errors import UnsupportedError
 from edgedm.models import load, save
+from edgedm.models.roles import Role
 from edgedm.outcome import Outcome
-from edgedm.training.loop import LoopOptions
-from edgedm.training.lowbit import LowBitOptions, train_low_bit
-from edgedm.training.shipping import to_checkpoint
+from edgedm.quant.api import quantize_layers
+from edgedm.quant.methods.method import Options
+from edgedm.quant.policy import Policy, policy_of
+from edgedm.training.recipes import RECIPES
+from edgedm.training.run import run_method
 
-# Per-method recipes; the equal number of iterations is what compares BiDM with its baseline.
-RECIPES: dict[str, tuple[LowBitOptions, LoopOptions]] = {
-    "binarydm": (LowBitOptions("binarydm", distill=1.0), LoopOptions(1000, 5e-4, ema_decay=0.998)),
-    "bidm": (LowBitOptions("bidm", distill=1.0, spd=1e-2, tbs=True), LoopOptions(1300, 1e-3, ema_decay=0.998)),
-    "xnor": (LowBitOptions("xnor"), LoopOptions(1300, 1e-3, ema_decay=0.998)),
-}
+
+@overload
+def quantize(
+    model: nn.Module, method: str, policy: Policy | Mapping[Role, str] | str | None = None, **named: Any
+) -> nn.Module: ...
+
+
+@overload
+def quantize(
+    model: str | os.PathLike[str],
+    method: str,
+    policy: Policy | Mapping[Role, str] | str | None = None,
+    **named: Any,
+) -> Outcome: ...
 
 
 def quantize(
+    model: nn.Module | str | os.PathLike[str],
     method: str,
-    base: str = "zoo:digits-fp32",
+    policy: Policy | Mapping[Role, str] | str | None = None,
+    **named: Any,
+) -> nn.Module | Outcome:
+    """Quantise `model` by `method`.
+
+    A module: its layers are swapped in place, untrained, and it is returned (`edgedm.quant.api.quantize_layers`).
+    A checkpoint (a folder or `zoo:NAME`): a low-bit copy is trained and written (`train_checkpoint`). `policy` is a
+    published variant by name ("paper", "code"), a `Policy`, or, for a module, a table {role: bits}.
+    """
+    chosen = policy_of(method, policy) if isinstance(policy, str) else policy
+    if isinstance(model, nn.Module):
+        return quantize_layers(model, method, chosen, **named)
+    if chosen is not None and not isinstance(chosen, Policy):
+        raise UnsupportedError("policy: a checkpoint takes a published policy or a Policy, not a table")
+    return train_checkpoint(model, method, chosen, **named)
+
+
+def train_checkpoint(
+    base: str | os.PathLike[str] = "zoo:digits-fp32",
+    method: str = "bidm",
+    policy: Policy | None = None,
+    *,
     data: str = "digits",
     output: str = "checkpoint",
-    *,
+    options: Options | Mapping[str, Any] | None = None,
     iterations: int | None = None,
     seed: int = 0,
     runs: str | None = None,
     threads: int = 2,
 ) -> Outcome:
-    """Train a low-bit checkpoint from the float checkpoint `base` by `method` and write it to `output`.
+    """Train a low-bit checkpoint from the float checkpoint `base` and write it to `output`.
 
-    `method` is binarydm (W1A4), bidm (W1A1) or xnor (W1A1, BiDM's baseline); `iterations` replaces the recipe's.
-    With `runs`, a folder, training keeps its state there and resumes. Raises `InvalidModelError` for a bad base,
-    `UnsupportedError` for an unknown method or data set.
+    `iterations` replaces the recipe's. With `runs`, a folder, training keeps its state there and resumes. Raises
+    `InvalidModelError` for a bad base, `UnsupportedError` for an unknown method, option or data set.
     """
-    if method not in RECIPES:
-        raise UnsupportedError(f"method: expected one of {', '.join(RECIPES)}, got {method!r}")
-    if data != "digits":
-        raise UnsupportedError(f"data: expected 'digits', got {data!r}")
     checkpoint = load(base)
-    if checkpoint.config.method != "fp32":
-        raise InvalidModelError(f"{base}: expected a float base, got one made by {checkpoint.config.method}")
-    low_bit, loop = RECIPES[method]
-    loop = dataclasses.replace(loop, seed=seed, iterations=iterations or loop.iterations)
+    loop = None
+    if method in RECIPES:
+        recipe = RECIPES[method].loop
+        loop = dataclasses.replace(recipe, seed=seed, iterations=iterations or recipe.iterations)
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(runs or scratch) / method
-        ema, curve = train_low_bit(checkpoint.module.unet, low_bit, loop, folder)
-    trained = to_checkpoint(ema, checkpoint.config, low_bit.method)
-    save(trained, output)
-    last = {f"final.{key}": value for key, value in curve[-1].items() if key != "iteration"}
-    return Outcome(True, {"iterations": float(loop.iterations), **last}, {"written": [str(output)], "curve": curve})
+        trained = run_method(checkpoint, method, folder, policy=policy, options=options, data=data, loop=loop)
+    save(trained.checkpoint, output)
+    figures: dict[str, float] = {}
+    for name, curve in trained.curves.items():
+        figures |= {f"{name}.{key}": value for key, value in curve[-1].items()}
+    return Outcome(True, figures, {"written": [str(output)], "curves": trained.curves})

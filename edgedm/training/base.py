@@ -1,55 +1,55 @@
-"""Train the float base model of the zoo: eps prediction, label dropout, EMA (Ho et al. 2020; Ho, Salimans 2022)."""
+"""Train a float base model: eps prediction, label dropout, EMA (Ho et al. 2020; Ho, Salimans 2022)."""
 
-import copy
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
-from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgedm.models.presets import DIGITS, NULL_CLASS
-from edgedm.training.data import load_digits
-from edgedm.training.loop import LoopOptions, Losses, train
-from edgedm.training.noising import add_noise, alphas_cumprod
-
-LABEL_DROPOUT = 0.1
-BATCH = 64
-
-
-class Batches:
-    """Draw noisy training digits; a share `label_dropout` of the labels becomes the null class."""
-
-    def __init__(self, batch: int = BATCH, label_dropout: float = LABEL_DROPOUT) -> None:
-        digits = load_digits()
-        self.images, self.labels = digits.train_images, digits.train_labels
-        self.alphas, self.batch, self.label_dropout = alphas_cumprod(), batch, label_dropout
-
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return x_0, noise f32[N, 1, 16, 16], t int64[N], labels int64[N] and x_t."""
-        rows = torch.randint(len(self.images), (self.batch,), generator=generator)
-        images, labels = self.images[rows], self.labels[rows]
-        drop = torch.rand(self.batch, generator=generator) < self.label_dropout
-        labels = torch.where(drop, NULL_CLASS, labels)
-        # Stratified: one timestep from each of N equal slices, in random order, for a steadier loss.
-        within = torch.rand(self.batch, generator=generator)
-        slices = (torch.randperm(self.batch, generator=generator) + within) / self.batch
-        t = (slices * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
-        noise = torch.randn(images.shape, generator=generator)
-        return images, noise, t, labels, add_noise(images, noise, t, self.alphas)
+from edgedm.diffusion import NoiseSchedule
+from edgedm.models import Checkpoint, CheckpointConfig
+from edgedm.models.attention import make_attention_explicit
+from edgedm.models.config import Architecture
+from edgedm.models.denoiser import Denoiser
+from edgedm.models.presets import NULL_CLASS
+from edgedm.models.roles import FLOAT
+from edgedm.training.data import Batches, load_digits
+from edgedm.training.loop import train
+from edgedm.training.objective import Losses, Objective, Stage
+from edgedm.training.options import LoopOptions
 
 
-def train_base(folder: Path, options: LoopOptions) -> nn.Module:
-    """Train and return the EMA model; resumes from `folder`."""
+class EpsError(Objective):
+    """The mean squared error of the predicted noise."""
+
+    def __init__(self, student: Denoiser, batches: Batches) -> None:
+        super().__init__(student)
+        self.batches = batches
+
+    def forward(self, iteration: int, generator: torch.Generator) -> Losses:
+        """Return "loss"."""
+        del iteration
+        batch = self.batches.draw(generator)
+        eps = self.student.record(batch.noisy, batch.timesteps, batch.labels)
+        return {"loss": F.mse_loss(eps.float(), batch.noise)}
+
+
+def train_base(architecture: dict[str, object], folder: Path, options: LoopOptions) -> Checkpoint:
+    """Train a float `UNet2DModel` of the digits and return its average; resumes from `folder`."""
+    config = CheckpointConfig(
+        architecture=Architecture(class_name="UNet2DModel", config=architecture),
+        method="fp32",
+        roles=FLOAT,
+        noise_schedule=NoiseSchedule().model_dump(mode="json"),
+        null_class=NULL_CLASS,
+    )
     torch.manual_seed(options.seed)
-    model: nn.Module = UNet2DModel(**DIGITS)
-    ema: nn.Module = copy.deepcopy(model).requires_grad_(False)
-    batches = Batches()
-
-    def loss(generator: torch.Generator) -> Losses:
-        _, noise, t, labels, noisy = batches.draw(generator)
-        eps = model(noisy, t, class_labels=labels, return_dict=False)[0]
-        return {"loss": F.mse_loss(eps.float(), noise)}
-
-    train("base", model, ema, loss, options, folder)
-    return ema
+    unet = config.float_unet()
+    make_attention_explicit(unet)
+    digits = load_digits(architecture["sample_size"])  # type: ignore[arg-type]  # an int, as diffusers takes it
+    schedule = NoiseSchedule.from_config(config.noise_schedule)
+    batches = Batches(
+        digits.train_images, digits.train_labels, schedule, options.batch, NULL_CLASS, options.label_dropout
+    )
+    trained, _ = train(Stage("base", EpsError(Denoiser(unet), batches), options), folder)
+    assert isinstance(trained, Denoiser)
+    return Checkpoint(config, trained.eval().requires_grad_(False))

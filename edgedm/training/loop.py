@@ -1,36 +1,25 @@
-"""One training loop for every method: AdamW, warm-up and cosine decay, EMA, resumable, a progress line."""
+"""One training loop for every method: AdamW, warm-up and decay, EMA, resumable, the same on one device or many."""
 
+import copy
 import json
 import math
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from edgedm import progress
 from edgedm.atomic import atomic_file
+from edgedm.training.objective import Stage
+from edgedm.training.options import LoopOptions
 
-Losses = dict[str, Tensor]
+Curve = list[dict[str, float]]
 
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """What a run needs besides its loss; `iterations` is the equal-budget unit of comparisons."""
-
-    iterations: int
-    learning_rate: float
-    warm_up: int = 100
-    ema_decay: float = 0.999
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    seed: int = 0
-    bf16: bool = True
-    save_every: int = 200
-    final_fraction: float = 0.0
+CURVE_EVERY = 50
+STATE_FILE, CURVE_FILE = "state.pt", "curve.json"
 
 
 @torch.no_grad()
@@ -43,104 +32,104 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float, iteration: int) -
 
 
 def learning_rate_factor(iteration: int, options: LoopOptions) -> float:
-    """Return the linear warm-up and cosine decay factor of an iteration, 0 first."""
+    """Return the factor of an iteration's learning rate: linear warm-up, then the decay."""
     if iteration < options.warm_up:
         return (iteration + 1) / options.warm_up
-    progress = (iteration - options.warm_up) / max(1, options.iterations - options.warm_up)
-    low = options.final_fraction
-    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if options.decay == "constant":
+        return 1.0
+    done = min(1.0, (iteration - options.warm_up) / max(1, options.iterations - options.warm_up))
+    left = 1 - done if options.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return options.final_fraction + (1 - options.final_fraction) * left
 
 
-def train(
-    name: str,
-    model: nn.Module,
-    ema: nn.Module,
-    loss: Callable[[torch.Generator], Losses],
-    options: LoopOptions,
-    folder: Path,
-    parameter_groups: list[dict[str, object]] | None = None,
-) -> list[dict[str, float]]:
-    """Train `model` on `loss()["loss"]`, keep `ema` beside it, and return the loss curve.
+def train(stage: Stage, folder: Path) -> tuple[nn.Module, Curve]:
+    """Train the stage's student; return its average (the student itself without EMA) and the loss curve.
 
-    State goes to `folder/state.pt` every `save_every` iterations and is picked up again by the next call; the
-    curve to `folder/curve.jsonl`. Every iteration draws from a generator seeded by (seed, iteration), so a resumed
-    run sees the same batches.
+    State goes to `folder/state.pt` every `save_every` iterations and is picked up again by the next call; the curve
+    to `folder/curve.json`. Every iteration draws from a generator seeded by (seed, iteration), so a resumed run sees
+    the same batches. Raises `FloatingPointError` where the gradient is not finite.
     """
+    name, objective, options = stage.name, stage.objective, stage.loop
     folder.mkdir(parents=True, exist_ok=True)
-    # Its own mixed precision is one setting a process; runs of both kinds may follow each other here.
-    accelerator = Accelerator(cpu=True)
-    groups = parameter_groups or [{"params": list(model.parameters())}]
-    optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    optimiser = torch.optim.AdamW(
+        objective.parameter_groups(options.learning_rate),
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+    )
     rates = [group["lr"] for group in optimiser.param_groups]
-    start, curve = _resume(folder / "state.pt", model, ema, optimiser)
-    began = time.monotonic()
+    ema = copy.deepcopy(objective.student).requires_grad_(False) if options.ema_decay else None
+    session = _Session(folder / STATE_FILE, objective, ema, optimiser)
+    session.resume()
+    wrapped, prepared = accelerator.prepare(objective, optimiser)
     generator = torch.Generator()
-    sums: dict[str, float] = {}
-    model.train()
-    for iteration in range(start, options.iterations):
-        generator.manual_seed(options.seed * 1_000_003 + iteration)
+    objective.student.train()
+    began, start = time.monotonic(), session.iteration
+    for iteration in progress.track(range(start, options.iterations), name):
+        generator.manual_seed((options.seed * 1_000_003 + iteration) * 4099 + accelerator.process_index)
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * learning_rate_factor(iteration, options)
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-            terms = loss(generator)
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.bf16):
+            terms = wrapped(iteration, generator)
         accelerator.backward(terms["loss"])
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), options.clip_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"{name}: gradient norm {norm} at iteration {iteration}")
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        update_ema(ema, model, options.ema_decay, iteration)
+        prepared.step()
+        prepared.zero_grad(set_to_none=True)
+        if ema is not None:
+            update_ema(ema, objective.student, options.ema_decay, iteration)
+        session.note(iteration + 1, terms, last=iteration + 1 == options.iterations)
+        if (iteration + 1) % options.save_every == 0 or iteration + 1 == options.iterations:
+            session.save(options, (time.monotonic() - began) / (iteration + 1 - start))
+    return (objective.student if ema is None else ema), session.curve
+
+
+class _Session:
+    """What is kept from one call to the next."""
+
+    def __init__(
+        self, path: Path, objective: nn.Module, ema: nn.Module | None, optimiser: torch.optim.Optimizer
+    ) -> None:
+        self.path, self.objective, self.ema, self.optimiser = path, objective, ema, optimiser
+        self.iteration = 0
+        self.curve: Curve = []
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def note(self, iteration: int, terms: dict[str, Tensor], last: bool) -> None:
+        """Add an iteration's losses; every 50 of them become a point of the curve."""
+        self.iteration, self.count = iteration, self.count + 1
         for key, value in terms.items():
-            sums[key] = sums.get(key, 0.0) + float(value.detach())
-        done = iteration + 1
-        if done % 50 == 0 or done == options.iterations:
-            count = (done - 1) % 50 + 1 if done % 50 else 50
-            count = min(count, done - start)
-            seconds = (time.monotonic() - began) / (done - start)
-            curve.append({"iteration": done, "seconds": seconds, **{k: v / count for k, v in sums.items()}})
-            sums = {}
-            _progress(name, curve[-1], options.iterations, norm)
-        if done % options.save_every == 0 or done == options.iterations:
-            _save(folder, model, ema, optimiser, done, curve, options)
-    return curve
+            self.sums[key] = self.sums.get(key, 0.0) + float(value.detach())
+        if iteration % CURVE_EVERY == 0 or last:
+            self.curve.append({"iteration": iteration, **{k: v / self.count for k, v in self.sums.items()}})
+            self.sums, self.count = {}, 0
 
+    def save(self, options: LoopOptions, seconds: float) -> None:
+        """Write everything, whole or not at all."""
+        state = {
+            "objective": self.objective.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "iteration": self.iteration,
+            "curve": self.curve,
+            "sums": self.sums,
+            "count": self.count,
+        }
+        with atomic_file(self.path) as path:
+            torch.save(state, path)
+        with atomic_file(self.path.with_name(CURVE_FILE)) as path:
+            path.write_text(json.dumps({"options": asdict(options), "seconds": seconds, "curve": self.curve}))
 
-def _progress(name: str, row: dict[str, float], total: int, norm: Tensor) -> None:
-    terms = " ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in ("iteration", "seconds"))
-    left = (total - row["iteration"]) * row["seconds"] / 60
-    line = f"{name} {row['iteration']:.0f}/{total} {terms} |g| {float(norm):.2f} {row['seconds']:.3f} s/it"
-    print(f"{line}, {left:.1f} min left", file=sys.stderr, flush=True)
-
-
-def _save(
-    folder: Path,
-    model: nn.Module,
-    ema: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    iteration: int,
-    curve: list[dict[str, float]],
-    options: LoopOptions,
-) -> None:
-    state = {
-        "model": model.state_dict(),
-        "ema": ema.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "iteration": iteration,
-        "curve": curve,
-    }
-    with atomic_file(folder / "state.pt") as path:
-        torch.save(state, path)
-    with atomic_file(folder / "curve.json") as path:
-        path.write_text(json.dumps({"options": asdict(options), "curve": curve}))
-
-
-def _resume(
-    path: Path, model: nn.Module, ema: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, float]]]:
-    if not path.exists():
-        return 0, []
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    ema.load_state_dict(state["ema"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["iteration"]), state["curve"]
+    def resume(self) -> None:
+        """Continue where the last call stopped, if there was one."""
+        if not self.path.exists():
+            return
+        state = torch.load(self.path, weights_only=True)
+        self.objective.load_state_dict(state["objective"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.iteration, self.curve = int(state["iteration"]), state["curve"]
+        self.sums, self.count = state["sums"], int(state["count"])

@@ -1,12 +1,12 @@
 """Draw batches of samples in torch with the arithmetic of `edgedm.diffusion`, for quality figures."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from edgedm.diffusion import NoiseSchedule, step_coefficients
+from edgedm.diffusion import NoiseSchedule
 from edgedm.models.denoiser import Denoiser
 from edgedm.models.presets import NULL_CLASS
+from edgedm.training.trajectory import Steps
 
 
 @torch.inference_mode()
@@ -19,25 +19,22 @@ def draw(
     seed: int = 0,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Return DDIM samples f32[N, 1, size, size] for `labels` int64[N] (the null class: unlabelled).
+    """Return DDIM samples f32[N, C, size, size] for `labels` int64[N] (the null class: unlabelled).
 
     Each image has noise of its own seed, so a larger N only adds images; every image carries its own state.
     """
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn((len(labels), 1, size, size), generator=generator)
-    rows = step_coefficients(schedule, steps)
+    channels = module.unet.get_parameter("conv_in.weight").shape[1]
+    x = torch.randn((len(labels), channels, size, size), generator=generator)
+    walk = Steps(schedule, steps)
     conditional = _Trajectory(module, labels)
     unconditional = _Trajectory(module, torch.full_like(labels, NULL_CLASS)) if guidance != 1.0 else None
-    limit = schedule.clip_sample_range if schedule.clip_sample else float("inf")
-    for row, timestep in zip(rows, schedule.timesteps(steps), strict=True):
-        output = conditional.step(x, int(timestep))
+    for step, timestep in enumerate(walk.timesteps):
+        output = conditional.step(x, timestep)
         if unconditional is not None:
-            free = unconditional.step(x, int(timestep))
+            free = unconditional.step(x, timestep)
             output = free + guidance * (output - free)
-        c = [float(np.float32(v)) for v in (row.x0_sample, row.x0_output, row.eps_sample, row.eps_output)]
-        x0 = (c[0] * x + c[1] * output).clamp(-limit, limit)
-        eps = c[2] * x + c[3] * output
-        x = float(row.to_x0) * x0 + float(row.to_eps) * eps + float(row.to_sample) * x
+        x = walk.advance(step, x, output)
     return x
 
 

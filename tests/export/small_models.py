@@ -2,9 +2,10 @@
 
 from edgedm.models import Checkpoint, CheckpointConfig, build
 from edgedm.models.config import Architecture
-from edgedm.models.roles import BIDM, BINARYDM, FLOAT
+from edgedm.models.roles import FLOAT
+from edgedm.quant.policy import policy_of
 
-ROLES = {"fp32": FLOAT, "bidm": BIDM, "binarydm": BINARYDM}
+ROLES = {"fp32": FLOAT, "bidm": policy_of("bidm").bits, "binarydm": policy_of("binarydm", "code").bits}
 SIZE, CLASSES = 8, 4
 UNET = {
     "sample_size": SIZE,
@@ -26,7 +27,7 @@ def small_checkpoint(method: str) -> Checkpoint:
     config = CheckpointConfig(
         architecture=Architecture(class_name="UNet2DModel", config=UNET),
         method=method,
-        roles=ROLES[method],
+        roles=dict(ROLES[method]),
         noise_schedule={"num_train_timesteps": 1000},
         null_class=CLASSES,
         taps=["up_blocks.0.upsamplers.0", "up_blocks.1.resnets.1"] if connected else [],

@@ -2,7 +2,7 @@
 
 from edgedm.models import Checkpoint, CheckpointConfig, build
 from edgedm.models.config import Architecture
-from edgedm.quant.convert import POLICIES
+from edgedm.quant.policy import policy_of
 
 UNET = {
     "sample_size": 16,
@@ -24,7 +24,7 @@ def small(method: str, seed: int = 0) -> Checkpoint:
     config = CheckpointConfig(
         architecture=Architecture(class_name="UNet2DModel", config=UNET),
         method=method,
-        roles=POLICIES[method],
+        roles=dict(policy_of(method, "code" if method == "binarydm" else None).bits),
         noise_schedule={"num_train_timesteps": 1000},
         null_class=10,
         taps=TAPS if connected else [],

@@ -6,8 +6,9 @@ from torch import nn
 
 from edgedm.errors import UnsupportedError
 from edgedm.models.presets import DIGITS
-from edgedm.models.roles import BIDM, BINARYDM, output_blocks, roles
-from edgedm.training.lowbit import block_ends, tap_paths
+from edgedm.models.roles import block_ends, output_blocks, roles
+from edgedm.quant.methods.bidm import BIDM, BiDMOptions
+from edgedm.quant.policy import policy_of
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,9 @@ def test_a_layer_without_a_role_is_refused_by_name():
 
 def test_policies_keep_the_edges_float_and_bidm_the_shortcuts_too():
     edges = {"conv_in", "time_mlp", "conv_out"}
-    assert {role for role, bits in BINARYDM.items() if bits == "float"} == edges
-    assert {role for role, bits in BIDM.items() if bits == "float"} == edges | {"shortcut"}
+    binarydm, bidm = policy_of("binarydm", "code").bits, policy_of("bidm").bits
+    assert {role for role, bits in binarydm.items() if bits == "float"} == edges
+    assert {role for role, bits in bidm.items() if bits == "float"} == edges | {"shortcut", "attn_matmul"}
 
 
 def test_output_blocks_end_as_in_ldm_and_the_taps_are_their_last_two_thirds(unet):
@@ -50,5 +52,5 @@ def test_output_blocks_end_as_in_ldm_and_the_taps_are_their_last_two_thirds(unet
         "up_blocks.2.resnets.0",
         "up_blocks.2.resnets.1",
     ]
-    assert tap_paths(unet) == ends[2:]
+    assert BIDM.taps(unet, BiDMOptions()) == ends[2:]
     assert len(block_ends(unet)) == 5 + 1 + 6

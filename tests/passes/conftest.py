@@ -24,10 +24,15 @@ def exports(tmp_path_factory) -> dict[str, Path]:
     from edgedm.export import export
     from edgedm.models import CheckpointConfig, build
     from edgedm.models.config import Architecture
-    from edgedm.models.roles import BIDM, BINARYDM, FLOAT
+    from edgedm.models.roles import FLOAT
+    from edgedm.quant.policy import policy_of
 
     folder = tmp_path_factory.mktemp("passes")
-    for method, roles in {"fp32": FLOAT, "bidm": BIDM, "binarydm": BINARYDM}.items():
+    for method, roles in {
+        "fp32": FLOAT,
+        "bidm": policy_of("bidm").bits,
+        "binarydm": policy_of("binarydm", "code").bits,
+    }.items():
         connected = method == "bidm"
         config = CheckpointConfig(
             architecture=Architecture(class_name="UNet2DModel", config=UNET),

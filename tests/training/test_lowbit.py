@@ -1,19 +1,21 @@
 """Low-bit training end to end on a small UNet: what it ships, what it resumes."""
 
-import dataclasses
 
 import pytest
 import torch
 
+from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models import CheckpointConfig, build, load, save
 from edgedm.models.config import Architecture
 from edgedm.models.roles import FLOAT
+from edgedm.quant.api import method_options
+from edgedm.quant.policy import policy_of
 from edgedm.training import loop, quantize
-from edgedm.training.api import RECIPES
-from edgedm.training.loop import LoopOptions, learning_rate_factor
-from edgedm.training.lowbit import make_student, train_low_bit
-from edgedm.training.shipping import to_checkpoint
+from edgedm.training.loop import learning_rate_factor
+from edgedm.training.options import LoopOptions
+from edgedm.training.recipes import RECIPES
+from edgedm.training.run import make_student, run_method
 
 UNET = {
     "sample_size": 16,
@@ -47,9 +49,9 @@ def base(tmp_path_factory):
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_quantize_writes_a_checkpoint_that_loads(base, tmp_path, method):
-    outcome = quantize(method, str(base), output=str(tmp_path / "out"), iterations=2, threads=1)
+    outcome = quantize(str(base), method, output=str(tmp_path / "out"), iterations=2, threads=1)
     checkpoint = load(tmp_path / "out")
-    assert outcome.ok and outcome.figures["iterations"] == 2
+    assert outcome.ok and outcome.figures[f"{method}.iteration"] == 2
     assert checkpoint.config.method == method
     assert bool(checkpoint.config.taps) == (method == "bidm")
 
@@ -57,9 +59,8 @@ def test_quantize_writes_a_checkpoint_that_loads(base, tmp_path, method):
 @pytest.mark.parametrize("method", RECIPES)
 def test_the_trained_model_equals_the_one_that_ships(base, tmp_path, method):
     loaded = load(base)
-    low_bit = dataclasses.replace(RECIPES[method][0], batch=4)
-    ema, _ = train_low_bit(loaded.module.unet, low_bit, LoopOptions(3, 1e-3, bf16=False), tmp_path)
-    shipped = to_checkpoint(ema, loaded.config, low_bit.method).module
+    trained = run_method(loaded, method, tmp_path, loop=LoopOptions(3, 1e-3, batch=4))
+    shipped, ema = trained.checkpoint.module, trained.denoiser
     x, t, label = torch.randn(2, 1, 16, 16), torch.tensor([10, 700]), torch.tensor([1, 10])
     with torch.no_grad():
         ours, theirs = ema.eval().record(x, t, label), shipped.record(x, t, label)
@@ -68,20 +69,19 @@ def test_the_trained_model_equals_the_one_that_ships(base, tmp_path, method):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(base, tmp_path, monkeypatch):
-    low_bit = dataclasses.replace(RECIPES["bidm"][0], batch=4)
-    options = LoopOptions(4, 1e-3, bf16=False, save_every=2)
+    options = LoopOptions(4, 1e-3, batch=4, save_every=2)
 
     def run(folder):
-        return train_low_bit(load(base).module.unet, low_bit, options, folder)[0].state_dict()
+        return run_method(load(base), "bidm", folder, loop=options).denoiser.state_dict()
 
     once = run(tmp_path / "once")
-    saved = loop._save
+    saved = loop._Session.save
 
     def stop(*arguments):
         saved(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_save", stop)
+    monkeypatch.setattr(loop._Session, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "twice")
     monkeypatch.undo()
@@ -90,7 +90,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(base, tmp_path, monkeypatch):
 
 
 def test_the_student_starts_with_the_papers_mix_and_its_taps(base):
-    student = make_student(load(base).module.unet, RECIPES["bidm"][0])
+    student = make_student(load(base).module.unet, NoiseSchedule(), "bidm", policy_of("bidm"), method_options("bidm"))
     assert student.taps == ["up_blocks.1.resnets.0", "up_blocks.1.resnets.1"]
     assert (student.cache_coefficients == 0.3).all() and student.cache_coefficients.shape == (100, 2)
     assert student.edges.tolist() == list(range(0, 1000, 10))
@@ -105,9 +105,9 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
 
 def test_unknown_methods_data_and_low_bit_bases_are_refused(base, tmp_path):
     with pytest.raises(UnsupportedError, match="bidm"):
-        quantize("magic", str(base))
+        quantize(str(base), "magic")
     with pytest.raises(UnsupportedError, match="digits"):
-        quantize("bidm", str(base), data="imagenet")
-    quantize("xnor", str(base), output=str(tmp_path / "low"), iterations=1, threads=1)
+        quantize(str(base), "bidm", data="imagenet")
+    quantize(str(base), "xnor", output=str(tmp_path / "low"), iterations=1, threads=1)
     with pytest.raises(InvalidModelError, match="xnor"):
-        quantize("bidm", str(tmp_path / "low"))
+        quantize(str(tmp_path / "low"), "bidm")

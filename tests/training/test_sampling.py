@@ -7,8 +7,8 @@ from edgedm.diffusion import NoiseSchedule, step_coefficients
 from edgedm.diffusion.sampler import advance
 from edgedm.models import CheckpointConfig, build
 from edgedm.models.config import Architecture
-from edgedm.models.roles import BIDM
 from edgedm.models.sample import Predictor
+from edgedm.quant.policy import policy_of
 from edgedm.training.figures import curve_table, quality_table
 from edgedm.training.quality import Quality
 from edgedm.training.sampling import draw
@@ -35,7 +35,7 @@ def test_a_batch_carries_the_state_of_each_image_as_the_reference_sampler_does()
             },
         ),
         method="bidm",
-        roles=BIDM,
+        roles=dict(policy_of("bidm").bits),
         noise_schedule={"num_train_timesteps": 1000},
         null_class=10,
         taps=["up_blocks.0.upsamplers.0", "up_blocks.1.resnets.1"],

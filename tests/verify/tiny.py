@@ -6,11 +6,11 @@ from edgedm.export import export
 from edgedm.lower import compile as compile_graph
 from edgedm.models import Checkpoint, CheckpointConfig, build
 from edgedm.models.config import Architecture
-from edgedm.models.roles import BIDM, BINARYDM
 from edgedm.passes import optimize
+from edgedm.quant.policy import policy_of
 
 CLASSES = 4
-ROLES = {"bidm": BIDM, "binarydm": BINARYDM}
+ROLES = {"bidm": policy_of("bidm").bits, "binarydm": policy_of("binarydm", "code").bits}
 UNET = {
     "sample_size": 8,
     "in_channels": 1,
@@ -30,7 +30,7 @@ def checkpoint(method: str) -> Checkpoint:
     config = CheckpointConfig(
         architecture=Architecture(class_name="UNet2DModel", config=UNET),
         method=method,
-        roles=ROLES[method],
+        roles=dict(ROLES[method]),
         noise_schedule={"num_train_timesteps": 1000},
         null_class=CLASSES,
         taps=["up_blocks.0.upsamplers.0", "up_blocks.1.resnets.1"] if method == "bidm" else [],

@@ -1,1 +1,18 @@
-"""The training layers of each published method, one file a method."""
+"""The training layers of each method, one file a method; `METHODS` names them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from edgedm.quant.methods import bidm, binarydm
+from edgedm.quant.methods.method import Method
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        method.name: method
+        for method in (
+            binarydm.BINARYDM,
+            bidm.BIDM,
+            bidm.XNOR,
+        )
+    }
+)

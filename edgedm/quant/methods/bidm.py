@@ -4,10 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgedm.models.roles import output_blocks
 from edgedm.quant import inference
 from edgedm.quant.functions import scaled_sign_ste, sign_polynomial
+from edgedm.quant.geometry import Layer
+from edgedm.quant.methods.method import Method, Options, Site
 
 INITIAL_GAIN = 0.3
+BINS = 100  # rows of the table of mix coefficients
 
 
 class BinaryConv2d(nn.Module):
@@ -97,3 +101,36 @@ class BinaryLinear(nn.Module):
 def _pair(value: object) -> tuple[int, int]:
     assert isinstance(value, tuple) and len(value) == 2
     return value
+
+
+class BiDMOptions(Options):
+    """BiDM's named options; defaults are the paper's."""
+
+    learn_filter: bool = True
+    tbs: bool = True
+    spd: bool = True
+
+
+class XNOROptions(Options):
+    """XNOR-Net has none: the box filter, no connection, no distillation."""
+
+
+def _layer(layer: Layer, site: Site, options: BiDMOptions | XNOROptions) -> nn.Module:
+    if isinstance(layer, nn.Conv2d):
+        return BinaryConv2d(layer, isinstance(options, BiDMOptions) and options.learn_filter)
+    assert isinstance(layer, nn.Linear)
+    return BinaryLinear(layer, learn_threshold=site.role != "res_time")
+
+
+def _bins(options: BiDMOptions) -> int:
+    return BINS if options.tbs else 1
+
+
+def _taps(unet: nn.Module, options: BiDMOptions) -> list[str]:
+    """Return the ends of the last two thirds of the output blocks (the last 8 of LDM-4's 12)."""
+    ends = output_blocks(unet)
+    return ends[len(ends) - 2 * len(ends) // 3 :] if options.tbs else []
+
+
+BIDM = Method("bidm", BiDMOptions, _layer, bins=_bins, taps=_taps)
+XNOR = Method("xnor", XNOROptions, _layer)

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgedm.models.attention import OPERANDS
 from edgedm.quant import inference
 from edgedm.quant.functions import lsq, lsq_initial_step, sign_ste
+from edgedm.quant.geometry import Layer
+from edgedm.quant.methods.method import Method, Options, Site
 
 SMALLEST_STEP = 1e-3  # keeps the step positive and representable in float16
 
@@ -97,3 +100,23 @@ def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
 def _pair(value: object) -> tuple[int, int]:
     assert isinstance(value, tuple) and len(value) == 2
     return value
+
+
+class BinaryDMOptions(Options):
+    """BinaryDM's named options; defaults are the paper's (v5)."""
+
+
+def _layer(layer: Layer, site: Site, options: BinaryDMOptions) -> nn.Module:
+    del site, options
+    if isinstance(layer, nn.Conv2d):
+        return BinaryWeightConv2d(layer)
+    assert isinstance(layer, nn.Linear)
+    return BinaryWeightLinear(layer)
+
+
+def _operands(site: Site, options: BinaryDMOptions) -> dict[str, nn.Module]:
+    del site, options
+    return {name: LSQActivation() for name in OPERANDS}
+
+
+BINARYDM = Method("binarydm", BinaryDMOptions, _layer, _operands)

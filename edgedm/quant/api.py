@@ -1,0 +1,108 @@
+"""The quantisation API: swap the layers of any `nn.Module` by the training layers of a method, in place.
+
+    quantize_layers(unet, "bidm")                                  the paper's policy
+    quantize_layers(unet, "dilatequant", policy_of("dilatequant", nominal="W6A6"))
+    quantize_layers(net, "lsq", roles={"body.0": "res_conv", "body.2": "conv_out"})
+
+Then train, and `make_inference(unet)` turns every training layer into the packed one that runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from edgedm.errors import UnsupportedError
+from edgedm.models.attention import ExplicitAttention
+from edgedm.models.roles import Role
+from edgedm.models.roles import roles as roles_of
+from edgedm.quant.blocks import head_and_tail
+from edgedm.quant.clock import clock_of
+from edgedm.quant.geometry import is_layer
+from edgedm.quant.methods import METHODS
+from edgedm.quant.methods.method import Options, Site
+from edgedm.quant.policy import Policy, policy_of
+
+DEFAULT_EDGES = (0,)
+
+
+def quantize_layers(
+    model: nn.Module,
+    method: str,
+    policy: Policy | Mapping[Role, str] | None = None,
+    *,
+    options: Options | Mapping[str, Any] | None = None,
+    roles: Mapping[str, Role] | None = None,
+    edges: Sequence[int] = DEFAULT_EDGES,
+) -> nn.Module:
+    """Swap `Conv2d`, `Conv1d`, `Linear` and the operands of `ExplicitAttention` by low-bit ones; return `model`.
+
+    `policy` is a published one (default: the method's first) or a table {role: bits}; a role that it leaves out
+    stays float. `options` are the method's own. `roles` names the roles of layers that are none of diffusers'.
+    `edges` are the first timesteps of the rows of per-timestep tables, for the methods that have them.
+    Nothing is changed if an error is raised. Raises `UnsupportedError` for an unknown method, option, role or bits.
+    """
+    if method not in METHODS:
+        raise UnsupportedError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    chosen = METHODS[method]
+    settings = method_options(method, options)
+    table = policy_of(method) if policy is None else policy
+    bits = dict(table.bits if isinstance(table, Policy) else table)
+    clock, ends = clock_of(model), head_and_tail(model)
+
+    def site(path: str, role: Role, heads: int = 1) -> Site:
+        inside = any(path == end or path.startswith(end + ".") for end in ends)
+        return Site(path, role, bits.get(role, "float"), clock, tuple(edges), heads, inside)
+
+    swaps: dict[str, nn.Module] = {}
+    for path, role in roles_of(model, roles).items():
+        layer = model.get_submodule(path)
+        if bits.get(role, "float") != "float" and is_layer(layer):
+            swaps[path] = chosen.layer(layer, site(path, role), settings)
+    operands = {}
+    for path, module in model.named_modules():
+        if isinstance(module, ExplicitAttention) and bits.get("attn_matmul", "float") != "float":
+            block = path.removesuffix(".processor")
+            heads: int = model.get_submodule(block).heads  # type: ignore[assignment]  # diffusers is untyped
+            operands[path] = chosen.operands(site(block, "attn_matmul", heads), settings)
+    for path, layer in swaps.items():
+        model.set_submodule(path, layer)
+    for path, quantizers in operands.items():
+        processor = model.get_submodule(path)
+        assert isinstance(processor, ExplicitAttention)
+        processor.quantizers = nn.ModuleDict(dict(quantizers))
+    return model
+
+
+def method_options(method: str, options: Options | Mapping[str, Any] | None = None) -> Options:
+    """Return the method's options, checked. Raises `UnsupportedError` that names the option."""
+    kind = METHODS[method].options
+    if isinstance(options, Options):
+        if not isinstance(options, kind):
+            raise UnsupportedError(f"options: expected {kind.__name__}, got {type(options).__name__}")
+        return options
+    try:
+        return kind.model_validate(dict(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        known = ", ".join(kind.model_fields)
+        raise UnsupportedError(f"option {where!r} of {method}: {first['msg']}; {method} has {known}") from error
+
+
+def make_inference(model: nn.Module) -> None:
+    """Replace, in place, every training layer by its `to_inference()`."""
+    for path, module in _outermost(model):
+        model.set_submodule(path, module.to_inference())
+
+
+def _outermost(module: nn.Module, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (path, layer) of the training layers that are not themselves part of one."""
+    found: list[tuple[str, Any]] = []
+    for name, child in module.named_children():
+        if hasattr(child, "to_inference"):
+            found.append((prefix + name, child))
+        else:
+            found += _outermost(child, f"{prefix}{name}.")
+    return found

@@ -1,0 +1,15 @@
+"""How each method trains, one file a method; `RECIPES` names them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from edgedm.training.objective import Recipe
+from edgedm.training.recipes import bidm, binarydm
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "binarydm": binarydm.RECIPE,
+        "bidm": bidm.RECIPE,
+        "xnor": bidm.XNOR,
+    }
+)

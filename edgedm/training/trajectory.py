@@ -1,0 +1,83 @@
+"""Denoising trajectories in torch, for batches: sampling, and the data of data-free training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgedm.diffusion import NoiseSchedule, step_coefficients
+from edgedm.diffusion.sampler import StepCoefficients
+
+
+class Steps:
+    """The DDIM steps of a schedule, applied to batches f32[N, C, H, W]."""
+
+    def __init__(self, schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> None:
+        self.rows: list[StepCoefficients] = step_coefficients(schedule, steps, eta=eta)
+        self.timesteps = [int(t) for t in schedule.timesteps(steps)]
+        self.limit = schedule.clip_sample_range if schedule.clip_sample else float("inf")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def advance(self, step: int, x: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return the next x; `noise` is needed where the step adds some (eta > 0)."""
+        row = self.rows[step]
+        x0 = (float(row.x0_sample) * x + float(row.x0_output) * output).clamp(-self.limit, self.limit)
+        eps = float(row.eps_sample) * x + float(row.eps_output) * output
+        x = float(row.to_x0) * x0 + float(row.to_eps) * eps + float(row.to_sample) * x
+        return x if noise is None else x + float(row.to_noise) * noise
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a denoiser meets while it samples: x_t f32[M, C, H, W], t int64[M], labels int64[M]."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.noisy)
+
+    def take(self, rows: Tensor | slice) -> "Samples":
+        """Return some of them."""
+        return Samples(self.noisy[rows], self.timesteps[rows], self.labels[rows])
+
+
+@torch.no_grad()
+def calibration_samples(
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    schedule: NoiseSchedule,
+    shape: tuple[int, ...],
+    labels: Tensor,
+    steps: int = 50,
+    eta: float = 1.0,
+    seed: int = 0,
+) -> Samples:
+    """Sample one image a label with the full-precision `predict(x, t, labels)` and return every x_t on the way.
+
+    M = steps * len(labels), noisiest timestep first; data-free (EfficientDM, DilateQuant and PTQ calibrate on it).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    walk = Steps(schedule, steps, eta)
+    x = torch.randn((len(labels), *shape), generator=generator)
+    kept, times = [], []
+    for step, timestep in enumerate(walk.timesteps):
+        t = torch.full((len(labels),), timestep)
+        kept.append(x)
+        times.append(t)
+        noise = torch.randn(x.shape, generator=generator) if eta else None
+        x = walk.advance(step, x, predict(x, t, labels), noise)
+    return Samples(torch.cat(kept), torch.cat(times), labels.repeat(len(walk)))
+
+
+def predictor(unet: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return a float diffusers UNet as a function (x, t, labels) -> output."""
+
+    def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        output: Tensor = unet(x, timesteps, class_labels=labels, return_dict=False)[0]
+        return output
+
+    return predict
