@@ -19,6 +19,7 @@ from edgedm.outcome import Outcome
 if TYPE_CHECKING:
     from edgedm.models import Checkpoint
 
+EXPORTED = "UNet2DModel"
 _GOLDEN_LABEL = 7  # or the last class of a model with fewer
 
 
@@ -31,6 +32,11 @@ def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.Path
     progress.stage("loading the checkpoint")
     loaded = load(os.fspath(checkpoint)) if isinstance(checkpoint, str | os.PathLike) else checkpoint
     module, config = loaded.module.eval().requires_grad_(False), loaded.config
+    if config.architecture.class_name != EXPORTED:
+        raise UnsupportedError(
+            f"{config.architecture.class_name} cannot be exported yet, only {EXPORTED}; it can be quantised and "
+            "trained in PyTorch (edgedm.quantize(model, method))"
+        )
     schedule = NoiseSchedule.from_config(config.noise_schedule)
     architecture = config.architecture.config
     size = architecture["sample_size"]

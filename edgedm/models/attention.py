@@ -1,4 +1,4 @@
-"""Self-attention of diffusers' UNets in plain operations, with optional 4-bit quantisers on its four operands.
+"""Attention of diffusers' denoisers in plain operations, with optional quantisers on its four operands.
 
 Written out so that the exported graph shows every product: softmax((q d^-1/4)(k d^-1/4)^T) v, the form of LDM's
 `QKVAttentionLegacy`, whose operands BinaryDM quantises (methods.md 1.1).
@@ -15,10 +15,11 @@ OPERANDS = ("query", "key", "weight", "value")
 
 
 class ExplicitAttention(nn.Module):
-    """Attention processor for `diffusers.models.attention_processor.Attention` on feature maps f32[N, C, H, W].
+    """Processor for `diffusers.models.attention_processor.Attention`: self-attention on feature maps f32[N, C, H, W]
+    or tokens f32[N, L, C], and cross-attention from either to tokens.
 
-    `quantizers` maps the operands query, key, weight (the softmax's output) and value to modules; absent ones
-    stay float.
+    `quantizers` maps the operands query, key, weight (the softmax's output) and value, all [N, heads, L, d], to
+    modules; absent ones stay float.
     """
 
     def __init__(self, quantizers: dict[str, nn.Module] | None = None) -> None:
@@ -36,32 +37,40 @@ class ExplicitAttention(nn.Module):
         """Call `forward`; diffusers reads this signature to learn what a processor takes.
 
         `temb` is handed to every processor; nothing here depends on the time embedding. Raises
-        `UnsupportedError` for cross-attention or a mask.
+        `UnsupportedError` for a mask.
         """
         del temb
-        if encoder_hidden_states is not None or attention_mask is not None:
-            raise UnsupportedError("attention: cross-attention and masks are not supported, only plain self-attention")
-        result: Tensor = super().__call__(attn, hidden_states)
+        if attention_mask is not None:
+            raise UnsupportedError("attention: masks are not supported")
+        result: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states)
         return result
 
-    def forward(self, attn: Any, hidden_states: Tensor) -> Tensor:
-        """Return attention over the H*W positions plus the residual, f32[N, C, H, W]."""
-        batch, channels, height, width = hidden_states.shape
-        tokens = attn.group_norm(hidden_states.reshape(batch, channels, height * width)).transpose(1, 2)
-        head_dim = channels // attn.heads
+    def forward(self, attn: Any, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return attention over positions, projected, plus the residual where `attn` has one; as `hidden_states`."""
+        batch, shape = hidden_states.shape[0], hidden_states.shape
+        tokens = hidden_states.flatten(2) if hidden_states.ndim == 4 else hidden_states.transpose(1, 2)
+        if attn.group_norm is not None:
+            tokens = attn.group_norm(tokens)
+        tokens = tokens.transpose(1, 2)
+        if context is None:
+            context = tokens
+        elif attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
 
         def heads(x: Tensor) -> Tensor:
-            return x.reshape(batch, height * width, attn.heads, head_dim).transpose(1, 2)
+            return x.reshape(batch, x.shape[1], attn.heads, x.shape[2] // attn.heads).transpose(1, 2)
 
-        scale = head_dim**-0.25
-        query = self._quantize("query", heads(attn.to_q(tokens)) * scale)
-        key = self._quantize("key", heads(attn.to_k(tokens)) * scale)
-        value = self._quantize("value", heads(attn.to_v(tokens)))
+        query, key, value = heads(attn.to_q(tokens)), heads(attn.to_k(context)), heads(attn.to_v(context))
+        scale = query.shape[-1] ** -0.25
+        query, key = self._quantize("query", query * scale), self._quantize("key", key * scale)
+        value = self._quantize("value", value)
         weight = self._quantize("weight", torch.softmax(query @ key.transpose(2, 3), dim=-1))
-        mixed = (weight @ value).transpose(1, 2).reshape(batch, height * width, channels)
-        out = attn.to_out[0](mixed).transpose(1, 2).reshape(batch, channels, height, width)
-        result: Tensor = out + hidden_states
-        return result
+        out = attn.to_out[0]((weight @ value).transpose(1, 2).flatten(2))
+        if hidden_states.ndim == 4:
+            out = out.transpose(1, 2).reshape(shape)
+        if attn.residual_connection:
+            out = out + hidden_states
+        return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
 
     def _quantize(self, operand: str, x: Tensor) -> Tensor:
         if operand not in self.quantizers:
@@ -70,13 +79,21 @@ class ExplicitAttention(nn.Module):
         return quantized
 
 
-def make_attention_explicit(unet: nn.Module) -> dict[str, ExplicitAttention]:
-    """Install `ExplicitAttention` in every attention block of `unet`; return {block path: processor}."""
+def make_attention_explicit(model: nn.Module) -> dict[str, ExplicitAttention]:
+    """Install `ExplicitAttention` in every attention block of `model` that lacks it; return {block path: processor}.
+
+    Raises `UnsupportedError` for a block that normalises queries and keys or depends on a spatial norm.
+    """
     from diffusers.models.attention_processor import Attention
 
     installed = {}
-    for path, module in unet.named_modules():
-        if isinstance(module, Attention):
+    for path, module in model.named_modules():
+        if not isinstance(module, Attention):
+            continue
+        for part in ("norm_q", "norm_k", "spatial_norm", "add_k_proj"):
+            if getattr(module, part, None) is not None:
+                raise UnsupportedError(f"attention '{path}': {part} is not supported")
+        if not isinstance(module.processor, ExplicitAttention):
             module.set_processor(ExplicitAttention())
-            installed[path] = module.processor
+        installed[path] = module.processor
     return installed

@@ -26,7 +26,7 @@ class _Strict(BaseModel):
 class Architecture(_Strict):
     """A diffusers class and the arguments of its constructor."""
 
-    class_name: Literal["UNet2DModel"]
+    class_name: Literal["UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"]
     config: dict[str, Any]
 
 
@@ -60,14 +60,15 @@ class CheckpointConfig(_Strict):
         return self
 
     def float_unet(self) -> nn.Module:
-        """Build the full-precision UNet of this architecture, freshly initialised.
+        """Build the full-precision network of this architecture, freshly initialised.
 
         Raises `InvalidModelError` if diffusers refuses the arguments.
         """
-        from diffusers import UNet2DModel
+        import diffusers
 
+        kind = getattr(diffusers, self.architecture.class_name)
         try:
-            unet: nn.Module = UNet2DModel(**self.architecture.config)
+            unet: nn.Module = kind(**self.architecture.config)
         except (TypeError, ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
             name = self.architecture.class_name
             raise InvalidModelError(f"architecture.config: {name} refuses it: {error}") from error

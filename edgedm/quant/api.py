@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from edgedm.errors import UnsupportedError
-from edgedm.models.attention import ExplicitAttention
+from edgedm.models.attention import make_attention_explicit
 from edgedm.models.roles import Role
 from edgedm.models.roles import roles as roles_of
 from edgedm.quant.blocks import head_and_tail
@@ -36,7 +36,7 @@ def quantize_layers(
     roles: Mapping[str, Role] | None = None,
     edges: Sequence[int] = DEFAULT_EDGES,
 ) -> nn.Module:
-    """Swap `Conv2d`, `Conv1d`, `Linear` and the operands of `ExplicitAttention` by low-bit ones; return `model`.
+    """Swap `Conv2d`, `Conv1d`, `Linear` and the operands of diffusers' attention by low-bit ones; return `model`.
 
     `policy` is a published one (default: the method's first) or a table {role: bits}; a role that it leaves out
     stays float. `options` are the method's own. `roles` names the roles of layers that are none of diffusers'.
@@ -60,18 +60,15 @@ def quantize_layers(
         layer = model.get_submodule(path)
         if bits.get(role, "float") != "float" and is_layer(layer):
             swaps[path] = chosen.layer(layer, site(path, role), settings)
+    attentions = make_attention_explicit(model) if bits.get("attn_matmul", "float") != "float" else {}
     operands = {}
-    for path, module in model.named_modules():
-        if isinstance(module, ExplicitAttention) and bits.get("attn_matmul", "float") != "float":
-            block = path.removesuffix(".processor")
-            heads: int = model.get_submodule(block).heads  # type: ignore[assignment]  # diffusers is untyped
-            operands[path] = chosen.operands(site(block, "attn_matmul", heads), settings)
+    for block in attentions:
+        heads: int = model.get_submodule(block).heads  # type: ignore[assignment]  # diffusers is untyped
+        operands[block] = chosen.operands(site(block, "attn_matmul", heads), settings)
     for path, layer in swaps.items():
         model.set_submodule(path, layer)
-    for path, quantizers in operands.items():
-        processor = model.get_submodule(path)
-        assert isinstance(processor, ExplicitAttention)
-        processor.quantizers = nn.ModuleDict(dict(quantizers))
+    for block, quantizers in operands.items():
+        attentions[block].quantizers = nn.ModuleDict(dict(quantizers))
     return model
 
 
