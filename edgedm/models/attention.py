@@ -65,7 +65,7 @@ class ExplicitAttention(nn.Module):
         query, key = self._quantize("query", query * scale), self._quantize("key", key * scale)
         value = self._quantize("value", value)
         weight = self._quantize("weight", torch.softmax(query @ key.transpose(2, 3), dim=-1))
-        out = attn.to_out[0]((weight @ value).transpose(1, 2).flatten(2))
+        out: Tensor = attn.to_out[0]((weight @ value).transpose(1, 2).flatten(2))
         if hidden_states.ndim == 4:
             out = out.transpose(1, 2).reshape(shape)
         if attn.residual_connection:
