@@ -13,7 +13,6 @@ import edgedm
 from edgedm import progress
 from edgedm.atomic import atomic_file
 from edgedm.bench.models import bench_model
-from edgedm.bundle import Bundle
 from edgedm.bundle import load as load_bundle
 from edgedm.demo.page import (
     ImageRow,
@@ -27,13 +26,15 @@ from edgedm.demo.page import (
     image_row,
     render_page,
 )
-from edgedm.demo.pictures import GUIDANCE, STEPS, draw_native, draw_torch
+from edgedm.demo.pictures import GUIDANCE, STEPS, draw_graph, draw_native, draw_torch
 from edgedm.export import export
 from edgedm.images import encode_png, grid
 from edgedm.lower import compile as compile_bundle
 from edgedm.models import load
+from edgedm.models.bits import parse_bits
 from edgedm.outcome import Outcome
 from edgedm.passes import optimize
+from edgedm.quant.policy import policy_of
 from edgedm.verify import verify
 from edgedm.verify.report import number
 
@@ -43,32 +44,26 @@ Images = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """Bytes of what a user would ship, golden data not counted."""
-
-    full_onnx: int
-    low_bit_onnx: int
-    bundle: int
-    weights: int
-    program: int
-
-
-@dataclass(frozen=True)
 class _Result:
-    """What the demo learned about one low-bit model."""
+    """What the demo learned about one low-bit model.
+
+    `drawn` are the images of `engine`, "native" or "ONNX Runtime"; `sizes` are bytes by name, golden data not
+    counted; `speed` is None where there is nothing compiled to time.
+    """
 
     name: str
     bits: str
+    engine: str
     full: Images
     torch: Images
-    native: Images
+    drawn: Images
     verification: Outcome
-    sizes: _Sizes
-    speed: Outcome
+    sizes: dict[str, int]
+    speed: Outcome | None
 
 
 def run(output: Path, models: Sequence[str]) -> Outcome:
-    """See `edgedm.demo`."""
+    """See `edgedm.demo`; `models` are checkpoints of the digits model."""
     output.mkdir(parents=True, exist_ok=True)
     progress.stage(f"full precision: export {BASE} and draw with PyTorch")
     full_onnx = output / "fp32.onnx"
@@ -78,59 +73,83 @@ def run(output: Path, models: Sequence[str]) -> Outcome:
     page = output / "index.html"
     with atomic_file(page) as scratch:
         scratch.write_text(render_page(_page(results)), encoding="utf-8")
-    rows = [results[0].full, *(images for r in results for images in (r.torch, r.native))]
+    rows = [results[0].full, *(images for r in results for images in (r.torch, r.drawn))]
     picture = output / "images.png"
     with atomic_file(picture) as scratch:
         scratch.write_bytes(encode_png(np.kron(grid(np.concatenate(rows), len(LABELS)), np.ones((4, 4, 1), np.uint8))))
     figures: dict[str, float] = {}
     for r in results:
-        figures |= {f"{r.bits}.verify.{name}": value for name, value in r.verification.figures.items()}
-        figures |= {f"{r.bits}.{name}": value for name, value in r.speed.figures.items()}
-        figures |= {f"{r.bits}.bytes.{name}": float(value) for name, value in vars(r.sizes).items()}
+        timed = {} if r.speed is None else r.speed.figures
+        figures |= {f"{r.name}.verify.{name}": value for name, value in r.verification.figures.items()}
+        figures |= {f"{r.name}.{name}": value for name, value in timed.items()}
+        figures |= {f"{r.name}.bytes.{name}": float(value) for name, value in r.sizes.items()}
     ok = all(r.verification.ok for r in results)
     return Outcome(ok, figures, {"written": [str(page), str(picture)], "tables": [_plain(results)]})
 
 
-def _one(name: str, output: Path, full_onnx: Path, full: Images) -> _Result:
-    stem = name.removeprefix("zoo:")
-    graph, deployed, bundle_path = output / f"{stem}.onnx", output / f"{stem}.deploy.onnx", output / f"{stem}.bundle"
+def _one(checkpoint: str, output: Path, full_onnx: Path, full: Images) -> _Result:
+    name = checkpoint.removeprefix("zoo:")
+    config = load(checkpoint).config
+    graph = output / f"{name}.onnx"
     progress.stage(f"{name}: export")
-    export(name, graph)
+    export(checkpoint, graph)
+    sizes = {"full_onnx": full_onnx.stat().st_size, "low_bit_onnx": graph.stat().st_size}
+    nominal = policy_of(config.method).nominal
+    if parse_bits(nominal)[0] == 1:
+        return _compiled(checkpoint, nominal, graph, full, sizes)
+    progress.stage(f"{name}: verify under ONNX Runtime")
+    verification = verify(graph, checkpoint)
+    progress.stage(f"{name}: draw with PyTorch and with ONNX Runtime")
+    drawn = draw_graph(graph, config, LABELS)
+    return _Result(
+        name, nominal, "ONNX Runtime", full, draw_torch(checkpoint, LABELS), drawn, verification, sizes, None
+    )
+
+
+def _compiled(checkpoint: str, bits: str, graph: Path, full: Images, sizes: dict[str, int]) -> _Result:
+    name = checkpoint.removeprefix("zoo:")
+    deployed, bundle_path = graph.with_suffix(".deploy.onnx"), graph.with_suffix(".bundle")
     progress.stage(f"{name}: optimize")
     optimize(graph, deployed)
     progress.stage(f"{name}: compile for this machine")
     compile_bundle(deployed, bundle_path)
     progress.stage(f"{name}: verify")
-    verification = verify(bundle_path, name)
+    verification = verify(bundle_path, checkpoint)
     progress.stage(f"{name}: draw with PyTorch and with the native runtime")
     bundle = load_bundle(bundle_path)
-    drawn = draw_torch(name, LABELS), draw_native(bundle, LABELS)
+    drawn = draw_native(bundle, LABELS)
     progress.stage(f"{name}: time a step against ONNX Runtime")
     threads = tuple(n for n in (1, 2) if n <= len(os.sched_getaffinity(0)))
     speed = bench_model(bundle_path, ("onnxruntime",), threads)
-    bits = sorted(set(load(name).config.roles.values()) - {"float"})
-    return _Result(name, bits[0], full, *drawn, verification, _sizes(bundle, graph, full_onnx), speed)
-
-
-def _sizes(bundle: Bundle, graph: Path, full_onnx: Path) -> _Sizes:
     files = bundle.manifest.files
-    shipped = sum(entry.bytes for name, entry in files.items() if not name.startswith("golden/"))
+    shipped = sum(entry.bytes for file, entry in files.items() if not file.startswith("golden/"))
     program = files["bin/edgedm-sample"].bytes
-    return _Sizes(full_onnx.stat().st_size, graph.stat().st_size, shipped, bundle.manifest.weights_bytes, program)
+    sizes = {**sizes, "bundle": shipped, "weights": bundle.manifest.weights_bytes, "program": program}
+    return _Result(name, bits, "native", full, draw_torch(checkpoint, LABELS), drawn, verification, sizes, speed)
 
 
 def _page(results: Sequence[_Result]) -> Page:
     tiles = []
     for r in results:
         parity = "parity holds" if r.verification.ok else "parity does not hold"
-        tiles.append(Tile("yes" if r.verification.ok else "no", f"{r.bits}: {parity}", r.verification.ok))
-        ratio = r.speed.figures["ratio.onnxruntime_fp32.t1"]
-        tiles.append(Tile(f"{ratio:.1f}x", f"{r.bits}: one step, against ONNX Runtime float32, one thread"))
-        small = r.sizes.full_onnx / (r.sizes.weights + r.sizes.program)
-        tiles.append(Tile(f"{small:.1f}x", f"{r.bits}: program and weights smaller than the float32 ONNX file"))
+        tiles.append(Tile("yes" if r.verification.ok else "no", f"{r.name}: {parity}", r.verification.ok))
+        if r.speed is not None:
+            ratio = r.speed.figures["ratio.onnxruntime_fp32.t1"]
+            tiles.append(Tile(f"{ratio:.1f}x", f"{r.name}: one step, against ONNX Runtime float32, one thread"))
+            small = r.sizes["full_onnx"] / (r.sizes["weights"] + r.sizes["program"])
+            tiles.append(Tile(f"{small:.1f}x", f"{r.name}: program and weights smaller than the float32 ONNX file"))
+        else:
+            small = r.sizes["full_onnx"] / r.sizes["low_bit_onnx"]
+            tiles.append(Tile(f"{small:.1f}x", f"{r.name}: ONNX file smaller than the float32 one"))
     facts = {"edgedm": edgedm.__version__, "machine": platform.machine(), "Python": platform.python_version()}
-    lead = "From a PyTorch checkpoint to a native program, and the proof that the numbers agree."
+    lead = "From a PyTorch checkpoint to numbers that agree, and to a native program where kernels are there."
     return Page("edgedm demo", lead, tuple(tiles), tuple(_section(r) for r in results), facts)
+
+
+_ENGINES = {
+    "native": "bin/edgedm-sample of the bundle, without Python",
+    "ONNX Runtime": "the exported graph, unmodified; kernels for these bits are not there yet",
+}
 
 
 def _section(r: _Result) -> Section:
@@ -138,11 +157,13 @@ def _section(r: _Result) -> Section:
     images: tuple[ImageRow, ...] = (
         image_row("full precision", f"PyTorch, float32; {same_noise}", r.full),
         image_row(f"{r.bits} in PyTorch", "the low-bit checkpoint, simulated", r.torch),
-        image_row(f"{r.bits} native", "bin/edgedm-sample of the bundle, without Python", r.native),
+        image_row(f"{r.bits} {r.engine}", _ENGINES[r.engine], r.drawn),
     )
     lead = f"{r.name}: {STEPS} steps of DDIM, guidance {GUIDANCE:g}."
-    tables = (_parity_table(r), _size_table(r), _speed_table(r))
-    return Section(r.bits, lead, tuple(map(str, LABELS)), images, tables)
+    tables = [_parity_table(r), _size_table(r)]
+    if r.speed is not None:
+        tables.append(_speed_table(r.speed))
+    return Section(f"{r.name} ({r.bits})", lead, tuple(map(str, LABELS)), images, tuple(tables))
 
 
 def _parity_table(r: _Result) -> Table:
@@ -156,24 +177,27 @@ def _parity_table(r: _Result) -> Table:
     return Table("Parity with PyTorch", headings, tuple(rows), "Every level must hold.", texts=(0, 1, 4))
 
 
+_SIZES = {
+    "full_onnx": "float32 ONNX",
+    "low_bit_onnx": "low-bit ONNX",
+    "bundle": "bundle, golden data not counted",
+    "weights": "bytes of weights",
+    "program": "program (code)",
+}
+
+
 def _size_table(r: _Result) -> Table:
-    named = {
-        "float32 ONNX": r.sizes.full_onnx,
-        f"{r.bits} ONNX": r.sizes.low_bit_onnx,
-        "bundle, golden data not counted": r.sizes.bundle,
-        "bytes of weights": r.sizes.weights,
-        "program (code)": r.sizes.program,
-    }
     rows = [
-        TableRow((name, bytes_text(size)), bar=bar)
-        for (name, size), bar in zip(named.items(), bars(list(named.values())), strict=True)
+        TableRow((_SIZES[name], bytes_text(size)), bar=bar)
+        for (name, size), bar in zip(r.sizes.items(), bars(list(r.sizes.values())), strict=True)
     ]
-    return Table("Size", ("what", "bytes"), tuple(rows), "A bundle holds objects, a library and a program: ship one.")
+    note = "A bundle holds objects, a library and a program: ship one." if "bundle" in r.sizes else ""
+    return Table("Size", ("what", "bytes"), tuple(rows), note)
 
 
-def _speed_table(r: _Result) -> Table:
+def _speed_table(speed: Outcome) -> Table:
     rows = []
-    for threads, engines in r.speed.details["timings"].items():
+    for threads, engines in speed.details["timings"].items():
         lengths = bars([timing["median"] for timing in engines.values()])
         ours = engines["edgedm"]["median"]
         for (engine, timing), length in zip(engines.items(), lengths, strict=True):
@@ -188,10 +212,9 @@ def _speed_table(r: _Result) -> Table:
 def _plain(results: Sequence[_Result]) -> list[list[str]]:
     lines = []
     for r in results:
-        ratios = {name: value for name, value in r.speed.figures.items() if name.startswith("ratio.")}
         lines.append([r.name, "parity", "holds" if r.verification.ok else "does NOT hold"])
-        lines.append([r.name, "weights", bytes_text(r.sizes.weights)])
-        lines.append([r.name, "program", bytes_text(r.sizes.program)])
-        lines.append([r.name, "float32 ONNX", bytes_text(r.sizes.full_onnx)])
-        lines += [[r.name, name, f"{value:.2f}"] for name, value in ratios.items()]
+        lines += [[r.name, _SIZES[name], bytes_text(size)] for name, size in r.sizes.items()]
+        if r.speed is not None:
+            ratios = {name: value for name, value in r.speed.figures.items() if name.startswith("ratio.")}
+            lines += [[r.name, name, f"{value:.2f}"] for name, value in ratios.items()]
     return lines

@@ -1,18 +1,36 @@
-"""The whole demo on the built-in 1-bit model."""
+"""The whole demo on built-in models, compiled and not."""
 
 import pytest
 
-from edgedm.demo import MODELS, demo, render
+from edgedm.demo import demo, render
+from edgedm.errors import UnsupportedError
 
 
 @pytest.mark.slow
 def test_the_demo_ends_with_a_page_and_parity(tmp_path, capsys) -> None:
-    outcome = demo(tmp_path / "out", MODELS[:1])
+    outcome = demo(tmp_path / "out")
     assert outcome.ok
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<img ") == 30  # three rows of ten digits
     assert 'src="data:image/png;base64,' in page and "http" not in page
-    assert outcome.figures["W1A1.ratio.onnxruntime_fp32.t1"] > 1
-    assert outcome.figures["W1A1.bytes.weights"] < outcome.figures["W1A1.bytes.full_onnx"] / 5
+    assert outcome.figures["digits-bidm-w1a1.ratio.onnxruntime_fp32.t1"] > 1
+    assert outcome.figures["digits-bidm-w1a1.bytes.weights"] < outcome.figures["digits-bidm-w1a1.bytes.full_onnx"] / 5
     render(outcome)
     assert "holds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["efficientdm", "dilatequant"])
+def test_a_w4a4_model_is_drawn_and_verified_under_onnx_runtime(tmp_path, method) -> None:
+    outcome = demo(tmp_path / "out", [method])
+    assert outcome.ok
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<img ") == 30 and "ONNX Runtime" in page
+    name = f"digits-{method}-w4a4"
+    assert outcome.figures[f"{name}.bytes.low_bit_onnx"] < outcome.figures[f"{name}.bytes.full_onnx"] / 5
+
+
+def test_an_unknown_method_is_refused(tmp_path) -> None:
+    with pytest.raises(UnsupportedError, match="efficientdm"):
+        demo(tmp_path / "out", ["magic"])
+    assert not (tmp_path / "out").exists()
