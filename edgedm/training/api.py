@@ -84,7 +84,7 @@ def train_checkpoint(
         folder = Path(runs or scratch) / method
         trained = run_method(checkpoint, method, folder, policy=policy, options=options, data=data, loop=loop)
     save(trained.checkpoint, output)
-    figures: dict[str, float] = {}
+    figures = dict(trained.figures)
     for name, curve in trained.curves.items():
         figures |= {f"{name}.{key}": value for key, value in curve[-1].items()}
     return Outcome(True, figures, {"written": [str(output)], "curves": trained.curves})

@@ -1,7 +1,7 @@
 """What a stage of training minimises, and the stages that a method's recipe consists of."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,7 +54,11 @@ class Stage:
 
 @dataclass
 class Run:
-    """All that a recipe needs. `batches` is None for data-free training; `shape` is (C, H, W) of an image."""
+    """All that a recipe needs. `batches` is None for data-free training; `shape` is (C, H, W) of an image.
+
+    What a recipe measures goes to `figures`. `trained` is what the last finished stage ended with, its average if
+    it keeps one.
+    """
 
     student: Denoiser
     teacher: nn.Module
@@ -64,6 +68,8 @@ class Run:
     null_class: int
     options: Options
     loop: LoopOptions
+    trained: Denoiser | None = None
+    figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:

@@ -29,11 +29,12 @@ INITIAL_MIX = 0.3
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: what ships, and the loss curve of each stage."""
+    """A finished run: what ships, the loss curve of each stage, and what the recipe measured."""
 
     checkpoint: Checkpoint
     denoiser: Denoiser
     curves: dict[str, Curve]
+    figures: dict[str, float]
 
 
 def make_student(
@@ -89,8 +90,8 @@ def run_method(
     for stage in recipe.stages(run):
         result, curves[stage.name] = train(stage, folder / stage.name)
         assert isinstance(result, Denoiser)
-        final = result
-    return Trained(to_checkpoint(final, base.config, method, chosen, settings), final, curves)
+        final = run.trained = result
+    return Trained(to_checkpoint(final, base.config, method, chosen, settings), final, curves, run.figures)
 
 
 def image_shape(config: CheckpointConfig) -> tuple[int, int, int]:
