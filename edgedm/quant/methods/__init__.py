@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgedm.quant.methods import bidm, binarydm
+from edgedm.quant.methods import bidm, binarydm, efficientdm
 from edgedm.quant.methods.method import Method
 
 METHODS: Mapping[str, Method] = MappingProxyType(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from edgedm.training.objective import Recipe
-from edgedm.training.recipes import bidm, binarydm
+from edgedm.training.recipes import bidm, binarydm, efficientdm
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
