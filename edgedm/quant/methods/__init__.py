@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgedm.quant.methods import bidm, binarydm, efficientdm
+from edgedm.quant.methods import bidm, binarydm, dorefa, efficientdm, lsq, ptq, reactnet
 from edgedm.quant.methods.method import Method
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -13,6 +13,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             binarydm.BINARYDM,
             bidm.BIDM,
             bidm.XNOR,
+            dorefa.DOREFA,
+            reactnet.REACTNET,
+            lsq.LSQ,
+            ptq.PTQ,
+            efficientdm.EFFICIENTDM,
         )
     }
 )

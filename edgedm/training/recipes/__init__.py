@@ -4,12 +4,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from edgedm.training.objective import Recipe
-from edgedm.training.recipes import bidm, binarydm, efficientdm
+from edgedm.training.recipes import bidm, binarydm, dorefa, efficientdm, lsq, ptq, reactnet
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "binarydm": binarydm.RECIPE,
         "bidm": bidm.RECIPE,
         "xnor": bidm.XNOR,
+        "dorefa": dorefa.RECIPE,
+        "reactnet": reactnet.RECIPE,
+        "lsq": lsq.RECIPE,
+        "ptq": ptq.RECIPE,
+        "efficientdm": efficientdm.RECIPE,
     }
 )

@@ -1,0 +1,26 @@
+"""Plain post-training quantisation: calibrate on full-precision trajectories, train nothing."""
+
+from collections.abc import Iterator
+
+import torch
+
+from edgedm.quant.methods.ptq import PTQOptions
+from edgedm.training.calibrate import calibrate
+from edgedm.training.objective import Recipe, Run, Stage
+from edgedm.training.options import LoopOptions
+from edgedm.training.trajectory import calibration_samples, predictor
+
+
+def stages(run: Run) -> Iterator[Stage]:
+    """Calibrate; there is no stage."""
+    options = run.options
+    assert isinstance(options, PTQOptions)
+    labels = torch.arange(options.images) % (run.null_class + 1)  # every class and the null class in turn
+    samples = calibration_samples(
+        predictor(run.teacher), run.schedule, run.shape, labels, options.steps, seed=run.loop.seed
+    )
+    calibrate(run.student, samples)
+    yield from ()
+
+
+RECIPE = Recipe(LoopOptions(0, 0.0, ema_decay=0.0), stages, data_free=True)
