@@ -59,6 +59,7 @@ def draw_graph(graph: Path, config: CheckpointConfig, labels: Sequence[int]) -> 
 
         return predict
 
+    assert config.null_class is not None, "the demo's models take class labels"
     free = predictor(config.null_class)
     images = [
         sample(predictor(label), schedule, shape, STEPS, seed=label, predict_unconditional=free, guidance=GUIDANCE)

@@ -36,7 +36,7 @@ class CheckpointConfig(_Strict):
     `roles` maps each layer role to its bits and `options` are the method's own; `noise_schedule` is a diffusers
     scheduler config (see `edgedm.diffusion.NoiseSchedule`); `taps` are the modules whose output is carried from step
     to step, and `timestep_bins` the first timestep of each bin of every per-timestep table; `null_class` is the
-    class label that means "unconditional".
+    class label that means "unconditional"; None where there is none, as in a model without labels.
     """
 
     format_version: Literal[1] = 1
@@ -45,16 +45,20 @@ class CheckpointConfig(_Strict):
     method: Method
     roles: dict[Role, Bits]
     noise_schedule: dict[str, Any]
-    null_class: int = Field(ge=0)
+    null_class: int | None = Field(ge=0)
     options: dict[str, Any] = {}
     taps: list[str] = []
     timestep_bins: list[int] = []
 
     @model_validator(mode="after")
-    def _taps_have_bins(self) -> "CheckpointConfig":
+    def _consistent(self) -> "CheckpointConfig":
         bins = self.timestep_bins
         if self.taps and not bins:
             raise ValueError("taps need timestep_bins")
+        architecture = self.architecture.config
+        labelled = architecture.get("num_class_embeds") is not None or architecture.get("class_embed_type") is not None
+        if labelled and self.null_class is None:
+            raise ValueError("null_class: the architecture takes class labels; name the one that means none")
         if any(after <= before for before, after in itertools.pairwise(bins)):
             raise ValueError("timestep_bins must ascend")
         return self

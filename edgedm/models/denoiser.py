@@ -40,12 +40,14 @@ class Denoiser(nn.Module):
 
     At tap j the feature h_j becomes (1 - c) h_j + c h_j^prev, where h_j^prev is what left the same tap in the
     previous (noisier) denoising step and c = `cache_coefficients`[bin of the timestep, j]; on the first step of a
-    trajectory (`has_state` 0) nothing is mixed. Without taps it is the UNet alone.
+    trajectory (`has_state` 0) nothing is mixed. Without taps it is the UNet alone. A UNet without class embedding is
+    `conditional` False: class labels are no input then, and are ignored where they are given all the same.
     """
 
     def __init__(self, unet: nn.Module, taps: list[str] | None = None, edges: list[int] | None = None) -> None:
         super().__init__()
         self.unet = unet
+        self.conditional = getattr(unet, "class_embedding", None) is not None
         self.taps = list(taps or [])
         self.carry = Carry()
         self.edges: Tensor
@@ -60,7 +62,8 @@ class Denoiser(nn.Module):
     def input_names(self) -> list[str]:
         """Return the names of `forward`'s inputs in order."""
         state = [f"state.{path}" for path in self.taps]
-        return ["x", "timestep", "class_labels", *(["has_state", *state] if state else [])]
+        condition = ["class_labels"] if self.conditional else []
+        return ["x", "timestep", *condition, *(["has_state", *state] if state else [])]
 
     @property
     def output_names(self) -> list[str]:
@@ -81,37 +84,42 @@ class Denoiser(nn.Module):
         """Return zero tensors for the state inputs of a trajectory's first step."""
         return [torch.zeros(shape) for shape in self.state_shapes(height, width)]
 
-    def record(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+    def record(self, x: Tensor, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
         """Run the UNet without mixing and leave the taps' features in `carry.next`."""
         self.carry.coefficients, self.carry.next = None, []
         return self._unet(x, timestep, class_labels)
 
     def forward(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        class_labels: Tensor,
-        has_state: Tensor | None = None,
-        *state: Tensor,
+        self, x: Tensor, timestep: Tensor, *rest: Tensor, class_labels: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """Return (eps, *next state) of one image x f32[1, C, H, W] at `timestep` int64[1].
 
-        `class_labels` is int64[1], `has_state` f32[1] of 0 or 1, `state` one tensor a tap.
+        `rest` are the other inputs of `input_names`: `class_labels` int64[1] unless the model is unconditional,
+        `has_state` f32[1] of 0 or 1, and one tensor a tap.
         """
+        given = list(rest)
+        if self.conditional and class_labels is None:
+            class_labels = given.pop(0)
         if not self.taps:
             return (self.record(x, timestep, class_labels),)
-        assert has_state is not None
+        has_state, *state = given
         row = timestep_lookup(self.cache_coefficients, self.edges, timestep) * has_state
-        return self.mix(x, timestep, class_labels, [row[j] for j in range(len(self.taps))], list(state))
+        return self.mix(x, timestep, class_labels, [row[j] for j in range(len(self.taps))], state)
 
     def mix(
-        self, x: Tensor, timestep: Tensor, class_labels: Tensor, coefficients: list[Tensor], state: list[Tensor]
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None,
+        coefficients: list[Tensor],
+        state: list[Tensor],
     ) -> tuple[Tensor, ...]:
         """Run the UNet, mixing `state` into the taps by `coefficients`; return (eps, *next state)."""
         self.carry.coefficients, self.carry.state, self.carry.next = coefficients, state, []
         eps = self._unet(x, timestep, class_labels)
         return (eps, *self.carry.next)
 
-    def _unet(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
-        eps: Tensor = self.unet(x, timestep, class_labels=class_labels, return_dict=False)[0]
+    def _unet(self, x: Tensor, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
+        labels = class_labels if self.conditional else None
+        eps: Tensor = self.unet(x, timestep, class_labels=labels, return_dict=False)[0]
         return eps

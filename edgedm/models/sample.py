@@ -10,7 +10,7 @@ from edgedm.diffusion import NoiseSchedule
 from edgedm.diffusion import sample as draw_one
 from edgedm.errors import UnsupportedError
 from edgedm.images import write_images
-from edgedm.models import load
+from edgedm.models import CheckpointConfig, load
 from edgedm.models.denoiser import Denoiser
 from edgedm.outcome import Outcome
 
@@ -25,7 +25,9 @@ class Predictor:
 
     def __call__(self, x: NDArray[np.float32], timestep: int, _step: int) -> NDArray[np.float32]:
         """Return the output f32[C, H, W] for x f32[C, H, W] and advance the state."""
-        inputs = [torch.from_numpy(np.ascontiguousarray(x))[None], torch.tensor([timestep]), self.label]
+        inputs = [torch.from_numpy(np.ascontiguousarray(x))[None], torch.tensor([timestep])]
+        if self.module.conditional:
+            inputs.append(self.label)
         if self.state:
             inputs += [torch.tensor([self.has_state]), *self.state]
         with torch.inference_mode():
@@ -50,9 +52,7 @@ def sample_checkpoint(
     """Draw `n` images with PyTorch and write them; see `edgedm.sample`."""
     loaded = load(checkpoint)
     module, config = loaded.module.eval(), loaded.config
-    null = config.null_class
-    if label is not None and not 0 <= label < null:
-        raise UnsupportedError(f"label: {checkpoint} knows classes 0..{null - 1}, got {label}")
+    null = _null_class(checkpoint, config, label, guidance)
     schedule = NoiseSchedule.from_config(config.noise_schedule)
     size = config.architecture.config["sample_size"]
     shape = (int(config.architecture.config["in_channels"]), size, size)
@@ -66,3 +66,17 @@ def sample_checkpoint(
         )
     path = write_images(output, np.stack(images))
     return Outcome(True, {"images": float(n), "steps": float(steps)}, {"written": [str(path)]})
+
+
+def _null_class(checkpoint: str, config: CheckpointConfig, label: int | None, guidance: float) -> int:
+    """Return the label that means none (0 for a model that takes none), after checking `label` and `guidance`."""
+    null = config.null_class
+    if null is None:
+        if label is not None or guidance != 1.0:
+            raise UnsupportedError(
+                f"label, guidance: {checkpoint} is unconditional; expected none and 1, got {label} and {guidance}"
+            )
+        return 0
+    if label is not None and not 0 <= label < null:
+        raise UnsupportedError(f"label: {checkpoint} knows classes 0..{null - 1}, got {label}")
+    return null

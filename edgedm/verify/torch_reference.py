@@ -61,7 +61,7 @@ class TorchReference:
     def __init__(self, checkpoint: Checkpoint | str) -> None:
         loaded = load(checkpoint) if isinstance(checkpoint, str) else checkpoint
         self.config = loaded.config
-        self.null_class = int(loaded.config.null_class)
+        self.null_class = int(loaded.config.null_class or 0)  # an unconditional model ignores its one label, 0
         self.schedule = NoiseSchedule.from_config(loaded.config.noise_schedule)
         config = loaded.config.architecture.config
         self.shape = (int(config["in_channels"]), int(config["sample_size"]), int(config["sample_size"]))
@@ -110,7 +110,9 @@ class TorchReference:
         self, bits: int, x: Array, timestep: int, labels: Sequence[int] | NDArray[np.int64], state: Sequence[Array]
     ) -> tuple[Array, list[Array]]:
         module, dtype = self.modules[bits], _DTYPES[bits]
-        inputs = [torch.from_numpy(np.array(x)).to(dtype), torch.tensor([timestep]), torch.tensor(np.array(labels))]
+        inputs = [torch.from_numpy(np.array(x)).to(dtype), torch.tensor([timestep])]
+        if module.conditional:
+            inputs.append(torch.tensor(np.array(labels)))
         if module.taps:
             inputs.append(torch.full((1,), float(bool(state)), dtype=dtype))
             inputs += [torch.from_numpy(np.array(each)).to(dtype) for each in state or self._no_state(len(labels))]
