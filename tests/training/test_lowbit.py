@@ -11,7 +11,7 @@ from edgedm.models.config import Architecture
 from edgedm.models.roles import FLOAT
 from edgedm.quant.api import method_options
 from edgedm.quant.policy import policy_of
-from edgedm.training import loop, quantize
+from edgedm.training import quantize, state
 from edgedm.training.loop import learning_rate_factor
 from edgedm.training.options import LoopOptions
 from edgedm.training.recipes import RECIPES
@@ -51,7 +51,8 @@ def base(tmp_path_factory):
 def test_quantize_writes_a_checkpoint_that_loads(base, tmp_path, method):
     outcome = quantize(str(base), method, output=str(tmp_path / "out"), iterations=2, threads=1)
     checkpoint = load(tmp_path / "out")
-    assert outcome.ok and outcome.figures[f"{method}.iteration"] == 2
+    iterations = {value for name, value in outcome.figures.items() if name.endswith(".iteration")}
+    assert outcome.ok and iterations == (set() if method == "ptq" else {2})  # PTQ trains nothing
     assert checkpoint.config.method == method
     assert bool(checkpoint.config.taps) == (method == "bidm")
 
@@ -75,13 +76,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(base, tmp_path, monkeypatch):
         return run_method(load(base), "bidm", folder, loop=options).denoiser.state_dict()
 
     once = run(tmp_path / "once")
-    saved = loop._Session.save
+    saved = state.State.save
 
     def stop(*arguments):
         saved(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop._Session, "save", stop)
+    monkeypatch.setattr(state.State, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "twice")
     monkeypatch.undo()
