@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgedm.models import Checkpoint
 
 EXPORTED = "UNet2DModel"
+_PACKED = (".bits", ".codes")  # names of weights at their real width
 _GOLDEN_LABEL = 7  # or the last class of a model with fewer
 
 
@@ -43,7 +44,7 @@ def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.Path
     if not isinstance(size, int):
         raise UnsupportedError(f"sample_size: expected one number (square images), got {size!r}")
     shape = (int(architecture["in_channels"]), size, size)
-    label = max(0, min(_GOLDEN_LABEL, config.null_class - 1))
+    label = max(0, min(_GOLDEN_LABEL, (config.null_class or 0) - 1))
 
     progress.stage("tracing the model")
     inputs = golden.example_inputs(module, shape, label)
@@ -60,7 +61,7 @@ def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.Path
     figures = {
         "bytes.file": float(len(files[output])),
         "bytes.weights": float(sum(weights.values())),
-        "bytes.weights.packed": float(sum(size for name, size in weights.items() if name.endswith(".bits"))),
+        "bytes.weights.packed": float(sum(size for name, size in weights.items() if name.endswith(_PACKED))),
         "nodes": float(len(model.graph)),
         "functions": float(len(model.functions)),
         "golden.steps": float(len(golden.golden_steps())),

@@ -9,7 +9,7 @@
 
 for the steps i of `golden_steps` (the first one has has_state 0), and as metadata: format, sampler, steps,
 golden_steps, seed, image, class_label, torch. `<stem>.layers.safetensors` holds of one step
-`<module path>.input` and `<module path>.output` of every low-bit layer. PyTorch runs on one thread.
+`<module path>.input` and `<module path>.output` of every low-bit layer and quantiser. PyTorch runs on one thread.
 """
 
 import json
@@ -29,7 +29,7 @@ from edgedm import progress
 from edgedm.diffusion import NoiseSchedule
 from edgedm.diffusion.sampler import trajectory
 from edgedm.models.denoiser import Denoiser
-from edgedm.quant.inference import LOW_BIT_LAYERS, ActivationQuantizer4
+from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
 
 FORMAT = "edgedm.golden/1"
 TRAJECTORY_STEPS = 50
@@ -52,8 +52,13 @@ def golden_steps() -> list[int]:
 
 
 def example_inputs(module: Denoiser, shape: tuple[int, int, int], label: int) -> dict[str, Tensor]:
-    """Return the graph's inputs by name for an image of `shape` (C, H, W): zeros, at the start of a trajectory."""
-    zeros = [torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64), torch.tensor([label])]
+    """Return the graph's inputs by name for an image of `shape` (C, H, W): zeros, at the start of a trajectory.
+
+    A model without class labels has no use for `label`.
+    """
+    zeros = [torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)]
+    if module.conditional:
+        zeros.append(torch.tensor([label]))
     if module.taps:
         zeros += [torch.zeros(1), *module.zero_state(*shape[1:])]
     return dict(zip(module.input_names, zeros, strict=True))
@@ -97,7 +102,7 @@ def record_layers(module: Denoiser, inputs: Mapping[str, Tensor]) -> dict[str, T
     handles = [
         layer.register_forward_hook(keep(path))
         for path, layer in module.unet.named_modules()
-        if isinstance(layer, (*LOW_BIT_LAYERS, ActivationQuantizer4))
+        if isinstance(layer, (*RUNNING_LAYERS, *RUNNING_QUANTIZERS))
     ]
     try:
         module(*inputs.values())

@@ -1,7 +1,7 @@
 """A denoiser as one ONNX graph: torch's exporter, then clean-ups that keep every weight packed.
 
 The exporter sees the low-bit layers' own `forward`; `edgedm.ops` emits a node of our domain for every sign, packed
-weight and table. Afterwards the 4-bit markers become int4 QuantizeLinear and DequantizeLinear, each node keeps the
+weight and table. Afterwards the quantisers' markers become QuantizeLinear and DequantizeLinear, each node keeps the
 path of its torch module as its only metadata, and constants carry the names of the buffers that they came from.
 """
 
@@ -10,18 +10,20 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from edgedm import __version__
-from edgedm.errors import UnsupportedError
+from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.export.expand_quantizers import expand_quantizers
 from edgedm.export.graph_io import MODULE_KEY
 from edgedm.models.denoiser import Denoiser
-from edgedm.ops import DOMAIN, IR_VERSION, ONNX_OPSET, attach_functions, infer_shapes
-from edgedm.quant.inference import LOW_BIT_LAYERS, ActivationQuantizer4
+from edgedm.ops import IR_VERSION, ONNX_OPSET, attach_functions, infer_shapes
+from edgedm.quant.geometry import Geometry
+from edgedm.quant.integer import QuantLayer, UniformQuantizer
+from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
 
 WRAPPER = "unet."  # the denoiser's own child: module paths are those of the UNet inside
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
@@ -63,7 +65,7 @@ def build_graph(module: Denoiser, inputs: Mapping[str, Tensor]) -> ir.Model:
     assert isinstance(model, ir.Model)
     _keep_only_module_paths(model)
     _name_constants(model, module)
-    _expand_quantizers(model)
+    expand_quantizers(model)
     model.graph.name = "step"
     model.ir_version, model.producer_name, model.producer_version = IR_VERSION, "edgedm", __version__
     attach_functions(model)
@@ -72,8 +74,8 @@ def build_graph(module: Denoiser, inputs: Mapping[str, Tensor]) -> ir.Model:
 
 
 def check_layers(module: Denoiser) -> None:
-    """Raise UnsupportedError naming the first layer that edgedm cannot run."""
-    known = (*LOW_BIT_LAYERS, ActivationQuantizer4, *_FLOAT_LAYERS)
+    """Raise UnsupportedError naming the first layer that edgedm cannot run, InvalidModelError for a broken table."""
+    known = (*RUNNING_LAYERS, *RUNNING_QUANTIZERS, *_FLOAT_LAYERS)
     for path, layer in module.unet.named_modules():
         owns_data = next(layer.parameters(recurse=False), next(layer.buffers(recurse=False), None)) is not None
         plain = type(layer).__module__.startswith("torch.nn.") and not any(layer.children())
@@ -89,6 +91,29 @@ def check_layers(module: Denoiser) -> None:
                 f"layer {path!r}: Conv2d with groups {layer.groups}, dilation {layer.dilation}, padding "
                 f"{layer.padding_mode!r}; expected groups 1, dilation 1, padding 'zeros'"
             )
+        if isinstance(layer, QuantLayer):
+            _check_geometry(path, layer.geometry)
+        if isinstance(layer, UniformQuantizer):
+            _check_table(path, layer)
+
+
+def _check_geometry(path: str, geometry: Geometry) -> None:
+    plain = geometry.groups == 1 and geometry.dilation in ((), (1, 1))
+    if geometry.spatial not in (0, 2) or not plain:
+        raise UnsupportedError(
+            f"layer {path!r}: a quantised convolution over {geometry.spatial} axes with groups {geometry.groups}, "
+            f"dilation {geometry.dilation}; expected a linear layer, or a Conv2d with groups 1 and dilation 1"
+        )
+
+
+def _check_table(path: str, quantizer: UniformQuantizer) -> None:
+    step, zero = quantizer.table[:, : quantizer.heads], quantizer.table[:, quantizer.heads :]
+    top = 2**quantizer.bits - 1
+    if not bool((step > 0).all() and (zero == zero.round()).all() and (zero >= 0).all() and (zero <= top).all()):
+        raise InvalidModelError(
+            f"quantiser {path!r}: steps from {float(step.min()):g}, zero points {float(zero.min()):g}.."
+            f"{float(zero.max()):g}; expected positive steps and whole zero points of 0..{top}"
+        )
 
 
 def _keep_only_module_paths(model: ir.Model) -> None:
@@ -141,32 +166,6 @@ def _source(value: ir.Value, module: Denoiser, path: str) -> str:
         if tensor.numel() == data.size and np.array_equal(tensor.detach().numpy().ravel(), data):
             return f"{path}.{name}"
     return value.name
-
-
-def _expand_quantizers(model: ir.Model) -> None:
-    """Turn every Quantize4 marker into QuantizeLinear and DequantizeLinear with an int4 zero point of 0."""
-    markers = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, "Quantize4")]
-    if not markers:
-        return
-    zero = ir.Value(name="int4_zero", const_value=ir.Tensor(np.zeros((), ml_dtypes.int4), name="int4_zero"))
-    zero.dtype, zero.shape = ir.DataType.INT4, ir.Shape([])
-    model.graph.register_initializer(zero)
-    for marker in markers:
-        x, step = marker.inputs
-        assert x is not None and step is not None
-        if step.shape is None or len(step.shape) != 0:
-            raise UnsupportedError(
-                f"quantiser {marker.metadata_props[MODULE_KEY]!r}: step of shape {step.shape}; expected one value []"
-            )
-        (result,) = marker.outputs
-        codes = ir.node("QuantizeLinear", [x, step, zero], name=f"{marker.name}_quantize")
-        codes.outputs[0].name = f"{result.name}_codes"
-        values = ir.node("DequantizeLinear", [codes.outputs[0], step, zero], name=f"{marker.name}_dequantize")
-        for node in (codes, values):
-            node.metadata_props.update(marker.metadata_props)
-        ir.convenience.replace_nodes_and_values(
-            model.graph, marker, [marker], [codes, values], [result], [values.outputs[0]]
-        )
 
 
 @contextmanager

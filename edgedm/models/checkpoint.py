@@ -12,21 +12,15 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgedm.atomic import atomic_dir
 from edgedm.errors import InvalidModelError
 from edgedm.models.attention import make_attention_explicit
 from edgedm.models.config import CheckpointConfig, read_config
 from edgedm.models.denoiser import Denoiser
+from edgedm.models.seeded import seed_weights
 from edgedm.quant.api import DEFAULT_EDGES, make_inference, quantize_layers
-from edgedm.quant.inference import (
-    ActivationQuantizer4,
-    BinaryConv2d,
-    BinaryLinear,
-    BinaryWeightConv2d,
-    BinaryWeightLinear,
-)
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 ZOO = Path(__file__).parent / "zoo"
@@ -68,39 +62,9 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
 
 
 def build(config: CheckpointConfig, seed: int) -> Checkpoint:
-    """Return an untrained model with seeded weights that are not degenerate, for tests.
-
-    Thresholds, filters, gains and every table row are distinct and non-zero, some scales are negative, and
-    activation steps are such that a unit normal input uses most of the 16 codes; all are float16 values.
-    """
+    """Return an untrained model with seeded weights that are not degenerate, for tests; see `seeded`."""
     module = skeleton(config, seed)
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(like: Tensor, low: float, high: float) -> Tensor:
-        return torch.rand(like.shape, generator=generator) * (high - low) + low
-
-    for layer in module.modules():
-        if isinstance(layer, BinaryConv2d | BinaryLinear):
-            layer.threshold.copy_(draw(layer.threshold, -0.3, 0.3))
-        if isinstance(layer, BinaryConv2d) and layer.mean_filter is not None:
-            layer.mean_filter.mul_(draw(layer.mean_filter, 0.5, 1.5))
-            assert layer.mean_bias is not None
-            layer.mean_bias.copy_(draw(layer.mean_bias, 0.05, 0.2))
-        if isinstance(layer, BinaryConv2d) and layer.shortcut_gain is not None:
-            layer.shortcut_gain.copy_(draw(layer.shortcut_gain, 0.2, 0.5))
-        if isinstance(layer, BinaryWeightConv2d | BinaryWeightLinear | ActivationQuantizer4):
-            layer.step.copy_(draw(layer.step, 0.2, 0.4))
-        if isinstance(layer, BinaryConv2d | BinaryLinear | BinaryWeightConv2d | BinaryWeightLinear):
-            layer.scale[::5].neg_()
-        if isinstance(layer, nn.GroupNorm):
-            layer.weight.data.copy_(draw(layer.weight, 0.5, 1.5))
-            layer.weight.data[::7].neg_()
-            layer.bias.data.copy_(draw(layer.bias, -0.3, 0.3))
-    if module.taps:
-        module.cache_coefficients.data.copy_(draw(module.cache_coefficients, 0.1, 0.5))
-    for tensor in module.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(tensor.half().float())  # what a saved checkpoint holds
+    seed_weights(module, seed)
     return Checkpoint(config, module)
 
 
