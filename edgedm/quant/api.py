@@ -17,7 +17,7 @@ from edgedm.errors import UnsupportedError
 from edgedm.models.attention import make_attention_explicit
 from edgedm.models.roles import Role
 from edgedm.models.roles import roles as roles_of
-from edgedm.quant.blocks import head_and_tail
+from edgedm.quant.blocks import inside
 from edgedm.quant.clock import clock_of
 from edgedm.quant.geometry import is_layer
 from edgedm.quant.methods import METHODS
@@ -49,11 +49,10 @@ def quantize_layers(
     settings = method_options(method, options)
     table = policy_of(method) if policy is None else policy
     bits = dict(table.bits if isinstance(table, Policy) else table)
-    clock, ends = clock_of(model), head_and_tail(model)
+    clock, ends = clock_of(model), chosen.ends(model, settings)
 
     def site(path: str, role: Role, heads: int = 1) -> Site:
-        inside = any(path == end or path.startswith(end + ".") for end in ends)
-        return Site(path, role, bits.get(role, "float"), clock, tuple(edges), heads, inside)
+        return Site(path, role, bits.get(role, "float"), clock, tuple(edges), heads, inside(path, ends))
 
     swaps: dict[str, nn.Module] = {}
     for path, role in roles_of(model, roles).items():

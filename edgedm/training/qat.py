@@ -1,6 +1,7 @@
-"""Quantisation-aware training: the eps error, distillation from the teacher, BiDM's cross-timestep unroll."""
+"""Quantisation-aware training: the eps error, the error to the teacher's, further terms, BiDM's unroll."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,56 @@ from edgedm.training.noising import add_noise
 from edgedm.training.objective import Frozen, Losses, Objective
 
 FeatureLoss = Callable[[list[Tensor], list[Tensor]], Tensor]
+Schedule = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an iteration shows its terms: its number, the student, and the block outputs of student and teacher.
+
+    The block outputs are empty where no term asks for them.
+    """
+
+    iteration: int
+    student: Denoiser
+    ours: list[Tensor]
+    theirs: list[Tensor]
+
+
+class Term(nn.Module):
+    """A further loss with a name and a weight; what must survive a kill is a buffer or a parameter of it."""
+
+    wants_features = False
+
+    def __init__(self, name: str, weight: float) -> None:
+        super().__init__()
+        self.name, self.weight = name, weight
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the loss without its weight, a scalar; it may depend on the iteration by its number alone."""
+        raise NotImplementedError
+
+
+class FeatureTerm(Term):
+    """A loss of the block outputs of student and teacher, in float32."""
+
+    wants_features = True
+
+    def __init__(self, name: str, weight: float, loss: FeatureLoss) -> None:
+        super().__init__(name, weight)
+        self.loss = loss
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the loss of the block outputs."""
+        return self.loss(seen.ours, seen.theirs)
 
 
 class QuantizationAware(Objective):
-    """eps error + `distill` times the error to the teacher's eps + `feature_weight` times a loss of block outputs.
+    """eps error + `distill` times the error to the teacher's eps + the weighted `terms`.
 
-    `gap` > 0 trains the cross-timestep connection: the student's features at timestep t + gap are mixed in.
+    `schedule` is called with the number of each iteration before its forward pass; it sets what changes on the way
+    (how far layers are binarised) as a function of that number alone, so that a resumed run is the same. `gap` > 0
+    trains the cross-timestep connection: the student's features at timestep t + gap are mixed in.
     """
 
     def __init__(
@@ -27,42 +72,58 @@ class QuantizationAware(Objective):
         teacher: nn.Module,
         batches: Batches,
         distill: float = 0.0,
-        feature_loss: FeatureLoss | None = None,
-        feature_weight: float = 0.0,
+        terms: Sequence[Term] = (),
         gap: int = 0,
+        schedule: Schedule | None = None,
     ) -> None:
         super().__init__(student)
         self.teacher, self.batches = Frozen(teacher), batches
-        self.distill, self.gap = distill, gap if student.taps else 0
-        self.feature_loss, self.feature_weight = feature_loss, feature_weight
-        self.ours, self.theirs = Features(student.unet), Features(teacher)
+        self.distill, self.gap, self.schedule = distill, gap if student.taps else 0, schedule
+        self.terms = nn.ModuleList(terms)
+        self.wants_features = any(term.wants_features for term in terms)
+        if self.wants_features:
+            self.ours, self.theirs = Features(student.unet), Features(teacher)
 
     def forward(self, iteration: int, generator: torch.Generator) -> Losses:
-        """Return "eps", "distill" and "feature", and their weighted sum "loss"."""
-        del iteration
+        """Return "eps", "distill" where the teacher ran, every term by its name, and their weighted sum "loss"."""
+        if self.schedule is not None:
+            self.schedule(iteration)
         batch = self.batches.draw(generator)
         mix = self._unroll(batch) if self.gap else None
-        self.ours.start(self.feature_loss is not None)
-        arguments = (batch.noisy, batch.timesteps, batch.labels)
-        eps = self.student.record(*arguments) if mix is None else self.student.mix(*arguments, *mix)[0]
-        terms = {"eps": F.mse_loss(eps.float(), batch.noise)}
-        total = terms["eps"]
-        if self.distill or self.feature_loss is not None:
-            self.theirs.start(self.feature_loss is not None)
+        if self.wants_features:
+            self.ours.start()
+            self.theirs.start()
+        eps = self._eps(batch, mix)
+        losses = {"eps": F.mse_loss(eps.float(), batch.noise)}
+        total = losses["eps"]
+        if self.distill or self.wants_features:
             with torch.no_grad():
                 target = self.teacher.module(batch.noisy, batch.timesteps, class_labels=batch.labels)[0].float()
-            terms["distill"] = F.mse_loss(eps.float(), target)
-            total = total + self.distill * terms["distill"]
-        if self.feature_loss is not None:
-            with torch.autocast(eps.device.type, enabled=False):
-                terms["feature"] = self.feature_loss(self.ours.kept, self.theirs.kept)
-            total = total + self.feature_weight * terms["feature"]
-        return {"loss": total, **terms}
+            losses["distill"] = F.mse_loss(eps.float(), target)
+            total = total + self.distill * losses["distill"]
+        seen = self._seen(iteration)
+        with torch.autocast(eps.device.type, enabled=False):
+            for term in self.terms:
+                assert isinstance(term, Term)
+                losses[term.name] = term(seen)
+                total = total + term.weight * losses[term.name]
+        return {"loss": total, **losses}
+
+    def _eps(self, batch: Batch, mix: tuple[list[Tensor], list[Tensor]] | None) -> Tensor:
+        if mix is None:
+            return self.student.record(batch.noisy, batch.timesteps, batch.labels)
+        return self.student.mix(batch.noisy, batch.timesteps, batch.labels, *mix)[0]
+
+    def _seen(self, iteration: int) -> Seen:
+        if not self.wants_features:
+            return Seen(iteration, self.student, [], [])
+        return Seen(iteration, self.student, self.ours.finish(), self.theirs.finish())
 
     def _unroll(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Return the mix coefficients [N, 1, 1, 1] of each tap and the detached features of timestep t + gap.
 
-        A trajectory has no state at its first step, so nothing is mixed where t + gap leaves the schedule.
+        A trajectory has no state at its first step, so nothing is mixed where t + gap leaves the schedule (the
+        release clamps t + gap instead, and mixes a step with itself).
         """
         student, alphas = self.student, self.batches.alphas
         before = (batch.timesteps + self.gap).clamp(max=len(alphas) - 1)
@@ -77,18 +138,39 @@ class QuantizationAware(Objective):
 
 
 class Features:
-    """Outputs of the blocks of a UNet (input, middle and output blocks), for distillation."""
+    """Outputs of the blocks of a UNet (input, middle and output blocks) in passes between `start` and `finish`."""
 
     def __init__(self, unet: nn.Module) -> None:
-        self.kept: list[Tensor] = []
-        self.keep = False
-        for path in block_ends(unet):
-            unet.get_submodule(path).register_forward_hook(self._hook)
+        self.kept: list[Tensor] | None = None
+        self.handles = [
+            unet.get_submodule(path).register_forward_hook(self._hook) for path in block_ends(unet)
+        ]
 
-    def start(self, keep: bool) -> None:
-        """Forget the features of the last pass; keep those of the next one if `keep`."""
-        self.kept, self.keep = [], keep
+    def start(self) -> None:
+        """Keep the features of the next pass."""
+        self.kept = []
+
+    def finish(self) -> list[Tensor]:
+        """Return the features, float32, and keep no more."""
+        kept, self.kept = self.kept, None
+        assert kept is not None
+        return [feature.float() for feature in kept]
+
+    def remove(self) -> None:
+        """Take the hooks off the UNet."""
+        for handle in self.handles:
+            handle.remove()
 
     def _hook(self, _module: nn.Module, _inputs: object, feature: Tensor) -> None:
-        if self.keep:
+        if self.kept is not None:
             self.kept.append(feature)
+
+
+@torch.no_grad()
+def block_outputs(unet: nn.Module, batch: Batch) -> list[Tensor]:
+    """Return the outputs f32[N, C, H, W] of the blocks of a float UNet for a batch."""
+    features = Features(unet)
+    features.start()
+    unet(batch.noisy, batch.timesteps, class_labels=batch.labels)
+    features.remove()
+    return features.finish()

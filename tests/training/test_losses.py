@@ -1,10 +1,11 @@
-"""BiDM's patch distillation against loops in numpy."""
+"""BiDM's patch distillation, and the plain one, against numpy."""
 
 import numpy as np
 import pytest
 import torch
 
-from edgedm.training.losses import spd_loss
+from edgedm.errors import UnsupportedError
+from edgedm.training.losses import l2_loss, spd_loss
 
 
 def reference(student, teacher):
@@ -44,5 +45,14 @@ def test_spd_has_finite_gradients_where_student_and_teacher_agree():
 
 
 def test_a_feature_that_has_no_4x4_grid_is_refused():
-    with pytest.raises(ValueError, match="6x6"):
+    with pytest.raises(UnsupportedError, match=r"6x6.*distillation='l2'"):
         spd_loss([torch.ones(1, 1, 6, 6)], [torch.ones(1, 1, 6, 6)])
+
+
+def test_l2_is_the_mean_over_features_of_mean_squared_errors():
+    rng = np.random.default_rng(0)
+    shapes = [(2, 3, 6, 6), (2, 5, 2, 2)]
+    student, teacher = ([rng.normal(size=shape) for shape in shapes] for _ in range(2))
+    expected = np.mean([np.mean((s - t) ** 2) for s, t in zip(student, teacher, strict=True)])
+    loss = l2_loss([torch.tensor(f) for f in student], [torch.tensor(f) for f in teacher])
+    assert float(loss) == pytest.approx(expected)

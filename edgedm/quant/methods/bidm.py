@@ -1,136 +1,253 @@
-"""BiDM's training layers (arXiv 2412.05926, methods.md 2.2): W1A1. XNOR-Net is the same with a fixed filter k."""
+"""BiDM (arXiv 2412.05926, methods.md 2): W1A1. XNOR-Net (arXiv 1603.05279) is the same with a fixed filter k.
+
+Not built: in the release for CIFAR-10 the connection mixes into the outputs of attention the previous step's output
+of another module, the upsampler before them. The paper's connection, and this one, mixes a block's own output.
+"""
+
+import copy
+from dataclasses import replace
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from edgedm.errors import UnsupportedError
 from edgedm.models.roles import output_blocks
 from edgedm.quant import inference
 from edgedm.quant.functions import scaled_sign_ste, sign_polynomial
-from edgedm.quant.geometry import Layer
+from edgedm.quant.geometry import Geometry, Layer
+from edgedm.quant.methods.binarydm import packable
 from edgedm.quant.methods.method import Method, Options, Site
+from edgedm.quant.uniform_layer import UniformLayer
 
-INITIAL_GAIN = 0.3
-BINS = 100  # rows of the table of mix coefficients
+Filter = Literal["learned", "fixed", "none"]
+Gain = Literal["abs", "raw"]
 
-
-class BinaryConv2d(nn.Module):
-    """Training form of `inference.BinaryConv2d`; starts from a float convolution, whose bias it drops.
-
-    The filter k starts as the box 1 / (kh kw) of XNOR-Net (arXiv 1603.05279) with bias 0 (the release draws the
-    bias at random; a deviation on purpose). `learn_filter=False` keeps the box: the baseline. The shortcut is the
-    identity, a 2x2 mean for stride 2, or a float 1x1 convolution where the channel counts differ.
-    """
-
-    def __init__(self, layer: nn.Conv2d, learn_filter: bool = True) -> None:
-        super().__init__()
-        self.in_channels = layer.in_channels
-        self.stride, self.padding = _pair(layer.stride), _pair(layer.padding)
-        height, width = _pair(layer.kernel_size)
-        self.weight = nn.Parameter(layer.weight.detach().clone())
-        self.threshold = nn.Parameter(torch.zeros(layer.in_channels))
-        box = torch.full((1, 1, height, width), 1 / (height * width))
-        self.mean_filter = nn.Parameter(box, requires_grad=learn_filter)
-        self.mean_bias = nn.Parameter(torch.zeros(1), requires_grad=learn_filter)
-        self.shortcut_gain = nn.Parameter(torch.full((1,), INITIAL_GAIN))
-        self.shortcut: nn.Module
-        if layer.in_channels != layer.out_channels:
-            self.shortcut = nn.Conv2d(layer.in_channels, layer.out_channels, 1, self.stride)
-        else:
-            self.shortcut = nn.Identity() if self.stride == (1, 1) else nn.AvgPool2d(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return conv(sign(x + theta), alpha sign(W)) K + |g| S(x): [N, I, H, W] -> [N, O, OH, OW]."""
-        mean = x.abs().mean(1, keepdim=True)
-        pixel_scale = F.conv2d(mean, self.mean_filter, self.mean_bias, self.stride, self.padding)
-        signs = sign_polynomial(x + self.threshold.to(x.dtype)[None, :, None, None])
-        alpha = self.weight.detach().abs().mean((1, 2, 3), keepdim=True)
-        y = F.conv2d(signs, scaled_sign_ste(self.weight, alpha), None, self.stride, self.padding)
-        shortcut: Tensor = self.shortcut(x)
-        return y * pixel_scale + self.shortcut_gain.abs().to(y.dtype) * shortcut.to(y.dtype)
-
-    def to_inference(self) -> inference.BinaryConv2d:
-        """Return the packed layer."""
-        shortcut: inference.Shortcut = "identity"
-        if isinstance(self.shortcut, nn.AvgPool2d):
-            shortcut = "avgpool"
-        elif isinstance(self.shortcut, nn.Conv2d):
-            shortcut = nn.Conv2d(self.in_channels, self.weight.shape[0], 1, self.stride)
-            shortcut.load_state_dict(self.shortcut.state_dict())
-        return inference.BinaryConv2d(
-            inference.pack_signs(self.weight),
-            self.in_channels,
-            self.weight.detach().abs().mean((1, 2, 3)),
-            self.threshold.detach().clone(),
-            self.mean_filter.detach().clone(),
-            self.mean_bias.detach().clone(),
-            self.shortcut_gain.detach().abs(),
-            shortcut,
-            self.stride,
-            self.padding,
-        )
-
-
-class BinaryLinear(nn.Module):
-    """Training form of `inference.BinaryLinear`: BiDM's 1-d convolution of attention, without K and shortcut.
-
-    `learn_threshold=False` is the form of the time projections: the release's linear layer ignores its threshold.
-    """
-
-    def __init__(self, layer: nn.Linear, learn_threshold: bool = True) -> None:
-        super().__init__()
-        self.in_features = layer.in_features
-        self.weight = nn.Parameter(layer.weight.detach().clone())
-        self.threshold = nn.Parameter(torch.zeros(layer.in_features), requires_grad=learn_threshold)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return sign(x + theta) @ (alpha sign(W))^T: [..., I] -> [..., O]."""
-        alpha = self.weight.detach().abs().mean(1, keepdim=True)
-        return F.linear(sign_polynomial(x + self.threshold.to(x.dtype)), scaled_sign_ste(self.weight, alpha))
-
-    def to_inference(self) -> inference.BinaryLinear:
-        """Return the packed layer."""
-        return inference.BinaryLinear(
-            inference.pack_signs(self.weight),
-            self.in_features,
-            self.weight.detach().abs().mean(1),
-            self.threshold.detach().clone(),
-        )
-
-
-def _pair(value: object) -> tuple[int, int]:
-    assert isinstance(value, tuple) and len(value) == 2
-    return value
-
-
-class BiDMOptions(Options):
-    """BiDM's named options; defaults are the paper's."""
-
-    learn_filter: bool = True
-    tbs: bool = True
-    spd: bool = True
+ATTENTION = ("attn_qkv", "attn_out")
 
 
 class XNOROptions(Options):
-    """XNOR-Net has none: the box filter, no connection, no distillation."""
+    """What BiDM's layers have besides the filter: XNOR-Net's options, whose defaults are BiDM's.
+
+    `threshold` learns theta, `shortcut` adds the float shortcut with a gain that starts at `gain_init`; "abs" takes
+    its magnitude (the release for LDM), "raw" itself (the release for CIFAR-10, which starts it at 0). Whether the
+    paper's baseline has theta and shortcut isn't known; BiDM says that all its layers have ReActNet's shortcuts.
+
+    `attention`="conv2d" gives the projections of attention K and shortcut, as 1x1 convolutions (CIFAR-10); "linear"
+    does without (LDM's 1-d convolutions). `linear_threshold`="ignored": the time projections take sign(x), and
+    theta only shapes the gradient, as in the release; they ship with threshold 0. `distill` weights the error to
+    the teacher's eps, which isn't in the paper.
+    """
+
+    threshold: bool = True
+    shortcut: bool = True
+    gain: Gain = "abs"
+    gain_init: float = 0.3
+    attention: Literal["linear", "conv2d"] = "linear"
+    linear_threshold: Literal["ignored", "used"] = "ignored"
+    distill: float = Field(0.0, ge=0)
 
 
-def _layer(layer: Layer, site: Site, options: BiDMOptions | XNOROptions) -> nn.Module:
-    if isinstance(layer, nn.Conv2d):
-        return BinaryConv2d(layer, isinstance(options, BiDMOptions) and options.learn_filter)
-    assert isinstance(layer, nn.Linear)
-    return BinaryLinear(layer, learn_threshold=site.role != "res_time")
+class BiDMOptions(XNOROptions):
+    """BiDM's named options; defaults are the paper's.
+
+    `filter` of K: "learned", the "fixed" box, or "none", no K at all. `filter_bias`="uniform" draws its bias from
+    U(-1/k, 1/k) as the release does; "zero" is a deviation on purpose, since a random bias rescales whole layers.
+
+    `tbs` connects timesteps at the last `connections` output blocks (None: the last two thirds, the last 8 of
+    LDM-4's 12) by a table of `bins` rows that starts at `mix_init`; training carries the state over `gap` timesteps
+    (1 in the paper, although 100 sampling steps carry it over 10). `distillation` of the block outputs is BiDM's
+    patches, plain L2, or none, with weight `spd_weight`.
+    """
+
+    filter: Filter = "learned"
+    filter_bias: Literal["zero", "uniform"] = "zero"
+    tbs: bool = True
+    connections: int | None = Field(None, ge=0)
+    bins: int = Field(100, ge=2)
+    mix_init: float = 0.3
+    gap: int = Field(1, ge=1)
+    distillation: Literal["spd", "l2", "none"] = "spd"
+    spd_weight: float = Field(1e-2, ge=0)
+
+
+class BinaryLayer(nn.Module):
+    """Training form of `inference.BinaryConv2d` and `inference.BinaryLinear`; starts from a float layer, whose bias
+    it drops.
+
+        y = layer(sign(x + theta), alpha sign(W)) K + g S(x),    K = layer(mean_c |x|, k) + b
+
+    alpha, the mean magnitude of an output channel, follows from W in every pass, without a gradient; the gradient
+    to W has no factor alpha. K uses the layer's stride and padding; its filter k starts as the box of XNOR-Net.
+    S is the identity, a 2x2 mean for stride 2, or a float 1x1 layer where the channel counts differ. `filter`
+    "none" has no K, `shortcut` False no second term, `threshold` False theta = 0. `shapes_only`: the sign is that
+    of x, and theta only shapes the gradient (a bug of the release's linear layer).
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        filter: Filter = "learned",
+        filter_bias: Literal["zero", "uniform"] = "zero",
+        shortcut: bool = True,
+        threshold: bool = True,
+        shapes_only: bool = False,
+        gain: Gain = "abs",
+        gain_init: float = 0.3,
+        path: str = "",
+    ) -> None:
+        super().__init__()
+        self.path, self.gain, self.shapes_only = path, gain, shapes_only
+        self.geometry = Geometry.of(layer)
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+        self.threshold = nn.Parameter(self.weight.new_zeros(self.geometry.in_channels), requires_grad=threshold)
+        self.mean_filter = self.mean_bias = self.shortcut_gain = self.shortcut = None
+        if filter != "none":
+            taps = self.weight[0, 0].numel()
+            learned = filter == "learned"
+            box = torch.full_like(self.weight[:1, :1], 1 / taps)
+            bias = self.weight.new_zeros(1)
+            if filter_bias == "uniform":
+                nn.init.uniform_(bias, -(taps**-0.5), taps**-0.5)
+            self.mean_filter = nn.Parameter(box.detach(), requires_grad=learned)
+            self.mean_bias = nn.Parameter(bias, requires_grad=learned)
+        if shortcut:
+            self.shortcut_gain = nn.Parameter(self.weight.new_full((1,), gain_init))
+            self.shortcut = shortcut_of(self.geometry, self.weight, path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output; see the class."""
+        alpha = self.geometry.along_out(self.weight.detach().abs().flatten(1).mean(1))
+        y = self.geometry.apply(self.signs(x), scaled_sign_ste(self.weight, alpha))
+        if self.mean_filter is not None:
+            mean = x.abs().mean(self._channels, keepdim=True)
+            y = y * replace(self.geometry, in_channels=1, groups=1).apply(mean, self.mean_filter, self.mean_bias)
+        if self.shortcut is not None:
+            shortcut: Tensor = self.shortcut(x)
+            y = y + self.final_gain().to(y.dtype) * shortcut.to(y.dtype)
+        return y
+
+    def signs(self, x: Tensor) -> Tensor:
+        """Return the signs that the weight is applied to, with Bi-Real Net's gradient at x + theta."""
+        signs = sign_polynomial(x + self.geometry.along_in(self.threshold).to(x.dtype))
+        if not self.shapes_only:
+            return signs
+        return signs + (torch.where(x >= 0, 1.0, -1.0).to(signs.dtype) - signs).detach()
+
+    def final_gain(self) -> Tensor:
+        """Return the factor of the shortcut, f32[1]."""
+        assert self.shortcut_gain is not None
+        return self.shortcut_gain.abs() if self.gain == "abs" else self.shortcut_gain
+
+    @property
+    def _channels(self) -> int:
+        return 1 if self.geometry.stride else -1
+
+    def to_inference(self) -> inference.BinaryConv2d | inference.BinaryLinear:
+        """Return the packed layer. Raises `UnsupportedError` for a geometry that packed layers don't have."""
+        geometry = packable(self.geometry, self.path)
+        theta = torch.zeros_like(self.threshold) if self.shapes_only else self.threshold
+        parts = (
+            inference.pack_signs(self.weight),
+            geometry.in_channels,
+            self.weight.detach().abs().flatten(1).mean(1),
+            theta.detach().clone(),
+            None if self.mean_filter is None else self.mean_filter.detach().clone(),
+            None if self.mean_bias is None else self.mean_bias.detach().clone(),
+            None if self.shortcut is None else self.final_gain().detach().clone(),
+            _packed_shortcut(self.shortcut),
+        )
+        if not geometry.stride:
+            return inference.BinaryLinear(*parts)
+        (height, width), (above, beside) = geometry.stride, geometry.padding
+        return inference.BinaryConv2d(*parts, (height, width), (above, beside))
+
+
+def shortcut_of(geometry: Geometry, weight: Tensor, path: str) -> nn.Module:
+    """Return S of a layer. Raises `UnsupportedError` where no shortcut has the shape of the output."""
+    inputs, outputs = geometry.in_channels, len(weight)
+    if not geometry.stride:
+        return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs)
+    strides, kernel = set(geometry.stride), tuple(weight.shape[2:])
+    reach = [d * (k - 1) - 2 * p for d, k, p in zip(geometry.dilation, kernel, geometry.padding, strict=True)]
+    halves = strides == {2} and all(0 <= left <= 2 for left in reach)  # diffusers' downsampler may pad beforehand
+    if not (strides == {1} and not any(reach)) and not halves:
+        raise UnsupportedError(
+            f"layer '{path}': stride {geometry.stride}, padding {geometry.padding} and kernel {kernel}: no shortcut "
+            "has the output's shape; expected stride 1 that keeps the size, or stride 2; use shortcut=False"
+        )
+    flat = geometry.spatial == 1
+    if inputs != outputs:
+        kind = nn.Conv1d if flat else nn.Conv2d
+        return kind(inputs, outputs, 1, geometry.stride)  # type: ignore[arg-type]  # one size an axis
+    if strides == {1}:
+        return nn.Identity()
+    return nn.AvgPool1d(2) if flat else nn.AvgPool2d(2)
+
+
+def _packed_shortcut(shortcut: nn.Module | None) -> inference.Shortcut:
+    if shortcut is None:
+        return None
+    if isinstance(shortcut, nn.AvgPool2d):
+        return "avgpool"
+    if isinstance(shortcut, nn.Identity):
+        return "identity"
+    return copy.deepcopy(shortcut)
+
+
+def _layer(layer: Layer, site: Site, options: XNOROptions) -> nn.Module:
+    """Return a binary layer for W1A1, and the symmetric uniform one for 2 bits and more on both sides."""
+    if site.weight_bits not in (1, inference.UNQUANTIZED) and site.activation_bits != 1:
+        return UniformLayer(layer, site.weight_bits, site.activation_bits, site.clock, symmetric=True)
+    if (site.weight_bits, site.activation_bits) != (1, 1):
+        raise UnsupportedError(
+            f"layer '{site.path}': {site.bits}: BiDM's layers are W1A1, and uniform with W2 or more beside; "
+            "1-bit weights with wider activations are BinaryDM's"
+        )
+    convolutional = isinstance(layer, nn.Conv2d) or (options.attention == "conv2d" and site.role in ATTENTION)
+    kind: Filter = options.filter if isinstance(options, BiDMOptions) else "fixed"
+    return BinaryLayer(
+        layer,
+        kind if convolutional else "none",
+        options.filter_bias if isinstance(options, BiDMOptions) else "zero",
+        options.shortcut and convolutional,
+        options.threshold,
+        site.role == "res_time" and options.linear_threshold == "ignored",
+        options.gain,
+        options.gain_init,
+        site.path,
+    )
+
+
+def _operands(site: Site, _options: XNOROptions) -> dict[str, nn.Module]:
+    raise UnsupportedError(
+        f"attention '{site.path}': {site.bits}: BiDM's products of attention stay float; set attn_matmul to 'float'"
+    )
+
+
+def _connected(options: BiDMOptions) -> bool:
+    return options.tbs and options.connections != 0
 
 
 def _bins(options: BiDMOptions) -> int:
-    return BINS if options.tbs else 1
+    return options.bins if _connected(options) else 1
 
 
 def _taps(unet: nn.Module, options: BiDMOptions) -> list[str]:
-    """Return the ends of the last two thirds of the output blocks (the last 8 of LDM-4's 12)."""
+    """Return the ends of the last output blocks. Raises `UnsupportedError` where there are fewer."""
+    if not _connected(options):
+        return []
     ends = output_blocks(unet)
-    return ends[len(ends) - 2 * len(ends) // 3 :] if options.tbs else []
+    count = 2 * len(ends) // 3 if options.connections is None else options.connections
+    if count > len(ends):
+        raise UnsupportedError(f"option 'connections': the model has {len(ends)} output blocks, got {count}")
+    return ends[len(ends) - count :]
 
 
-BIDM = Method("bidm", BiDMOptions, _layer, bins=_bins, taps=_taps)
-XNOR = Method("xnor", XNOROptions, _layer)
+def _mix(options: BiDMOptions) -> float:
+    return options.mix_init
+
+
+BIDM = Method("bidm", BiDMOptions, _layer, _operands, bins=_bins, taps=_taps, mix=_mix)
+XNOR = Method("xnor", XNOROptions, _layer, _operands)

@@ -9,6 +9,7 @@ from torch import nn
 
 from edgedm.models.bits import Bits, parse_bits
 from edgedm.models.roles import Role
+from edgedm.quant.blocks import head_and_tail
 from edgedm.quant.clock import Clock
 from edgedm.quant.geometry import Layer
 
@@ -24,7 +25,8 @@ class Site:
     """Where a layer (or an attention block, role `attn_matmul`) stands and what it gets.
 
     `edges` are the first timesteps of the table rows, for methods with per-timestep tables; `heads` counts the
-    heads of an attention block; `head_or_tail` says that the layer lies in the first or last blocks of the UNet.
+    heads of an attention block; `head_or_tail` says that the layer lies in the first or last blocks of the UNet
+    (`Method.ends`).
     """
 
     path: str
@@ -58,6 +60,14 @@ def _no_taps(_unet: nn.Module, _options: Any) -> list[str]:
     return []
 
 
+def _no_mix(_options: Any) -> float:
+    return 0.0
+
+
+def _half_resolution(model: nn.Module, _options: Any) -> list[str]:
+    return head_and_tail(model)
+
+
 @dataclass(frozen=True)
 class Method:
     """One method: `layer` makes the training form of a float layer, `operands` an attention block's quantisers.
@@ -65,7 +75,8 @@ class Method:
     A training layer starts from the float layer's weights and has `to_inference()`; the operands' modules are keyed
     by `edgedm.models.attention.OPERANDS`. `options` is the method's `Options` class, whose defaults are the paper's.
     `bins` says how many rows the per-timestep tables get (1: no table), `taps` which modules of a float UNet have
-    their output carried from step to step; both read the options.
+    their output carried from step to step, `mix` what their coefficients start from, and `ends` which modules are
+    the head and tail of a model; all read the options.
     """
 
     name: str
@@ -74,3 +85,5 @@ class Method:
     operands: Callable[[Site, Any], Mapping[str, nn.Module]] = _no_operands
     bins: Callable[[Any], int] = _one_bin
     taps: Callable[[nn.Module, Any], list[str]] = _no_taps
+    mix: Callable[[Any], float] = _no_mix
+    ends: Callable[[nn.Module, Any], list[str]] = _half_resolution
