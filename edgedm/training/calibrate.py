@@ -1,10 +1,13 @@
 """Set the activation quantisers of a student from what it meets on denoising trajectories."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from edgedm.models.denoiser import Denoiser
-from edgedm.quant.uniform import ActivationTable
+from edgedm.quant.uniform import ActivationTable, mse_grid
 from edgedm.training.trajectory import Samples
 
 MOST = 2**16  # values a table that the search looks at, besides the extremes
@@ -21,11 +24,19 @@ def calibrate(student: Denoiser, samples: Samples, batch: int = 64, per_row: boo
     values and at their extremes.
     """
     device = next(student.parameters()).device
-    collectors = [_Collector(module, per_row) for module in student.modules() if isinstance(module, ActivationTable)]
-    try:
+    with calibrating(student, per_row):
         for start in range(0, len(samples), batch):
             part = samples.take(slice(start, start + batch))
             student.record(part.noisy.to(device), part.timesteps.to(device), part.labels.to(device))
+
+
+@contextmanager
+@torch.no_grad()
+def calibrating(module: nn.Module, per_row: bool = False) -> Iterator[None]:
+    """Set every `ActivationTable` in `module` from all that it meets within the context; see `calibrate`."""
+    collectors = [_Collector(table, per_row) for table in module.modules() if isinstance(table, ActivationTable)]
+    try:
+        yield
     finally:
         for collector in collectors:
             collector.handle.remove()
@@ -62,15 +73,25 @@ class _Collector:
         """Set the table's rows; a table that the student never ran stays as it is."""
         if not self.rows:
             return
-        device = self.table.step.device
-        for row, reservoir in self.rows.items():
-            values = reservoir.values()
-            flat = values[0] if self.table.heads == 1 else values[None]
-            self.table.calibrate(flat.to(device), None if self.bins == 1 else row)
+        if self.bins == 1:
+            values = self.rows[0].values().to(self.table.step.device)
+            self.table.calibrate(values[0] if self.table.heads == 1 else values[None])
+            return
+        for rows, together in self._alike():
+            step, zero = mse_grid(together, self.table.bits, (2,))
+            self.table.step[rows], self.table.zero[rows] = step[..., 0], zero[..., 0]
+        self.table.started.fill_(True)
         for row in range(self.bins):
             if row not in self.rows:
                 nearest = min(self.rows, key=lambda other: abs(other - row))
                 self.table.step[row], self.table.zero[row] = self.table.step[nearest], self.table.zero[nearest]
+
+    def _alike(self) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield (rows, values f32[rows, heads, K]) of rows with equally many values: one search for all of them."""
+        values = {row: reservoir.values() for row, reservoir in self.rows.items()}
+        for count in sorted({kept.shape[1] for kept in values.values()}):
+            rows = [row for row, kept in values.items() if kept.shape[1] == count]
+            yield rows, torch.stack([values[row] for row in rows]).to(self.table.step.device)
 
 
 class _Reservoir:
