@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from edgedm.quant.methods import bidm, binarydm, dorefa, efficientdm, lsq, ptq, reactnet
+from edgedm.quant.methods import bidm, binarydm, dilatequant, dorefa, efficientdm, lsq, ptq, reactnet
 from edgedm.quant.methods.method import Method
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -13,6 +13,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             binarydm.BINARYDM,
             bidm.BIDM,
             bidm.XNOR,
+            dilatequant.DILATEQUANT,
             dorefa.DOREFA,
             reactnet.REACTNET,
             lsq.LSQ,

@@ -1,0 +1,54 @@
+"""DilateQuant (arXiv 2409.14307): dilate the weights in closed form, then block-wise distillation, data-free.
+
+Every block is a stage with its own resumable state; `iterations` are those of one block, as the paper's 5000 are
+taken to be. Inputs x_t come from sampling with the full-precision model, at one timestep a bin or more, so every
+row of the tables has samples of its own. `learning_rate` multiplies the rates of the options.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from edgedm.quant.dilation import dilate
+from edgedm.quant.methods.dilatequant import DilateQuantOptions
+from edgedm.training.blockwise import CALIBRATED, BlockReconstruction, Rates, blocks_of
+from edgedm.training.calibrate import calibrate
+from edgedm.training.objective import Recipe, Run, Stage
+from edgedm.training.options import LoopOptions
+from edgedm.training.trajectory import Samples, calibration_samples, predictor
+
+STEPS = 50  # of the sampling that data come from, where the table has fewer rows
+
+
+def stages(run: Run) -> Iterator[Stage]:
+    """Dilate, then yield one stage a block; without BKD calibrate all blocks and yield none."""
+    options = run.options
+    assert isinstance(options, DilateQuantOptions)
+    if options.dilate:
+        dilate(run.student.unet, options.dilation_cap)
+    samples = samples_of(run, options)
+    if not options.bkd:
+        calibrate(run.student, samples, per_row=options.tpq)
+        return
+    few = samples.take(slice(0, 1))
+    paths = blocks_of(run.student.unet, lambda: run.student.record(few.noisy, few.timesteps, few.labels))
+    rates = Rates(options.weight_rate, options.quantizer_rate)
+    for index, path in enumerate(paths):
+        objective = BlockReconstruction(run.student, run.teacher, path, samples, rates, run.loop.batch, options.cache)
+        yield Stage(f"{index:03}-{path}", objective, run.loop)
+
+
+def samples_of(run: Run, options: DilateQuantOptions) -> Samples:
+    """Return what a denoiser meets on the full-precision model's trajectories, of all classes and of none.
+
+    Not more of it than a stage can draw.
+    """
+    steps = max(STEPS, options.bins if options.tpq else 1)
+    drawn = max(run.loop.iterations * run.loop.batch, CALIBRATED)
+    images = -(-min(options.calibration_samples, drawn) // steps)
+    labels = torch.arange(images) % (run.null_class + 1)
+    return calibration_samples(predictor(run.teacher), run.schedule, run.shape, labels, steps, seed=run.loop.seed)
+
+
+# the learning rate is a factor: see above
+RECIPE = Recipe(LoopOptions(500, 1.0, warm_up=20, ema_decay=0.0, save_every=500), stages, data_free=True)
