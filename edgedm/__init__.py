@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 # verb -> (module, member); the member `""` is the module itself, a callable one
 _VERBS = {
     "demo": ("edgedm.demo", ""),
+    "import_checkpoint": ("edgedm.models.importers", "import_checkpoint"),
     "quantize": ("edgedm.training", "quantize"),
     "export": ("edgedm.export", ""),
     "optimize": ("edgedm.passes", "optimize"),

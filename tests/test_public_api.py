@@ -10,6 +10,7 @@ import edgedm
 
 VERBS = {
     "demo": ["output"],
+    "import_checkpoint": ["path", "layout", "output", "options"],
     "quantize": ["method", "base", "data", "output"],
     "export": ["checkpoint", "output", "layer_golden"],
     "optimize": ["graph_path", "output", "dump", "check", "steps", "sampler"],

@@ -10,7 +10,20 @@ import click
 
 import edgedm
 
-_VERBS = ("demo", "quantize", "export", "optimize", "compile", "verify", "sample", "bench", "inspect", "targets")
+_VERBS = (
+    "demo",
+    "import",
+    "quantize",
+    "export",
+    "optimize",
+    "compile",
+    "verify",
+    "sample",
+    "bench",
+    "inspect",
+    "targets",
+)
+_MODULES = {"import": "import_checkpoint"}  # a keyword of Python
 
 
 class _Verbs(click.Group):
@@ -20,7 +33,7 @@ class _Verbs(click.Group):
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
         if name not in _VERBS:
             return None
-        command = importlib.import_module(f"edgedm.cli.{name}").command
+        command = importlib.import_module(f"edgedm.cli.{_MODULES.get(name, name)}").command
         assert isinstance(command, click.Command)
         return command
 

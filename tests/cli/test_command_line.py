@@ -29,7 +29,7 @@ def test_help_lists_every_verb_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "heavy: []" in done.stdout
-    for name in ("demo", "quantize", "export", "optimize", "compile", "verify", "sample", "bench", "inspect"):
+    for name in ("demo", "import", "quantize", "export", "optimize", "compile", "verify", "sample", "bench", "inspect"):
         assert f"\n  {name} " in done.stdout
 
 

@@ -1,0 +1,96 @@
+"""Read a checkpoint of others: tensors and plain containers, never code.
+
+`torch.load(weights_only=True)` or safetensors, nothing else. A file that holds other objects (Lightning saves its
+configuration and callbacks along) is refused with the names of their classes, and with the way to convert it where
+it was made: whoever trusts the file's origin unpickles it there, not here.
+"""
+
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from edgedm.errors import InvalidModelError
+
+# what torch's restricted unpickler and zip reader raise on files that are cut short or altered
+_BROKEN = (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_NAMED = 8  # classes listed in a message
+
+_CONVERT = """\
+Where it was made, and if you trust it, keep its tensors alone:
+    import torch
+    content = torch.load({name!r}, map_location="cpu", weights_only=False)
+    state = content.get("state_dict", content)
+    torch.save({{k: v for k, v in state.items() if torch.is_tensor(v)}}, {converted!r})
+and import {converted}"""
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """Return what the file holds: a `.safetensors` file's tensors by name, or the content of a `torch.save` file.
+
+    Raises `InvalidModelError` where the file is missing, damaged, or holds anything but tensors, numbers, text and
+    containers of them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidModelError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(str(path))
+        except SafetensorError as error:
+            raise InvalidModelError(f"{path}: not a whole safetensors file: {error}") from error
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        found = _globals(path, zipped, str(error))
+        if not found:
+            raise InvalidModelError(f"{path}: not a whole file of torch.save: {_first_line(error)}") from error
+        raise InvalidModelError(_refusal(path, found)) from error
+    except _BROKEN as error:
+        raise InvalidModelError(f"{path}: not a whole file of torch.save: {_first_line(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse compressed records: torch writes none, and a small file could unpack to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+    except zipfile.BadZipFile as error:
+        raise InvalidModelError(f"{path}: not a whole file of torch.save: {error}") from error
+    if packed:
+        raise InvalidModelError(f"{path}: record {packed[0]!r} is compressed; torch.save stores them as they are")
+
+
+def _globals(path: Path, zipped: bool, message: str) -> list[str]:
+    """Return the names of the classes that stand in the way, without unpickling anything."""
+    if zipped:
+        try:
+            found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        except (*_BROKEN, pickle.UnpicklingError):
+            found = []
+        if found:
+            return found
+    return _GLOBAL.findall(message)  # the old format without an archive: torch names the first one
+
+
+def _refusal(path: Path, found: list[str]) -> str:
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    converted = path.with_suffix(".tensors.pt").name
+    return (
+        f"{path}: holds objects besides tensors: {', '.join(found[:_NAMED])}{more}. Loading them would run code from "
+        f"the file, so edgedm does not. {_CONVERT.format(name=path.name, converted=converted)}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,168 @@
+"""Files that almost have a layout are refused with the name of the tensor, as the file has it."""
+
+import ddim_reference
+import pytest
+import torch
+from authors_files import LDM, lightning
+from click.testing import CliRunner
+from openai_reference import Arch, float_state, modules
+from test_import_bidm import ARCH, bidm_state
+
+from edgedm.cli import main
+from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.models import load
+from edgedm.models.importers import LAYOUTS, import_checkpoint
+
+OPTIONS = {"head_channels": 16, "image_size": 8, "weights": "raw"}
+CONV = LDM + "input_blocks.1.0.in_layers.2.weight"
+
+
+def cut(tensors, name):
+    tensors[name] = tensors[name][..., :-1].clone()
+
+
+def poison(tensors, name):
+    tensors[name] = tensors[name].clone()
+    tensors[name].view(-1)[0] = float("nan")
+
+
+def make_infinite(tensors, name):
+    tensors[name] = tensors[name].clone()
+    tensors[name].view(-1)[-1] = float("-inf")
+
+
+def drop(tensors, name):
+    del tensors[name]
+
+
+def retype(tensors, name):
+    tensors[name] = tensors[name].to(torch.int32)
+
+
+def to_bytes(tensors, name):
+    tensors[name] = tensors[name].to(torch.uint8)
+
+
+def empty(tensors, name):
+    tensors[name] = torch.zeros(0)
+
+
+def repeat_one_number(tensors, name):
+    tensors[name] = torch.ones(1).expand(tensors[name].shape)
+
+
+def make_sparse(tensors, name):
+    tensors[name] = tensors[name].to_sparse()
+
+
+ATTACKS = [cut, poison, make_infinite, drop, retype, to_bytes, empty, repeat_one_number, make_sparse]
+NAMES = [
+    CONV,
+    LDM + "input_blocks.1.0.in_layers.0.weight",
+    LDM + "input_blocks.3.1.qkv.weight",
+    LDM + "middle_block.1.proj_out.bias",
+    LDM + "time_embed.0.bias",
+    LDM + "out.2.weight",
+]
+
+
+def write(tmp_path, content):
+    torch.save(content, tmp_path / "x.ckpt")
+    return tmp_path / "x.ckpt"
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_altered_tensor_is_refused_by_name(tmp_path, attack, name):
+    content = lightning(float_state(modules(Arch())))
+    attack(content["state_dict"], name)
+    with pytest.raises(InvalidModelError, match=name.rpartition(".")[0].removeprefix(LDM).replace(".", r"\.")):
+        import_checkpoint(write(tmp_path, content), "ldm", **OPTIONS)
+
+
+BIDM_NAMES = ["channel_threshold", "fliter_k.weight", "fliter_k.bias", "shortcut_scale", "weight"]
+
+
+@pytest.mark.parametrize("attack", [cut, poison, drop, retype, empty])
+@pytest.mark.parametrize("suffix", BIDM_NAMES)
+def test_an_altered_tensor_of_bidm_is_refused_by_name(tmp_path, attack, suffix):
+    content = lightning(bidm_state(ARCH))
+    name = f"{LDM}middle_block.0.out_layers.3.{suffix}"
+    attack(content["state_dict"], name)
+    with pytest.raises(InvalidModelError, match=name.replace(".", r"\.")):
+        import_checkpoint(write(tmp_path, content), "bidm-ldm", connections=3, **OPTIONS)
+
+
+@pytest.mark.parametrize("name", [LDM + "surprise", LDM + "out.2.scale", "surprise.weight", LDM + "out.7.weight"])
+def test_an_extra_tensor_is_refused_by_name(tmp_path, name):
+    content = lightning(float_state(modules(Arch())), **{name: torch.ones(3)})
+    with pytest.raises(InvalidModelError, match=name.replace(".", r"\.")):
+        import_checkpoint(write(tmp_path, content), "ldm", **OPTIONS)
+
+
+def test_a_gap_in_the_blocks_and_a_block_too_many_are_refused(tmp_path):
+    state = float_state(modules(Arch()))
+    gap = {name: value for name, value in state.items() if not name.startswith("input_blocks.2.")}
+    with pytest.raises(InvalidModelError, match=r"input_blocks\.2"):
+        import_checkpoint(write(tmp_path, lightning(gap)), "ldm", **OPTIONS)
+    more = state | {f"input_blocks.4.{name[15:]}": v for name, v in state.items() if name.startswith("input_blocks.3.")}
+    with pytest.raises(InvalidModelError, match="5 input_blocks"):
+        import_checkpoint(write(tmp_path, lightning(more)), "ldm", **OPTIONS)
+
+
+def test_a_spatial_transformer_is_refused_by_name(tmp_path):
+    extra = {LDM + "input_blocks.3.1.transformer_blocks.0.attn1.to_q.weight": torch.ones(2, 2)}
+    with pytest.raises(UnsupportedError, match=r"input_blocks\.3\.1\.transformer_blocks"):
+        import_checkpoint(write(tmp_path, lightning(float_state(modules(Arch())), **extra)), "ldm", **OPTIONS)
+
+
+def test_a_norm_of_a_billion_channels_allocates_nothing(tmp_path):
+    content = lightning(float_state(modules(Arch())))
+    name = LDM + "input_blocks.1.0.out_layers.0.weight"
+    content["state_dict"][name] = torch.ones(1).expand(2_000_000)
+    with pytest.raises((InvalidModelError, UnsupportedError), match=r"input_blocks|channel_mult"):
+        import_checkpoint(write(tmp_path, content), "ldm", **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["conv_in.weight", "up.0.block.1.norm2.bias", "mid.attn_1.q.weight"])
+@pytest.mark.parametrize("attack", [cut, poison, drop, empty])
+def test_an_altered_ddim_file_is_refused_by_name(tmp_path, attack, name):
+    state = {f"module.{key}": v for key, v in float_state(ddim_reference.modules(ddim_reference.Arch())).items()}
+    attack(state, f"module.{name}")
+    with pytest.raises(InvalidModelError, match=name.rpartition(".")[0].replace(".", r"\.")):
+        import_checkpoint(write(tmp_path, [state]), "ddim", weights="raw", image_size=8)
+
+
+def test_a_ddim_list_without_an_average_and_a_plain_dict_say_what_to_do(tmp_path):
+    state = float_state(ddim_reference.modules(ddim_reference.Arch()))
+    for content in ([state, {}], state):
+        with pytest.raises(InvalidModelError, match="weights=raw"):
+            import_checkpoint(write(tmp_path, content), "ddim", image_size=8)
+
+
+def test_unknown_layouts_and_options_are_refused_with_a_list():
+    with pytest.raises(UnsupportedError, match="bidm-ldm"):
+        import_checkpoint("x", "bidm")
+    with pytest.raises(UnsupportedError, match="head_channels"):
+        import_checkpoint("x", "ldm", colour="red")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_refuses_another_ones_file(tmp_path, name):
+    path = write(tmp_path, {"state_dict": {"encoder.weight": torch.ones(3)}})
+    with pytest.raises(InvalidModelError, match=r"encoder|state_dict"):
+        import_checkpoint(path, name, **({"weights": "raw"} if "weights" in LAYOUTS[name].options.model_fields else {}))
+
+
+def test_the_verb_writes_a_checkpoint_and_refuses_with_exit_code_2(tmp_path):
+    path = write(tmp_path, lightning(float_state(modules(Arch()))))
+    call = ["import", str(path), "--layout", "ldm", "-o", str(tmp_path / "out")]
+    chosen = [text for name, value in OPTIONS.items() for text in ("--option", f"{name}={value}")]
+    done = CliRunner().invoke(main, [*call, *chosen])
+    assert done.exit_code == 0, done.output
+    assert load(tmp_path / "out").config.null_class is None
+    for wrong in (["--option", "head_channels"], ["--option", "x=1"]):
+        done = CliRunner().invoke(main, [*call, *wrong])
+        assert done.exit_code == 2
+    path.write_bytes(b"PK")
+    assert CliRunner().invoke(main, [*call, *chosen]).exit_code == 2
