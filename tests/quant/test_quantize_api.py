@@ -1,0 +1,112 @@
+"""`edgedm.quantize` on modules: any architecture, any module, policies, options, and nothing half done."""
+
+import copy
+
+import pytest
+import torch
+from architectures import SMALL_CONDITIONAL, SMALL_DIT
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from torch import nn
+
+import edgedm
+from edgedm.errors import UnsupportedError
+from edgedm.models.attention import ExplicitAttention, make_attention_explicit
+from edgedm.models.roles import ROLES, roles
+from edgedm.quant.api import make_inference, quantize_layers
+from edgedm.quant.methods import METHODS
+from edgedm.quant.policy import POLICIES, policy_of
+
+CLOSE = 2e-5  # another order of float32 operations through a few layers
+
+
+def conditional():
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(**SMALL_CONDITIONAL).eval()
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, 12))
+    return model, lambda m: m(*inputs).sample
+
+
+def transformer():
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(**SMALL_DIT).eval()
+    x, t, labels = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.tensor([1, 7])
+    return model, lambda m: m(x, t, class_labels=labels).sample
+
+
+MODELS = {"UNet2DConditionModel": conditional, "DiTTransformer2DModel": transformer}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_explicit_attention_equals_diffusers_own_on_tokens_and_across(make):
+    model, run = make()
+    before = run(model)
+    assert make_attention_explicit(model)
+    assert torch.allclose(run(model), before, atol=CLOSE)
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_quantises_and_trains_every_architecture(make, method):
+    model, run = make()
+    before = roles(model)
+    assert edgedm.quantize(model, method) is model
+    policy = policy_of(method)
+    for path, role in before.items():
+        is_float = isinstance(model.get_submodule(path), nn.Linear | nn.Conv2d)
+        assert is_float == (policy.bits[role] == "float"), path
+    quantised = any(isinstance(m, ExplicitAttention) and len(m.quantizers) for m in model.modules())
+    assert quantised == (policy.bits["attn_matmul"] != "float")
+    output = run(model)
+    assert output.isfinite().all()
+    torch.autograd.backward(output.square().mean())
+    trained = [p for path in before for p in model.get_submodule(path).parameters() if p.grad is not None]
+    assert any(p.grad.abs().sum() > 0 for p in trained)
+
+
+def test_any_module_can_be_quantised_with_roles_of_its_own():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 8, 3, padding=1, groups=2))
+    own = {"0": "conv_in", "2": "res_conv"}
+    edgedm.quantize(net, "binarydm", {"conv_in": "float", "res_conv": "W1A4"}, roles=own)
+    assert isinstance(net[0], nn.Conv1d) and not isinstance(net[2], nn.Conv1d)
+    assert net(torch.randn(2, 4, 10)).shape == (2, 8, 10)
+
+
+def test_a_refusal_changes_nothing():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    before = copy.deepcopy(net)
+    with pytest.raises(UnsupportedError, match="'1'"):
+        edgedm.quantize(net, "bidm", roles={"0": "res_conv"})
+    with pytest.raises(UnsupportedError, match="xnor"):
+        edgedm.quantize(net, "magic")
+    with pytest.raises(UnsupportedError, match="nonsense"):
+        edgedm.quantize(net, "binarydm", options={"nonsense": 1})
+    assert [type(m) for m in net.modules()] == [type(m) for m in before.modules()]
+
+
+def test_every_policy_has_a_reason_for_every_role_that_it_decides():
+    for variants in POLICIES.values():
+        for policy in variants.values():
+            rows = policy.rows()
+            assert [role for role, _, _ in rows] == list(ROLES)
+            assert all(reason for _, bits, reason in rows if bits != "float"), policy.name
+
+
+def test_a_policy_at_other_bits_keeps_its_edges():
+    wide = policy_of("dilatequant", nominal="W6A6").bits
+    assert (wide["res_conv"], wide["attn_matmul"], wide["conv_in"]) == ("W6A6", "A6", "W8A8")
+    with pytest.raises(ValueError, match="W5A5"):
+        policy_of("lsq", nominal="W5A5")
+    with pytest.raises(UnsupportedError, match="paper, code"):
+        policy_of("efficientdm", "vibes")
+
+
+def test_per_timestep_layers_read_the_clock_of_their_own_model():
+    model, run = conditional()
+    quantize_layers(model, "lsq")
+    twin = copy.deepcopy(model)
+    run(model)
+    assert torch.equal(run(twin), run(model))
+    make_inference(twin)
+    assert run(twin).isfinite().all()
