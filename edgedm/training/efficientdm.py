@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edgedm.diffusion import NoiseSchedule
+from edgedm.errors import UnsupportedError
 from edgedm.models.denoiser import Denoiser
 from edgedm.quant.methods.efficientdm import EfficientDMOptions, QALoRALayer, TimestepTable
 from edgedm.training.objective import Frozen, Losses, Objective
@@ -21,7 +22,7 @@ class TrajectoryDistillation(Objective):
     x_T is drawn from N(0, I) and advanced by the teacher's output (DDIM with `options.eta`), so no data is needed
     and the student's errors don't lead the trajectory astray. A trajectory has one random class a image, a share
     `label_dropout` of them the null class. Where it stands is kept in the buffers `x` f32[N, C, H, W], `labels`
-    int64[N] and `step` int64[].
+    int64[N] and `step` int64[]. Without classes (`null_class` None) the labels are zeros that nobody reads.
 
     Trained are A, B and step of the `QALoRALayer`s and the rows of the `TimestepTable`s; the constructor freezes
     everything else. Only the current timestep's row has a gradient; AdamW's momentum, as in the release, carries
@@ -34,12 +35,14 @@ class TrajectoryDistillation(Objective):
         teacher: nn.Module,
         schedule: NoiseSchedule,
         shape: tuple[int, int, int],
-        null_class: int,
+        null_class: int | None,
         options: EfficientDMOptions,
         batch: int,
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__(student)
+        if null_class is None and options.guidance != 1.0:
+            raise UnsupportedError(f"option guidance {options.guidance}: the model has no class labels; expected 1.0")
         self.teacher, self.walk = Frozen(teacher), Steps(schedule, options.trajectory_steps, options.eta)
         self.options, self.null_class, self.label_dropout = options, null_class, label_dropout
         device = next(student.parameters()).device
@@ -103,7 +106,7 @@ class TrajectoryDistillation(Objective):
     def _output(self, predict: Predict, x: Tensor, timestep: Tensor) -> Tensor:
         """Return the guided output; with guidance both halves are one call, so that the clock ticks once."""
         scale = self.options.guidance
-        if scale == 1.0:
+        if scale == 1.0 or self.null_class is None:
             return predict(x, timestep, self.labels)
         free = torch.full_like(self.labels, self.null_class)
         both = predict(torch.cat([x, x]), torch.cat([timestep, timestep]), torch.cat([self.labels, free]))
@@ -111,8 +114,12 @@ class TrajectoryDistillation(Objective):
         return unconditional + scale * (conditional - unconditional)
 
 
-def random_labels(count: int, null_class: int, generator: torch.Generator, dropout: float = 0.0) -> Tensor:
-    """Return int64[count] of 0 .. null_class - 1, a share `dropout` replaced by `null_class`."""
+def random_labels(
+    count: int, null_class: int | None, generator: torch.Generator, dropout: float = 0.0
+) -> Tensor:
+    """Return int64[count] of 0 .. null_class - 1, a share `dropout` replaced by `null_class`; zeros if it is None."""
+    if null_class is None:
+        return torch.zeros(count, dtype=torch.int64)
     labels = torch.randint(max(1, null_class), (count,), generator=generator)
     return torch.where(torch.rand(count, generator=generator) < dropout, null_class, labels)
 
@@ -121,17 +128,17 @@ def random_labels(count: int, null_class: int, generator: torch.Generator, dropo
 def eps_mse(student: Denoiser, teacher: nn.Module, samples: Samples, batch: int = 50) -> float:
     """Return the mean squared difference of the outputs of student and teacher over `samples`.
 
-    The samples are taken in groups of one timestep, as the layers that run need it.
+    Both are on one device. The samples are taken in groups of one timestep, as the layers that run need it.
     """
-    was_training = student.training
+    was_training, device = student.training, next(student.parameters()).device
     student.eval()
     predict, total = predictor(teacher), 0.0
     for timestep in sorted(set(samples.timesteps.tolist())):
         group = samples.take((samples.timesteps == timestep).nonzero()[:, 0])
         for start in range(0, len(group), batch):
             part = group.take(slice(start, start + batch))
-            ours = student.record(part.noisy, part.timesteps, part.labels)
-            total += float((ours - predict(part.noisy, part.timesteps, part.labels)).double().square().sum())
+            inputs = (part.noisy.to(device), part.timesteps.to(device), part.labels.to(device))
+            total += float((student.record(*inputs) - predict(*inputs)).double().square().sum())
     student.train(was_training)
     return total / samples.noisy.numel()
 

@@ -74,10 +74,11 @@ def calibration_samples(
 
 
 def predictor(unet: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return a float diffusers UNet as a function (x, t, labels) -> output."""
+    """Return a float diffusers UNet as a function (x, t, labels) -> output; one without classes ignores labels."""
+    conditional = getattr(unet, "class_embedding", None) is not None
 
     def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        output: Tensor = unet(x, timesteps, class_labels=labels, return_dict=False)[0]
+        output: Tensor = unet(x, timesteps, class_labels=labels if conditional else None, return_dict=False)[0]
         return output
 
     return predict

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgedm.models.denoiser import Denoiser
 from edgedm.quant.api import make_inference
@@ -17,7 +17,7 @@ from edgedm.training.trajectory import Samples, calibration_samples, predictor
 
 CALIBRATION = 32  # (x_t, t, class) triples, as released
 TRAJECTORIES = 8  # that they are drawn from
-HELD_STEPS = 50  # of the trajectories that the figures are measured on
+STEPS = 20  # of them, and of those that the figures are measured on
 
 
 def stages(run: Run) -> Iterator[Stage]:
@@ -61,9 +61,12 @@ def stages(run: Run) -> Iterator[Stage]:
 
 def _trajectories(run: Run, options: EfficientDMOptions, seed: int) -> Samples:
     labels = random_labels(TRAJECTORIES, run.null_class, torch.Generator().manual_seed(seed))
-    return calibration_samples(
-        predictor(run.teacher), run.schedule, run.shape, labels, HELD_STEPS, eta=options.eta, seed=seed
-    )
+    teacher, device = predictor(run.teacher), run.device
+
+    def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        return teacher(x.to(device), timesteps.to(device), labels.to(device)).cpu()
+
+    return calibration_samples(predict, run.schedule, run.shape, labels, STEPS, eta=options.eta, seed=seed)
 
 
 def _merged(trained: Denoiser) -> Denoiser:
