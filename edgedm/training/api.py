@@ -1,11 +1,11 @@
 """`edgedm.quantize`: swap the layers of a module, or train a low-bit checkpoint from a float one."""
 
 import dataclasses
+import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -17,13 +17,24 @@ from edgedm.outcome import Outcome
 from edgedm.quant.api import quantize_layers
 from edgedm.quant.methods.method import Options
 from edgedm.quant.policy import Policy, policy_of
+from edgedm.training.identity import RUN_FILE, discard_states, write_record
+from edgedm.training.options import LoopOptions
+from edgedm.training.processes import Processes
 from edgedm.training.recipes import RECIPES
 from edgedm.training.run import run_method
+
+Precision = Literal["fp32", "bf16"]
+SUFFIX = ".training"
 
 
 @overload
 def quantize(
-    model: nn.Module, method: str, policy: Policy | Mapping[Role, str] | str | None = None, **named: Any
+    model: nn.Module,
+    method: str,
+    policy: Policy | Mapping[Role, str] | str | None = None,
+    *,
+    bits: str | None = None,
+    **named: Any,
 ) -> nn.Module: ...
 
 
@@ -31,7 +42,9 @@ def quantize(
 def quantize(
     model: str | os.PathLike[str],
     method: str,
-    policy: Policy | Mapping[Role, str] | str | None = None,
+    policy: Policy | str | None = None,
+    *,
+    bits: str | None = None,
     **named: Any,
 ) -> Outcome: ...
 
@@ -40,20 +53,38 @@ def quantize(
     model: nn.Module | str | os.PathLike[str],
     method: str,
     policy: Policy | Mapping[Role, str] | str | None = None,
+    *,
+    bits: str | None = None,
     **named: Any,
 ) -> nn.Module | Outcome:
     """Quantise `model` by `method`.
 
-    A module: its layers are swapped in place, untrained, and it is returned (`edgedm.quant.api.quantize_layers`).
-    A checkpoint (a folder or `zoo:NAME`): a low-bit copy is trained and written (`train_checkpoint`). `policy` is a
-    published variant by name ("paper", "code"), a `Policy`, or, for a module, a table {role: bits}.
+    A module: its layers are swapped in place, untrained, and it is returned; `named` are the arguments of
+    `edgedm.quant.api.quantize_layers` (`options`, `roles`, `edges`). A checkpoint (a folder or `zoo:NAME`): a
+    low-bit copy is trained and written; `named` are the arguments of `train_checkpoint`.
+
+    `policy` is a published variant by name ("paper", "code"), a `Policy`, or, for a module, a table {role: bits};
+    by default the method's first variant. `bits`, such as "W6A6", sets a published policy at another width.
+    Raises `UnsupportedError` for an unknown method, policy, option, role or width.
     """
-    chosen = policy_of(method, policy) if isinstance(policy, str) else policy
+    chosen = choose_policy(method, policy, bits) if isinstance(policy, str) else policy
+    if bits is not None and not isinstance(policy, str):
+        if policy is not None:
+            raise UnsupportedError("bits: only a published policy, given by name, can be set at another width")
+        chosen = choose_policy(method, None, bits)
     if isinstance(model, nn.Module):
         return quantize_layers(model, method, chosen, **named)
     if chosen is not None and not isinstance(chosen, Policy):
         raise UnsupportedError("policy: a checkpoint takes a published policy or a Policy, not a table")
     return train_checkpoint(model, method, chosen, **named)
+
+
+def choose_policy(method: str, variant: str | None = None, bits: str | None = None) -> Policy:
+    """Return a published policy at its own width or at `bits`; `UnsupportedError` where there is none."""
+    try:
+        return policy_of(method, variant, bits)
+    except ValueError as error:
+        raise UnsupportedError(str(error)) from error
 
 
 def train_checkpoint(
@@ -62,29 +93,93 @@ def train_checkpoint(
     policy: Policy | None = None,
     *,
     data: str = "digits",
-    output: str = "checkpoint",
+    output: str | os.PathLike[str] = "checkpoint",
     options: Options | Mapping[str, Any] | None = None,
     iterations: int | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    ema: float | None = None,
+    precision: Precision | None = None,
     seed: int = 0,
-    runs: str | None = None,
-    threads: int = 2,
+    save_every: int | None = None,
+    runs: str | os.PathLike[str] | None = None,
+    log: str | os.PathLike[str] | None = None,
+    restart: bool = False,
+    threads: int | None = None,
 ) -> Outcome:
     """Train a low-bit checkpoint from the float checkpoint `base` and write it to `output`.
 
-    `iterations` replaces the recipe's. With `runs`, a folder, training keeps its state there and resumes. Raises
-    `InvalidModelError` for a bad base, `UnsupportedError` for an unknown method, option or data set.
+    `iterations`, `batch` (samples a process and iteration), `learning_rate`, `ema` (decay, 0 for none) and
+    `precision` replace the recipe's own; `data` and `options` are as in `run_method`. Training keeps its state in
+    `runs`/METHOD, by default the folder `OUTPUT.training` beside the output: the same call goes on from it after
+    whatever stopped it, a call with other settings is refused, `restart` begins anew. When the checkpoint is
+    written the states are deleted; curves (`STAGE/curve.json`) and the record (`run.json`) stay. `log` is a folder
+    for TensorBoard. `threads` sets torch's number of threads.
+
+    The outcome's figures are each stage's last losses and seconds, the recipe's own figures and the peak memory;
+    its details the paths written and the curves. Raises as `run_method` does.
     """
+    loop = loop_options(method, iterations, batch, learning_rate, ema, precision, seed, save_every)
     checkpoint = load(base)
-    loop = None
-    if method in RECIPES:
-        recipe = RECIPES[method].loop
-        loop = dataclasses.replace(recipe, seed=seed, iterations=iterations or recipe.iterations)
-    torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(runs or scratch) / method
-        trained = run_method(checkpoint, method, folder, policy=policy, options=options, data=data, loop=loop)
-    save(trained.checkpoint, output)
-    figures = dict(trained.figures)
-    for name, curve in trained.curves.items():
-        figures |= {f"{name}.{key}": value for key, value in curve[-1].items()}
-    return Outcome(True, figures, {"written": [str(output)], "curves": trained.curves})
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder = run_folder(output, runs, method)
+    trained = run_method(
+        checkpoint,
+        method,
+        folder,
+        policy=policy,
+        options=options,
+        data=data,
+        loop=loop,
+        restart=restart,
+        log=None if log is None else Path(log),
+    )
+    processes = Processes()
+    if processes.is_main:
+        save(trained.checkpoint, output)
+        finish(folder, trained.figures)
+    processes.wait()
+    written = [str(output), str(folder)]
+    return Outcome(True, trained.figures, {"written": written, "curves": trained.curves})
+
+
+def loop_options(
+    method: str,
+    iterations: int | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    ema: float | None = None,
+    precision: Precision | None = None,
+    seed: int = 0,
+    save_every: int | None = None,
+) -> LoopOptions | None:
+    """Return the recipe's loop with what is given replaced; None for an unknown method."""
+    if method not in RECIPES:
+        return None
+    given = {
+        "iterations": iterations,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "ema_decay": ema,
+        "bf16": None if precision is None else precision == "bf16",
+        "seed": seed,
+        "save_every": save_every,
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(RECIPES[method].loop, **changes)
+
+
+def run_folder(output: str | os.PathLike[str], runs: str | os.PathLike[str] | None, method: str) -> Path:
+    """Return where a run keeps its states: `runs`/METHOD, or `OUTPUT.training` beside the output."""
+    if runs is not None:
+        return Path(runs) / method
+    absolute = Path(os.path.abspath(output))
+    return absolute.parent / (absolute.name + SUFFIX)
+
+
+def finish(folder: Path, figures: Mapping[str, float]) -> None:
+    """Mark the run in `folder` as finished and delete its states."""
+    identity = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["identity"]
+    write_record(folder, identity, figures, finished=True)
+    discard_states(folder)

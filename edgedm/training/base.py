@@ -16,6 +16,7 @@ from edgedm.training.data import Batches, load_digits
 from edgedm.training.loop import train
 from edgedm.training.objective import Losses, Objective, Stage
 from edgedm.training.options import LoopOptions
+from edgedm.training.processes import Processes
 
 
 class EpsError(Objective):
@@ -47,9 +48,7 @@ def train_base(architecture: dict[str, object], folder: Path, options: LoopOptio
     make_attention_explicit(unet)
     digits = load_digits(architecture["sample_size"])  # type: ignore[arg-type]  # an int, as diffusers takes it
     schedule = NoiseSchedule.from_config(config.noise_schedule)
-    batches = Batches(
-        digits.train_images, digits.train_labels, schedule, options.batch, NULL_CLASS, options.label_dropout
-    )
+    batches = Batches(digits.training(), schedule, options.batch, NULL_CLASS, options.label_dropout, Processes().device)
     trained, _ = train(Stage("base", EpsError(Denoiser(unet), batches), options), folder)
     assert isinstance(trained, Denoiser)
-    return Checkpoint(config, trained.eval().requires_grad_(False))
+    return Checkpoint(config, trained.cpu().eval().requires_grad_(False))

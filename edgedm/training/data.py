@@ -1,6 +1,7 @@
 """Training images: values in [-1, 1], labels, and noisy batches of them."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,48 @@ HELD_OUT_EVERY = 5
 IMAGE_SIZE = 16
 SCAN_SIZE = 8
 SCAN_MAX = 16.0
+DIGIT_CLASSES = 10
+
+
+class Images(Protocol):
+    """A data set of the size and channels of a model's images; anything with these members will do.
+
+    `classes` counts the labels, 0 where there are none. `identity` changes if the images do: a kept training state
+    is only resumed with the same data.
+    """
+
+    @property
+    def classes(self) -> int:
+        """Number of labels."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What this is, in a few words, hash included."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images f32[N, C, H, W] in [-1, 1] and labels int64[N] (0 without classes) of `rows` int64[N]."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorImages:
+    """Images that are in memory: f32[N, C, H, W] in [-1, 1], labels int64[N]."""
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+    identity: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels of `rows`."""
+        return self.images[rows], self.labels[rows]
 
 
 @dataclass(frozen=True)
@@ -28,6 +71,10 @@ class Digits:
     def images(self) -> Tensor:
         """All images, f32[1797, 1, size, size], the training part first."""
         return torch.cat([self.train_images, self.held_out_images])
+
+    def training(self) -> TensorImages:
+        """Return the training part as a data set."""
+        return TensorImages(self.train_images, self.train_labels, DIGIT_CLASSES, "digits")
 
 
 def load_digits(size: int = IMAGE_SIZE) -> Digits:
@@ -55,25 +102,30 @@ class Batch:
 
 
 class Batches:
-    """Draws noisy training images; a share `label_dropout` of the labels becomes the null class."""
+    """Draws noisy training images onto `device`; a share `label_dropout` of the labels becomes the null class.
+
+    Of images without classes every label is the null class; for a model without classes (`null_class` None) all are
+    zeros, which nobody reads. `alphas` f64[T] are the schedule's, on `device`.
+    """
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        data: Images,
         schedule: NoiseSchedule,
         batch: int,
-        null_class: int,
+        null_class: int | None,
         label_dropout: float,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.images, self.labels, self.batch = images, labels, batch
-        self.alphas = torch.from_numpy(schedule.alphas_cumprod())
-        self.null_class, self.label_dropout = null_class, label_dropout
+        self.data, self.batch, self.device = data, batch, torch.device(device)
+        self.alphas = torch.from_numpy(schedule.alphas_cumprod()).to(device)
+        self.null_class = null_class or 0
+        self.label_dropout = label_dropout if data.classes and null_class is not None else 1.0
 
     def draw(self, generator: torch.Generator) -> Batch:
-        """Return a batch that depends on `generator` alone."""
-        rows = torch.randint(len(self.images), (self.batch,), generator=generator)
-        images, labels = self.images[rows], self.labels[rows]
+        """Return a batch that depends on `generator` alone, which is a CPU's whatever the device."""
+        rows = torch.randint(len(self.data), (self.batch,), generator=generator)
+        images, labels = self.data.take(rows)
         drop = torch.rand(self.batch, generator=generator) < self.label_dropout
         labels = torch.where(drop, self.null_class, labels)
         # Stratified: one timestep from each of N equal slices, in random order, for a steadier loss.
@@ -81,4 +133,5 @@ class Batches:
         slices = (torch.randperm(self.batch, generator=generator) + within) / self.batch
         t = (slices * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         noise = torch.randn(images.shape, generator=generator)
+        images, noise, t, labels = (part.to(self.device) for part in (images, noise, t, labels))
         return Batch(images, noise, t, labels, add_noise(images, noise, t, self.alphas))

@@ -1,25 +1,22 @@
 """One training loop for every method: AdamW, warm-up and decay, EMA, resumable, the same on one device or many."""
 
 import copy
-import json
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from edgedm import progress
-from edgedm.atomic import atomic_file
-from edgedm.training.objective import Stage
+from edgedm.training.identity import Identity, of_loop
+from edgedm.training.interrupt import Interrupts, TrainingInterrupted
+from edgedm.training.monitor import Monitor
+from edgedm.training.objective import Losses, Objective, Stage
 from edgedm.training.options import LoopOptions
-
-Curve = list[dict[str, float]]
+from edgedm.training.processes import Processes
+from edgedm.training.state import Curve, State
 
 CURVE_EVERY = 50
-STATE_FILE, CURVE_FILE = "state.pt", "curve.json"
 
 
 @torch.no_grad()
@@ -42,94 +39,101 @@ def learning_rate_factor(iteration: int, options: LoopOptions) -> float:
     return options.final_fraction + (1 - options.final_fraction) * left
 
 
-def train(stage: Stage, folder: Path) -> tuple[nn.Module, Curve]:
+def seed_of(seed: int, iteration: int, rank: int) -> int:
+    """Return the seed of everything random in one iteration of one process."""
+    return (seed * 1_000_003 + iteration) * 4099 + rank
+
+
+def train(
+    stage: Stage, folder: Path, *, identity: Identity | None = None, log: Path | None = None
+) -> tuple[nn.Module, Curve]:
     """Train the stage's student; return its average (the student itself without EMA) and the loss curve.
 
-    State goes to `folder/state.pt` every `save_every` iterations and is picked up again by the next call; the curve
-    to `folder/curve.json`. Every iteration draws from a generator seeded by (seed, iteration), so a resumed run sees
-    the same batches. Raises `FloatingPointError` where the gradient is not finite.
+    State goes to `folder/state.pt` every `save_every` iterations, at the end, and on SIGINT and SIGTERM, and is
+    picked up again by the next call with the same loop options and `identity`; the curve (means over 50 iterations)
+    to `folder/curve.json`; TensorBoard events to `log`. Everything random comes from
+    (seed, iteration, process), so a resumed run equals an uninterrupted one. Under `accelerate launch` every
+    process draws a batch of its own and the gradients are averaged.
+
+    Raises `TrainingInterrupted` when asked to stop, `DivergedError` where a loss or gradient is not finite,
+    `UnsupportedError` for a state of another run.
     """
     name, objective, options = stage.name, stage.objective, stage.loop
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    optimiser = torch.optim.AdamW(
-        objective.parameter_groups(options.learning_rate),
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-    )
-    rates = [group["lr"] for group in optimiser.param_groups]
+    processes = Processes()
+    objective.to(processes.device)
     ema = copy.deepcopy(objective.student).requires_grad_(False) if options.ema_decay else None
-    session = _Session(folder / STATE_FILE, objective, ema, optimiser)
-    session.resume()
-    wrapped, prepared = accelerator.prepare(objective, optimiser)
-    generator = torch.Generator()
+    trained = objective.student if ema is None else ema
+    if options.iterations == 0:
+        return trained, []
+    groups = objective.parameter_groups(options.learning_rate)
+    optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
+    what = {"stage": name, "processes": processes.count, **of_loop(options), **(identity or {})}
+    state = State(folder, objective, ema, optimiser, what, processes)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    state.resume()
+    if state.iteration < options.iterations:
+        _run(stage, state, processes, rates, log)
+    return trained, state.curve
+
+
+def _run(stage: Stage, state: State, processes: Processes, rates: list[float], log: Path | None) -> None:
+    name, objective, options = stage.name, stage.objective, stage.loop
+    optimiser = state.optimiser
+    learned = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    step = processes.average_gradients(_Step(objective))
+    device, generator = processes.device, torch.Generator()
     objective.student.train()
-    began, start = time.monotonic(), session.iteration
-    for iteration in progress.track(range(start, options.iterations), name):
-        generator.manual_seed((options.seed * 1_000_003 + iteration) * 4099 + accelerator.process_index)
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * learning_rate_factor(iteration, options)
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=options.bf16):
-            terms = wrapped(iteration, generator)
-        accelerator.backward(terms["loss"])
-        norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), options.clip_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"{name}: gradient norm {norm} at iteration {iteration}")
-        prepared.step()
-        prepared.zero_grad(set_to_none=True)
-        if ema is not None:
-            update_ema(ema, objective.student, options.ema_decay, iteration)
-        session.note(iteration + 1, terms, last=iteration + 1 == options.iterations)
-        if (iteration + 1) % options.save_every == 0 or iteration + 1 == options.iterations:
-            session.save(options, (time.monotonic() - began) / (iteration + 1 - start))
-    return (objective.student if ema is None else ema), session.curve
+    began, before = time.monotonic(), state.seconds
+    samples = options.batch * processes.count
+    log = log if processes.is_main else None
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        Monitor(name, state.iteration, options.iterations, samples, log, processes.is_main) as monitor,
+        Interrupts("") as interrupts,
+    ):
+        for iteration in range(state.iteration, options.iterations):
+            interrupts.message = (
+                f"{name}: interrupted after iteration {iteration + 1} of {options.iterations}; the state is in "
+                f"{state.path}, and the same command goes on from it"
+            )
+            seed = seed_of(options.seed, iteration, processes.rank)
+            generator.manual_seed(seed)
+            torch.manual_seed(seed)  # for layers that draw on their own, such as dropout
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * learning_rate_factor(iteration, options)
+            with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
+                terms: dict[str, Tensor] = step(iteration, generator)
+            terms["loss"].backward()  # type: ignore[no-untyped-call]  # torch's own
+            norm = nn.utils.clip_grad_norm_(learned, options.clip_norm)
+            optimiser.step()
+            objective.zero_grad(set_to_none=True)
+            if state.ema is not None:
+                update_ema(state.ema, objective.student, options.ema_decay, iteration)
+            state.add({**terms, "gradient_norm": norm})
+            state.seconds = before + time.monotonic() - began
+            last, stop = iteration + 1 == options.iterations, processes.any(interrupts.requested)
+            due = stop or last or (iteration + 1) % options.save_every == 0
+            point = last or (iteration + 1) % CURVE_EVERY == 0
+            if due or point:
+                state.check_finite(name)
+            if point:
+                monitor.point(state.point())
+            if due:
+                state.save(options, last)
+            monitor.advance(iteration + 1, terms["loss"])
+            if stop:
+                raise TrainingInterrupted(interrupts.message)
 
 
-class _Session:
-    """What is kept from one call to the next."""
+class _Step(nn.Module):
+    """The objective as gradient averaging needs it: only "loss" leads back to parameters."""
 
-    def __init__(
-        self, path: Path, objective: nn.Module, ema: nn.Module | None, optimiser: torch.optim.Optimizer
-    ) -> None:
-        self.path, self.objective, self.ema, self.optimiser = path, objective, ema, optimiser
-        self.iteration = 0
-        self.curve: Curve = []
-        self.sums: dict[str, float] = {}
-        self.count = 0
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
 
-    def note(self, iteration: int, terms: dict[str, Tensor], last: bool) -> None:
-        """Add an iteration's losses; every 50 of them become a point of the curve."""
-        self.iteration, self.count = iteration, self.count + 1
-        for key, value in terms.items():
-            self.sums[key] = self.sums.get(key, 0.0) + float(value.detach())
-        if iteration % CURVE_EVERY == 0 or last:
-            self.curve.append({"iteration": iteration, **{k: v / self.count for k, v in self.sums.items()}})
-            self.sums, self.count = {}, 0
-
-    def save(self, options: LoopOptions, seconds: float) -> None:
-        """Write everything, whole or not at all."""
-        state = {
-            "objective": self.objective.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "iteration": self.iteration,
-            "curve": self.curve,
-            "sums": self.sums,
-            "count": self.count,
-        }
-        with atomic_file(self.path) as path:
-            torch.save(state, path)
-        with atomic_file(self.path.with_name(CURVE_FILE)) as path:
-            path.write_text(json.dumps({"options": asdict(options), "seconds": seconds, "curve": self.curve}))
-
-    def resume(self) -> None:
-        """Continue where the last call stopped, if there was one."""
-        if not self.path.exists():
-            return
-        state = torch.load(self.path, weights_only=True)
-        self.objective.load_state_dict(state["objective"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.iteration, self.curve = int(state["iteration"]), state["curve"]
-        self.sums, self.count = state["sums"], int(state["count"])
+    def forward(self, iteration: int, generator: torch.Generator) -> Losses:
+        """Return the objective's losses, all but "loss" detached."""
+        terms: Losses = self.objective(iteration, generator)
+        return {name: value if name == "loss" else value.detach() for name, value in terms.items()}

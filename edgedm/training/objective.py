@@ -56,8 +56,9 @@ class Stage:
 class Run:
     """All that a recipe needs. `batches` is None for data-free training; `shape` is (C, H, W) of an image.
 
-    What a recipe measures goes to `figures`. `trained` is what the last finished stage ended with, its average if
-    it keeps one.
+    `null_class` is None for a model without classes, whose labels are zeros that nobody reads. Student and teacher
+    live on `device`. What a recipe measures goes to `figures`. `trained` is what the last finished stage ended with,
+    its average if it keeps one.
     """
 
     student: Denoiser
@@ -65,7 +66,7 @@ class Run:
     batches: Batches | None
     schedule: NoiseSchedule
     shape: tuple[int, int, int]
-    null_class: int
+    null_class: int | None
     options: Options
     loop: LoopOptions
     trained: Denoiser | None = None

@@ -8,8 +8,10 @@ from typing import Literal
 class LoopOptions:
     """What a loop needs besides its objective; `iterations` is the equal-budget unit of comparisons.
 
-    `decay` is the learning rate's way down after `warm_up` iterations, to `final_fraction` of it. `ema_decay` 0
-    keeps no average.
+    `batch` counts the samples of one process; with P processes an iteration sees P times as many, and the learning
+    rate stays as given. `decay` is the learning rate's way down after `warm_up` iterations, to `final_fraction` of
+    it. `ema_decay` 0 keeps no average. `bf16` runs forward passes in bfloat16 where torch's autocast sees fit;
+    weights, gradients and optimiser stay float32. A state is saved every `save_every` iterations.
     """
 
     iterations: int

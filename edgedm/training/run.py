@@ -1,6 +1,7 @@
 """From a float checkpoint to a trained low-bit one."""
 
 import copy
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +19,67 @@ from edgedm.quant.api import DEFAULT_EDGES, make_inference, method_options, quan
 from edgedm.quant.methods import METHODS
 from edgedm.quant.methods.method import Options
 from edgedm.quant.policy import Policy, policy_of
-from edgedm.training.data import Batches, load_digits
-from edgedm.training.loop import Curve, train
-from edgedm.training.objective import Run
+from edgedm.training import identity as identities
+from edgedm.training.data import Batches, Images
+from edgedm.training.interrupt import Interrupts
+from edgedm.training.loop import train
+from edgedm.training.objective import Recipe, Run
 from edgedm.training.options import LoopOptions
+from edgedm.training.processes import Processes
 from edgedm.training.recipes import RECIPES
+from edgedm.training.sources import NONE, open_images
+from edgedm.training.state import Curve
 
 INITIAL_MIX = 0.3
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: what ships, the loss curve of each stage, and what the recipe measured."""
+    """A finished run: what ships, the loss curve of each stage, and figures, all on the CPU.
+
+    `figures` holds each stage's last losses and seconds (`STAGE.loss`), the recipe's own, and
+    `peak_memory_bytes` of this process (`peak_gpu_memory_bytes` of its GPU).
+    """
 
     checkpoint: Checkpoint
     denoiser: Denoiser
     curves: dict[str, Curve]
     figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked to do, checked and with every default filled in."""
+
+    method: str
+    recipe: Recipe
+    policy: Policy
+    options: Options
+    loop: LoopOptions
+    data: str
+
+
+def settle(
+    base: CheckpointConfig,
+    method: str,
+    policy: Policy | None = None,
+    options: Options | Mapping[str, Any] | None = None,
+    data: str = "digits",
+    loop: LoopOptions | None = None,
+) -> Settings:
+    """Check what `run_method` is asked for and fill in the defaults; raises as `run_method` does."""
+    if method not in RECIPES:
+        raise UnsupportedError(f"method: expected one of {', '.join(RECIPES)}, got {method!r}")
+    if base.method != "fp32":
+        raise InvalidModelError(f"base: expected a full-precision checkpoint, got one made by {base.method}")
+    recipe = RECIPES[method]
+    if data == NONE and not recipe.data_free:
+        free = ", ".join(name for name, other in RECIPES.items() if other.data_free)
+        raise UnsupportedError(f"data: {method} trains on images, give --data; without data train {free}")
+    if base.prediction_type != "epsilon" and not recipe.data_free:
+        raise UnsupportedError(f"base: {method} trains on the noise, but the base predicts {base.prediction_type}")
+    chosen = policy or policy_of(method)
+    return Settings(method, recipe, chosen, method_options(method, options), loop or recipe.loop, data)
 
 
 def make_student(
@@ -62,36 +107,60 @@ def run_method(
     options: Options | Mapping[str, Any] | None = None,
     data: str = "digits",
     loop: LoopOptions | None = None,
+    restart: bool = False,
+    log: Path | None = None,
 ) -> Trained:
-    """Train `method` from the float checkpoint `base`; states are kept in `folder`, from which a rerun goes on."""
-    if method not in RECIPES:
-        raise UnsupportedError(f"method: expected one of {', '.join(RECIPES)}, got {method!r}")
-    if base.config.method != "fp32":
-        raise InvalidModelError(f"base: expected a full-precision checkpoint, got one made by {base.config.method}")
-    recipe = RECIPES[method]
-    settings = method_options(method, options)
-    chosen = policy or policy_of(method)
-    loop = loop or recipe.loop
-    schedule = NoiseSchedule.from_config(base.config.noise_schedule)
-    teacher = base.module.unet.eval().requires_grad_(False)
+    """Train `method` from the float checkpoint `base`; states are kept in `folder`, from which a rerun goes on.
+
+    `policy`, `options` and `loop` default to the method's own. `data` is "digits", "folder:PATH", "cifar10:PATH",
+    or, for a data-free method, "none". `restart` discards the states in `folder`; `log` gets TensorBoard events.
+    Under `accelerate launch` all processes must call this; each returns the same.
+
+    Raises `UnsupportedError` for an unknown method, option or data set and for states of another run,
+    `InvalidModelError` for a base that is not full precision or files that cannot be read, `DivergedError` where
+    training leaves the finite numbers, and `TrainingInterrupted` on SIGINT and SIGTERM, after saving.
+    """
+    settings = settle(base.config, method, policy, options, data, loop)
+    kept = f"{method}: interrupted; what was saved is in {folder}, and the same command goes on from it"
+    with Interrupts(kept, at_once=True), torch.random.fork_rng():
+        return _run(base, settings, folder, restart, log)
+
+
+def _run(base: Checkpoint, settings: Settings, folder: Path, restart: bool, log: Path | None) -> Trained:
+    method, loop, config = settings.method, settings.loop, base.config
+    processes = Processes()
+    images = None if settings.recipe.data_free else _open(settings.data, config)
+    identity = _identity(base, settings, images)
+    if processes.is_main:
+        identities.claim(folder, identity | {"processes": processes.count}, restart)
+    processes.wait()
+    schedule = NoiseSchedule.from_config(config.noise_schedule)
+    device, null_class = processes.device, config.null_class
+    teacher = copy.deepcopy(base.module.unet).to(device).eval().requires_grad_(False)
     torch.manual_seed(loop.seed)
-    student = make_student(teacher, schedule, method, chosen, settings)
+    student = make_student(teacher, schedule, method, settings.policy, settings.options).to(device)
+    batches = None
+    if images is not None:
+        batches = Batches(images, schedule, loop.batch, null_class, loop.label_dropout, device)
     run = Run(
         student=student,
         teacher=teacher,
-        batches=None if recipe.data_free else _batches(data, base.config, schedule, loop),
+        batches=batches,
         schedule=schedule,
-        shape=image_shape(base.config),
-        null_class=base.config.null_class,
-        options=settings,
+        shape=image_shape(config),
+        null_class=null_class,
+        options=settings.options,
         loop=loop,
     )
-    curves, final = {}, student
-    for stage in recipe.stages(run):
-        result, curves[stage.name] = train(stage, folder / stage.name)
+    curves: dict[str, Curve] = {}
+    final = student
+    for stage in settings.recipe.stages(run):
+        result, curves[stage.name] = train(stage, folder / stage.name, identity=identity, log=log)
         assert isinstance(result, Denoiser)
         final = run.trained = result
-    return Trained(to_checkpoint(final, base.config, method, chosen, settings), final, curves, run.figures)
+    figures = _stage_figures(curves) | run.figures | _memory(device)
+    final = final.cpu()
+    return Trained(to_checkpoint(final, config, method, settings.policy, settings.options), final, curves, figures)
 
 
 def image_shape(config: CheckpointConfig) -> tuple[int, int, int]:
@@ -126,10 +195,41 @@ def to_checkpoint(
     return Checkpoint(config, module.eval().requires_grad_(False))
 
 
-def _batches(data: str, config: CheckpointConfig, schedule: NoiseSchedule, loop: LoopOptions) -> Batches:
-    if data != "digits":
-        raise UnsupportedError(f"data: expected 'digits', got {data!r}")
-    digits = load_digits(image_shape(config)[1])
-    return Batches(
-        digits.train_images, digits.train_labels, schedule, loop.batch, config.null_class, loop.label_dropout
+def _open(data: str, config: CheckpointConfig) -> Images:
+    images = open_images(data, image_shape(config))
+    if config.null_class is not None and images.classes > config.null_class:
+        raise UnsupportedError(
+            f"data: {data} has {images.classes} classes, the base knows {config.null_class}; put all images into one "
+            "folder to train without labels"
+        )
+    return images
+
+
+def _identity(base: Checkpoint, settings: Settings, images: Images | None) -> identities.Identity:
+    return identities.flat(
+        {
+            "method": settings.method,
+            "base": identities.of_module(base.module),
+            "policy": settings.policy.name,
+            "bits": dict(settings.policy.bits),
+            "option": settings.options.model_dump(mode="json"),
+            "loop": identities.of_loop(settings.loop),
+            "data": NONE if images is None else images.identity,
+        }
     )
+
+
+def _stage_figures(curves: Mapping[str, Curve]) -> dict[str, float]:
+    return {f"{name}.{key}": value for name, curve in curves.items() if curve for key, value in curve[-1].items()}
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    figures = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        figures["peak_memory_bytes"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    if device.type == "cuda":
+        figures["peak_gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(device))
+    return figures

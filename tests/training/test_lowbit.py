@@ -64,9 +64,14 @@ def test_the_trained_model_equals_the_one_that_ships(base, tmp_path, method):
     shipped, ema = trained.checkpoint.module, trained.denoiser
     x, t, label = torch.randn(2, 1, 16, 16), torch.tensor([10, 700]), torch.tensor([1, 10])
     with torch.no_grad():
-        ours, theirs = ema.eval().record(x, t, label), shipped.record(x, t, label)
+        ours, theirs = (one_by_one(model, x, t, label) for model in (ema.eval(), shipped))
     # rounding may flip a sign or a code that lies on its threshold; all else agrees
     assert ((ours - theirs).abs() < CLOSE).float().mean() > 0.98
+
+
+def one_by_one(model, *arguments):
+    """Layers that run take one timestep a batch."""
+    return torch.cat([model.record(*(part[i : i + 1] for part in arguments)) for i in range(len(arguments[0]))])
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(base, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def samples_of(run: Run, options: DilateQuantOptions) -> Samples:
     steps = max(STEPS, options.bins if options.tpq else 1)
     drawn = max(run.loop.iterations * run.loop.batch, CALIBRATED)
     images = -(-min(options.calibration_samples, drawn) // steps)
-    labels = torch.arange(images) % (run.null_class + 1)
+    labels = torch.arange(images) % ((run.null_class or 0) + 1)
     return calibration_samples(predictor(run.teacher), run.schedule, run.shape, labels, steps, seed=run.loop.seed)
 
 

@@ -15,7 +15,7 @@ def stages(run: Run) -> Iterator[Stage]:
     """Calibrate; there is no stage."""
     options = run.options
     assert isinstance(options, PTQOptions)
-    labels = torch.arange(options.images) % (run.null_class + 1)  # every class and the null class in turn
+    labels = torch.arange(options.images) % ((run.null_class or 0) + 1)  # every class and the null class
     samples = calibration_samples(
         predictor(run.teacher), run.schedule, run.shape, labels, options.steps, seed=run.loop.seed
     )
