@@ -30,8 +30,6 @@ from edgedm.training.recipes import RECIPES
 from edgedm.training.sources import NONE, open_images
 from edgedm.training.state import Curve
 
-INITIAL_MIX = 0.3
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -94,7 +92,7 @@ def make_student(
     quantize_layers(unet, method, policy, options=options, edges=edges)
     student = Denoiser(unet, taps, edges)
     if taps:
-        nn.init.constant_(student.cache_coefficients, INITIAL_MIX)
+        nn.init.constant_(student.cache_coefficients, METHODS[method].mix(options))
     return student
 
 
