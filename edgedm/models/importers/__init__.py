@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from edgedm.errors import UnsupportedError
 from edgedm.models.checkpoint import Checkpoint, save
-from edgedm.models.importers import bidm, full_precision
+from edgedm.models.importers import bidm, binarydm, full_precision
 from edgedm.models.importers.layout import Layout, Report
 from edgedm.models.importers.reading import read
 from edgedm.outcome import Outcome
@@ -28,6 +28,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         for layout in (
             full_precision.LDM,
             full_precision.CIFAR,
+            binarydm.BINARYDM_LDM,
             bidm.BIDM_LDM,
         )
     }

@@ -66,17 +66,17 @@ def name_modules(tensors: Tensors, options: LDMOptions | CifarOptions) -> Naming
 
 
 def make_config(
-    tensors: Tensors, naming: Naming, options: LDMOptions | CifarOptions, method: str, **changes: Any
+    tensors: Tensors, naming: Naming, settings: LDMOptions | CifarOptions, method: str, /, **changes: Any
 ) -> CheckpointConfig:
     """Return the config of a checkpoint; `changes` are roles, options, taps, timestep_bins."""
-    default = noise.LATENT_DIFFUSION if isinstance(options, LDMOptions) else noise.DDIM
-    schedule = noise.noise_schedule(tensors, options, default)
+    default = noise.LATENT_DIFFUSION if isinstance(settings, LDMOptions) else noise.DDIM
+    schedule = noise.noise_schedule(tensors, settings, default)
     return CheckpointConfig.model_validate(
         {
             "architecture": Architecture(class_name="UNet2DModel", config=naming.architecture),
             "method": method,
             "noise_schedule": schedule,
-            "null_class": _null_class(tensors, naming, options),
+            "null_class": _null_class(tensors, naming, settings),
             **changes,
         }
     )

@@ -1,7 +1,10 @@
 """Files as the authors' scripts write them, and how an imported model is called."""
 
+import copy
+
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 LDM = "model.diffusion_model."
 
@@ -41,3 +44,23 @@ def call(checkpoint, x, t, *rest):
 def inputs(arch, seed=3, timestep=421):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, arch.colours, arch.image, arch.image, generator=generator), torch.tensor([timestep])
+
+
+class _Widen(TorchFunctionMode):
+    """Lets float32 constants, such as unpacked bits, meet float64 activations."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if any(isinstance(item, torch.Tensor) and item.dtype == torch.float64 for item in args):
+            args = [a.double() if isinstance(a, torch.Tensor) and a.dtype == torch.float32 else a for a in args]
+        return func(*args, **(kwargs or {}))
+
+
+def double(state):
+    return {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def call_exactly(checkpoint, x, t, *rest):
+    """`call` in float64, where no code is decided by rounding."""
+    module = copy.deepcopy(checkpoint.module).double()
+    with torch.no_grad(), _Widen():
+        return module(x.double(), t, *(each.double() for each in rest))

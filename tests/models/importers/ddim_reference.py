@@ -80,7 +80,7 @@ def forward(state, arch, x, t, layer, operand=lambda path, name, x: x, mix=lambd
 
     half = arch.channels // 2
     angles = t.float()[:, None] * torch.exp(torch.arange(half).float() * -(math.log(10000) / (half - 1)))
-    temb = torch.cat([angles.sin(), angles.cos()], 1)
+    temb = torch.cat([angles.sin(), angles.cos()], 1).to(x.dtype)
     temb = layer("temb.dense.1", silu(layer("temb.dense.0", temb)))
 
     def res(path, h):

@@ -153,7 +153,7 @@ def forward(state, arch, x, t, layer, operand=lambda path, name, x: x, mix=lambd
         each = (1, -1, *(1,) * (h.ndim - 2))
         return flat * state[f"{path}.weight"].reshape(each) + state[f"{path}.bias"].reshape(each)
 
-    emb = layer("time_embed.2", silu(layer("time_embed.0", sinusoid(t, arch.channels))))
+    emb = layer("time_embed.2", silu(layer("time_embed.0", sinusoid(t, arch.channels).to(x.dtype))))
     if labels is not None:
         emb = emb + state["label_emb.weight"][labels]
 
