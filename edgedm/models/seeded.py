@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgedm.models.denoiser import Denoiser
 from edgedm.quant.inference import (
-    ActivationQuantizer4,
+    ActivationQuantizer,
     BinaryConv2d,
     BinaryLinear,
     BinaryWeightConv2d,
@@ -53,7 +53,7 @@ def _seed_layer(layer: nn.Module, generator: torch.Generator) -> None:
         layer.mean_bias.copy_(draw(layer.mean_bias, 0.05, 0.2))
     if isinstance(layer, BinaryConv2d | BinaryLinear) and layer.shortcut_gain is not None:
         layer.shortcut_gain.copy_(draw(layer.shortcut_gain, 0.2, 0.5))
-    if isinstance(layer, BinaryWeightConv2d | BinaryWeightLinear | ActivationQuantizer4) and layer.step is not None:
+    if isinstance(layer, BinaryWeightConv2d | BinaryWeightLinear | ActivationQuantizer) and layer.step is not None:
         layer.step.copy_(draw(layer.step, 0.2, 0.4))
     if isinstance(layer, BinaryConv2d | BinaryLinear | BinaryWeightConv2d | BinaryWeightLinear):
         layer.scale[::5].neg_()

@@ -163,9 +163,6 @@ class ActivationQuantizer(nn.Module):
         return f"A{self.bits}"
 
 
-ActivationQuantizer4 = ActivationQuantizer  # its name while there was one width
-
-
 def quantize_signed(x: Tensor, step: Tensor | None, bits: int) -> Tensor:
     """Return `x` on the signed grid of `bits` bits, or as it is for 32; without a step, with that of `x` itself.
 

@@ -18,7 +18,7 @@ from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export import export, exporter, golden
 from edgedm.export.graph_io import MODULE_KEY, graph_info, load_graph
 from edgedm.export.to_onnx import check_layers
-from edgedm.quant.inference import LOW_BIT_LAYERS, ActivationQuantizer4, BinaryConv2d, BinaryLinear
+from edgedm.quant.inference import LOW_BIT_LAYERS, ActivationQuantizer, BinaryConv2d, BinaryLinear
 
 # Relative to the largest value of a step's output: float32 sums in another order, through some 20 layers.
 STEP = 2e-5
@@ -153,7 +153,7 @@ def test_layer_golden_holds_every_low_bit_layer(exported) -> None:
     layers = _low_bit_layers(exported.module)
     data = load_file(exported.path.with_suffix(".layers.safetensors"))
     quantizers = {
-        path for path, layer in exported.module.unet.named_modules() if isinstance(layer, ActivationQuantizer4)
+        path for path, layer in exported.module.unet.named_modules() if isinstance(layer, ActivationQuantizer)
     }
     assert set(data) == {f"{path}.{side}" for path in {*layers, *quantizers} for side in ("input", "output")}
     for layer_path, layer in layers.items():

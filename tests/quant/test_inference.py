@@ -7,7 +7,7 @@ from torch import nn
 
 from edgedm.ops import packing
 from edgedm.quant.inference import (
-    ActivationQuantizer4,
+    ActivationQuantizer,
     BinaryConv2d,
     BinaryLinear,
     BinaryWeightConv2d,
@@ -100,7 +100,7 @@ def test_four_bit_layers_follow_the_inference_graph() -> None:
     x = torch.randn(1, 65, 6, 6, generator=generator) * 2
     codes = np.clip(np.rint(x.numpy() / np.float32(0.3)), -8, 7)
     assert set(np.unique(codes)) == set(range(-8, 8))
-    assert np.array_equal(ActivationQuantizer4(step)(x).numpy(), codes.astype(np.float32) * np.float32(0.3))
+    assert np.array_equal(ActivationQuantizer(step)(x).numpy(), codes.astype(np.float32) * np.float32(0.3))
 
     y = BinaryWeightConv2d(pack_signs(conv), 65, scale, bias, step, 2, 1)(x).numpy()
     expected = _convolve(codes * 0.3, _signs(conv.numpy()), 2, 1)
