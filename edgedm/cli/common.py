@@ -28,6 +28,8 @@ _EXTRA_OF = {
     "ziglang": "compile",
     "jinja2": "compile",
     "rich": "compile",
+    "PIL": "train",
+    "tensorboard": "train",
     "safetensors": "compile",
     "onnxruntime": "bench",
 }
@@ -48,8 +50,8 @@ def verb(show: Callable[[Outcome], None]) -> Callable[[Callable[..., Outcome]], 
             progress.enabled = not (quiet or as_json)
             try:
                 outcome = _with_readable_errors(run, *args, **kwargs)
-            except KeyboardInterrupt:
-                click.echo("edgedm: interrupted; nothing was written", err=True)
+            except KeyboardInterrupt as error:
+                click.echo(f"edgedm: {str(error) or 'interrupted; nothing was written'}", err=True)
                 sys.exit(INTERRUPTED)
             except EdgedmError as error:
                 if as_json:

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from edgedm.errors import UnsupportedError
-from edgedm.models import load, save
+from edgedm.models import save
 from edgedm.models.roles import Role
 from edgedm.outcome import Outcome
 from edgedm.quant.api import quantize_layers
 from edgedm.quant.methods.method import Options
 from edgedm.quant.policy import Policy, policy_of
+from edgedm.training.base_model import load_base
 from edgedm.training.identity import RUN_FILE, discard_states, write_record
 from edgedm.training.options import LoopOptions
 from edgedm.training.processes import Processes
@@ -107,7 +108,7 @@ def train_checkpoint(
     restart: bool = False,
     threads: int | None = None,
 ) -> Outcome:
-    """Train a low-bit checkpoint from the float checkpoint `base` and write it to `output`.
+    """Train a low-bit checkpoint from the full-precision model `base` (see `load_base`) and write it to `output`.
 
     `iterations`, `batch` (samples a process and iteration), `learning_rate`, `ema` (decay, 0 for none) and
     `precision` replace the recipe's own; `data` and `options` are as in `run_method`. Training keeps its state in
@@ -120,7 +121,7 @@ def train_checkpoint(
     its details the paths written and the curves. Raises as `run_method` does.
     """
     loop = loop_options(method, iterations, batch, learning_rate, ema, precision, seed, save_every)
-    checkpoint = load(base)
+    checkpoint = load_base(base)
     if threads is not None:
         torch.set_num_threads(threads)
     folder = run_folder(output, runs, method)

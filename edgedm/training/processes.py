@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import warnings
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -47,7 +48,11 @@ class Processes:
 
     def average_gradients(self, module: nn.Module) -> nn.Module:
         """Return `module` on the device, its gradients averaged over the processes in every backward pass."""
-        wrapped: nn.Module = self.accelerator.prepare(module)
+        with warnings.catch_warnings():
+            # Only `broadcast_buffers` also leaves them alone at the start, which a resumed run needs; torch wants to
+            # rename it.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            wrapped: nn.Module = self.accelerator.prepare(module)
         return wrapped
 
     def mean(self, values: Tensor) -> Tensor:
@@ -76,6 +81,12 @@ class Processes:
         own = {name: tensors[name].detach().cpu() for name in tensors if digests[name] != main.get(name)}
         gathered: list[dict[str, Tensor]] = gather_object([own])
         return gathered
+
+
+def leave() -> None:
+    """Let the other processes go at the end of a program that was launched as one of many."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _digest(tensor: Tensor) -> bytes:

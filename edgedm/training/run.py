@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgedm import progress
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models import Checkpoint, CheckpointConfig
@@ -127,6 +128,7 @@ def run_method(
 def _run(base: Checkpoint, settings: Settings, folder: Path, restart: bool, log: Path | None) -> Trained:
     method, loop, config = settings.method, settings.loop, base.config
     processes = Processes()
+    progress.enabled &= processes.is_main
     images = None if settings.recipe.data_free else _open(settings.data, config)
     identity = _identity(base, settings, images)
     if processes.is_main:
