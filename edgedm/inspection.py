@@ -125,7 +125,7 @@ def _timestep_tables(module: Any) -> list[Row]:
     table = module.cache_coefficients
     return [
         {"table": f"cache_coefficients[{tap}]", "bins": bins, "least": float(column.min()), "most": float(column.max())}
-        for tap, column in zip(module.taps, table.T, strict=True)
+        for tap, column in zip(module.mixes, table.T, strict=True)
     ]
 
 

@@ -78,12 +78,12 @@ def skeleton(config: CheckpointConfig, seed: int = 0) -> Denoiser:
             edges = config.timestep_bins or DEFAULT_EDGES
             quantize_layers(unet, config.method, config.roles, options=config.options, edges=edges)
         make_inference(unet)
-    for path in config.taps:
+    for path in (*config.taps, *config.mixes):
         try:
             unet.get_submodule(path)
         except AttributeError as error:
             raise InvalidModelError(f"taps: the architecture has no module '{path}'") from error
-    return Denoiser(unet, config.taps, config.timestep_bins).eval().requires_grad_(False)
+    return Denoiser(unet, config.taps, config.timestep_bins, config.mixes).eval().requires_grad_(False)
 
 
 def locate(path: str | os.PathLike[str]) -> Path:

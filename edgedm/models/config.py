@@ -35,7 +35,8 @@ class CheckpointConfig(_Strict):
 
     `roles` maps each layer role to its bits and `options` are the method's own; `noise_schedule` is a diffusers
     scheduler config (see `edgedm.diffusion.NoiseSchedule`); `taps` are the modules whose output is carried from step
-    to step, and `timestep_bins` the first timestep of each bin of every per-timestep table; `null_class` is the
+    to step, `mixes` which modules are mixed with which tap's previous output (by default every tap with its own), and
+    `timestep_bins` the first timestep of each bin of every per-timestep table; `null_class` is the
     class label that means "unconditional"; None where there is none, as in a model without labels.
     """
 
@@ -48,6 +49,7 @@ class CheckpointConfig(_Strict):
     null_class: int | None = Field(ge=0)
     options: dict[str, Any] = {}
     taps: list[str] = []
+    mixes: dict[str, str] = {}
     timestep_bins: list[int] = []
 
     @model_validator(mode="after")
@@ -55,6 +57,9 @@ class CheckpointConfig(_Strict):
         bins = self.timestep_bins
         if self.taps and not bins:
             raise ValueError("taps need timestep_bins")
+        strangers = set(self.mixes.values()) - set(self.taps)
+        if strangers:
+            raise ValueError(f"mixes: {sorted(strangers)[0]!r} is no tap")
         architecture = self.architecture.config
         labelled = architecture.get("num_class_embeds") is not None or architecture.get("class_embed_type") is not None
         if labelled and self.null_class is None:

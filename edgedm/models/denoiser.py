@@ -1,5 +1,6 @@
 """A UNet with the signature of the exported graph: everything that crosses denoising steps is an argument."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from edgedm.ops import timestep_lookup
 class Carry:
     """What the taps of one forward pass read and write; a plain object, so that tracing sees only tensors.
 
-    `coefficients` holds one tensor a tap that broadcasts to the tap's feature, or is None: then nothing is mixed
+    `coefficients` holds one tensor a mix that broadcasts to its feature, or is None: then nothing is mixed
     and the features are only recorded.
     """
 
@@ -21,18 +22,28 @@ class Carry:
         self.next: list[Tensor] = []
 
 
-class _Tap:
-    """Forward hook that mixes and records one feature; an object, so that a deep copy of the model has its own."""
+class _Mix:
+    """Forward hook that mixes one feature with a carried one; an object, so that a deep copy of the model has its
+    own."""
 
-    def __init__(self, carry: Carry, index: int) -> None:
-        self.carry, self.index = carry, index
+    def __init__(self, carry: Carry, column: int, tap: int) -> None:
+        self.carry, self.column, self.tap = carry, column, tap
 
     def __call__(self, _module: nn.Module, _inputs: Any, feature: Tensor) -> Tensor:
-        if self.carry.coefficients is not None:
-            c = self.carry.coefficients[self.index]
-            feature = (1 - c) * feature + c * self.carry.state[self.index]
+        if self.carry.coefficients is None:
+            return feature
+        c = self.carry.coefficients[self.column]
+        return (1 - c) * feature + c * self.carry.state[self.tap]
+
+
+class _Record:
+    """Forward hook that keeps one feature for the next step."""
+
+    def __init__(self, carry: Carry) -> None:
+        self.carry = carry
+
+    def __call__(self, _module: nn.Module, _inputs: Any, feature: Tensor) -> None:
         self.carry.next.append(feature)
-        return feature
 
 
 class Denoiser(nn.Module):
@@ -40,23 +51,34 @@ class Denoiser(nn.Module):
 
     At tap j the feature h_j becomes (1 - c) h_j + c h_j^prev, where h_j^prev is what left the same tap in the
     previous (noisier) denoising step and c = `cache_coefficients`[bin of the timestep, j]; on the first step of a
-    trajectory (`has_state` 0) nothing is mixed. Without taps it is the UNet alone. A UNet without class embedding is
-    `conditional` False: class labels are no input then, and are ignored where they are given all the same.
+    trajectory (`has_state` 0) nothing is mixed. Without taps it is the UNet alone. `mixes` {module: tap} says which
+    modules are mixed, each with what left a tap in the previous step, and orders the table's columns; by default
+    every tap is mixed with its own (BiDM's release for CIFAR-10 mixes attention with the upsampler before). A UNet
+    without class embedding is `conditional` False: class labels are no input then, and ignored where they are given.
     """
 
-    def __init__(self, unet: nn.Module, taps: list[str] | None = None, edges: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        taps: list[str] | None = None,
+        edges: list[int] | None = None,
+        mixes: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         self.unet = unet
         self.conditional = getattr(unet, "class_embedding", None) is not None
         self.taps = list(taps or [])
+        self.mixes = dict(mixes or {path: path for path in self.taps})
         self.carry = Carry()
         self.edges: Tensor
         if self.taps:
             bins = torch.tensor(edges, dtype=torch.int64)
             self.register_buffer("edges", bins)
-            self.cache_coefficients = nn.Parameter(torch.zeros(len(bins), len(self.taps)))
-        for index, path in enumerate(self.taps):
-            unet.get_submodule(path).register_forward_hook(_Tap(self.carry, index))
+            self.cache_coefficients = nn.Parameter(torch.zeros(len(bins), len(self.mixes)))
+        for column, (path, tap) in enumerate(self.mixes.items()):
+            unet.get_submodule(path).register_forward_hook(_Mix(self.carry, column, self.taps.index(tap)))
+        for path in self.taps:  # after the mixing: what a module was mixed to is what it leaves
+            unet.get_submodule(path).register_forward_hook(_Record(self.carry))
 
     @property
     def input_names(self) -> list[str]:
@@ -104,7 +126,7 @@ class Denoiser(nn.Module):
             return (self.record(x, timestep, class_labels),)
         has_state, *state = given
         row = timestep_lookup(self.cache_coefficients, self.edges, timestep) * has_state
-        return self.mix(x, timestep, class_labels, [row[j] for j in range(len(self.taps))], state)
+        return self.mix(x, timestep, class_labels, [row[j] for j in range(len(self.mixes))], state)
 
     def mix(
         self,

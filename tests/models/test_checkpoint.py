@@ -43,6 +43,9 @@ def change_config(folder, **changes):
 
 CONFIG_ATTACKS = {
     "version": ({"format_version": 2}, "format_version"),
+    "a mix with no tap": ({"mixes": {"up_blocks.1.resnets.1": "mid_block"}}, "mid_block"),
+    "a mix of no module": ({"mixes": {"up_blocks.9": "up_blocks.0.upsamplers.0"}}, r"up_blocks\.9"),
+    "no null class": ({"null_class": None}, "null_class"),
     "no method": ({"method": "magic"}, "method"),
     "unknown key": ({"colour": "red"}, "colour"),
     "unknown tap": ({"taps": ["up_blocks.9.resnets.0"]}, "up_blocks.9.resnets.0"),

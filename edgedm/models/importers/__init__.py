@@ -30,6 +30,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             full_precision.CIFAR,
             binarydm.BINARYDM_LDM,
             bidm.BIDM_LDM,
+            bidm.BIDM_CIFAR,
         )
     }
 )

@@ -79,7 +79,8 @@ def forward(state, arch, x, t, layer, operand=lambda path, name, x: x, mix=lambd
         return flat * state[f"{path}.weight"][:, None, None] + state[f"{path}.bias"][:, None, None]
 
     half = arch.channels // 2
-    angles = t.float()[:, None] * torch.exp(torch.arange(half).float() * -(math.log(10000) / (half - 1)))
+    # 10000^(-i / (half - 1)); ddim divides before it multiplies, which changes 1e-7 of it: enough to flip a sign
+    angles = t.float()[:, None] * torch.exp(-math.log(10000) * torch.arange(half).float() / (half - 1))
     temb = torch.cat([angles.sin(), angles.cos()], 1).to(x.dtype)
     temb = layer("temb.dense.1", silu(layer("temb.dense.0", temb)))
 
