@@ -24,7 +24,7 @@ def draw(
     Each image has noise of its own seed, so a larger N only adds images; every image carries its own state.
     """
     generator = torch.Generator().manual_seed(seed)
-    channels = module.unet.get_parameter("conv_in.weight").shape[1]
+    channels: int = module.unet.config["in_channels"]  # type: ignore[index, assignment]  # diffusers is untyped
     x = torch.randn((len(labels), channels, size, size), generator=generator)
     walk = Steps(schedule, steps)
     conditional = _Trajectory(module, labels)

@@ -54,6 +54,30 @@ def test_a_batch_carries_the_state_of_each_image_as_the_reference_sampler_does()
     assert np.mean(agreeing) > AGREEING
 
 
+def test_a_model_whose_first_layer_is_low_bit_is_drawn_from_too():
+    unet = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": [8, 8],
+        "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+        "norm_num_groups": 4,
+        "num_class_embeds": 11,
+        "add_attention": False,
+    }
+    config = CheckpointConfig(
+        architecture=Architecture(class_name="UNet2DModel", config=unet),
+        method="lsq",
+        roles=dict(policy_of("lsq").bits),
+        noise_schedule={"num_train_timesteps": 1000},
+        null_class=10,
+    )
+    images = draw(build(config, 0).module, NoiseSchedule(), torch.tensor([3, 7]), size=8, steps=2)
+    assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
+
+
 def test_the_tables_have_a_line_for_every_model_and_kind():
     quality = Quality(0.9, [0.1] * 10, 1.5, 0.8, 0.7, 0.95)
     table = quality_table({"a": {"labelled": quality}, "b": {"labelled": quality, "unlabelled": quality}})
