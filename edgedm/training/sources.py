@@ -145,16 +145,21 @@ def _listing_identity(folder: Path, files: Sequence[Path]) -> str:
 
 
 def _read_image(path: Path, mode: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     channels, height, width = shape
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
-            fitted = ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BICUBIC)
+            scale = min(image.width / width, image.height / height)
+            cut_width, cut_height = max(1, round(scale * width)), max(1, round(scale * height))
+            left, top = (image.width - cut_width) // 2, (image.height - cut_height) // 2
+            # cut first: a resize of a part of the image would look beyond its edges
+            central = image.convert(mode).crop((left, top, left + cut_width, top + cut_height))
+            fitted = central.resize((width, height), Image.Resampling.BICUBIC)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidModelError(f"{path}: not a PNG or JPEG image that can be read: {error}") from error
-    pixels = np.asarray(fitted, dtype=np.uint8).reshape(height, width, channels)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    pixels = np.array(fitted, dtype=np.uint8).reshape(height, width, channels)
+    return pixels.transpose(2, 0, 1).copy()
 
 
 def _records(path: Path) -> NDArray[np.uint8]:

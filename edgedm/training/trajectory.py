@@ -74,11 +74,16 @@ def calibration_samples(
 
 
 def predictor(unet: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return a float diffusers UNet as a function (x, t, labels) -> output; one without classes ignores labels."""
+    """Return a float diffusers UNet as a function (x, t, labels) -> output; one without classes ignores labels.
+
+    The output is where x is, wherever the UNet lives.
+    """
     conditional = getattr(unet, "class_embedding", None) is not None
+    device = next(unet.parameters()).device
 
     def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        output: Tensor = unet(x, timesteps, class_labels=labels if conditional else None, return_dict=False)[0]
-        return output
+        classes = labels.to(device) if conditional else None
+        output: Tensor = unet(x.to(device), timesteps.to(device), class_labels=classes, return_dict=False)[0]
+        return output.to(x.device)
 
     return predict
