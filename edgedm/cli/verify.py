@@ -1,11 +1,11 @@
-"""`edgedm verify`: parity of a bundle with PyTorch."""
+"""`edgedm verify`: parity of a bundle or a graph with PyTorch."""
 
 import click
 
 from edgedm.cli.common import verb
 from edgedm.outcome import Outcome
 
-LEVELS = ("op", "pass", "layer", "step", "trajectory")
+LEVELS = ("weights", "op", "pass", "layer", "step", "trajectory")
 
 
 def _show(outcome: Outcome) -> None:
@@ -15,12 +15,15 @@ def _show(outcome: Outcome) -> None:
 
 
 @click.command(name="verify", short_help="parity with PyTorch; exit code 0 or 1")
-@click.argument("bundle", type=click.Path())
-@click.option("--against", required=True, help="The checkpoint that the bundle was made from.")
+@click.argument("artefact", metavar="BUNDLE|GRAPH", type=click.Path())
+@click.option("--against", required=True, help="The checkpoint that it was made from.")
 @click.option("--level", "levels", multiple=True, type=click.Choice(LEVELS), help="Only these levels.")
 @verb(_show)
-def command(bundle: str, against: str, levels: tuple[str, ...]) -> Outcome:
-    """Hold BUNDLE against the torch checkpoint it was made from, at every level; exit code 1 if one fails."""
+def command(artefact: str, against: str, levels: tuple[str, ...]) -> Outcome:
+    """Hold a bundle, or an ONNX graph under ONNX Runtime, against the torch checkpoint it was made from.
+
+    Exit code 1 if a level fails. Levels op and pass are those of a bundle, weights that of a graph.
+    """
     from edgedm.verify import verify
 
-    return verify(bundle, against, levels=levels or LEVELS)
+    return verify(artefact, against, levels=levels or None)

@@ -84,10 +84,16 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; see the class."""
+        return self.product(self.quantized_input(x))
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """Return what the weight is applied to."""
         if self.dilation is not None:
             x = x / self.geometry.along_in(self.dilation)
-        if self.activation is not None:
-            x = self.activation(x)
+        return x if self.activation is None else self.activation(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Apply weight and bias to an activation that is quantised already."""
         return self.geometry.apply(x, self.weight(), self.bias)
 
     def extra_repr(self) -> str:

@@ -1,6 +1,6 @@
-"""Parity: hold a bundle against the torch checkpoint that it was made from.
+"""Parity: hold a bundle or a graph against the torch checkpoint that it was made from.
 
-verify(bundle, against)    the verb: levels op, pass, layer, step and trajectory
+verify(artefact, against)  the verb: levels op, pass, layer, step and trajectory; of a graph weights for op and pass
 render(outcome)            its table on the terminal
 """
 
@@ -16,21 +16,23 @@ if TYPE_CHECKING:
 
 make_callable(__name__)
 
-__all__ = ["LEVELS", "render", "verify"]
+__all__ = ["GRAPH_LEVELS", "LEVELS", "render", "verify"]
 
 LEVELS = ("op", "pass", "layer", "step", "trajectory")
+GRAPH_LEVELS = ("weights", "layer", "step", "trajectory")
 
 
 def verify(
-    bundle: str | os.PathLike[str],
+    artefact: str | os.PathLike[str],
     against: "Checkpoint | str | os.PathLike[str]",
     *,
-    levels: Sequence[str] = LEVELS,
+    levels: Sequence[str] | None = None,
     steps: int = 50,
     sampler: str = "ddim",
     images: int = 10,
 ) -> Outcome:
-    """Hold the bundle at `bundle` against the checkpoint `against` (a folder, `zoo:NAME`, or one in memory).
+    """Hold a bundle, or a graph (a file that ends in .onnx, exported or optimised, under ONNX Runtime), against the
+    checkpoint `against` (a folder, `zoo:NAME`, or one in memory).
 
     | level | what is held against what |
     |---|---|
@@ -40,14 +42,28 @@ def verify(
     | step | single steps: our error against torch float64 beside torch float32's |
     | trajectory | the same for `images` whole trajectories of `steps` steps from the same noise |
 
-    `ok` is False if any level is off; `details["first_failure"]` then says where first, what was expected and what
-    came. Figures are `<level>.<name>`; `details["levels"]` holds a row for everything that was compared. Raises
-    `InvalidModelError` for a bundle or checkpoint that is broken or of another model, `UnsupportedError` for an
-    unknown level or a schedule outside the trained timesteps.
+    Of a graph:
+
+    | level | what is held against what |
+    |---|---|
+    | weights | integers, zero points, steps and tables of every low-bit layer against the checkpoint's, bit for bit |
+    | layer | every low-bit layer alone, on torch's inputs: codes and products against torch float64 |
+    | step | every step of the schedule, as above |
+    | trajectory | as above |
+
+    `levels` are some of `LEVELS` or, of a graph, of `GRAPH_LEVELS`; all by default. `ok` is False if any level is
+    off; `details["first_failure"]` then says where first, what was expected and what came. Figures are
+    `<level>.<name>`; `details["levels"]` holds a row for everything that was compared. Raises `InvalidModelError`
+    for a file or checkpoint that is broken or of another model, `UnsupportedError` for an unknown level or a
+    schedule outside the trained timesteps.
     """
+    if os.fspath(artefact).endswith(".onnx"):
+        from edgedm.verify.graph_main import run as run_graph
+
+        return run_graph(artefact, against, levels or GRAPH_LEVELS, steps, sampler, images)
     from edgedm.verify.main import run
 
-    return run(bundle, against, levels=levels, steps=steps, sampler=sampler, images=images)
+    return run(artefact, against, levels=levels or LEVELS, steps=steps, sampler=sampler, images=images)
 
 
 def render(outcome: Outcome, every_row: bool = False) -> None:

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgedm.errors import UnsupportedError
-from edgedm.verify.rounding import DECISIONS, MOVES, RULES, Bounded, attribute, integer_product
+from edgedm.verify.rounding import DECISIONS, MOVES, RULES, Bounded, attribute, integer_product, quantize
 
 
 @dataclass
@@ -106,6 +106,8 @@ def _standard(node: onnx.NodeProto, operands: Sequence[Bounded | None], scope: _
     rule = RULES.get(node.op_type)
     if rule is not None and any(operand.value.dtype == np.float64 for operand in present):
         return [rule(node, *operands)]
+    if node.op_type == "QuantizeLinear":
+        return [quantize(node, scope.lean, *(operand for operand in operands if operand is not None))]
     if node.op_type in DECISIONS and inexact:
         signs = DECISIONS[node.op_type]
         arrays = [_leaning(operand, sign * scope.lean) for operand, sign in zip(operands, signs, strict=False)]

@@ -43,9 +43,17 @@ class Graph:
         """The static shape of a value or constant."""
         return tuple(each.dim_value for each in self.types[value].type.tensor_type.shape.dim)
 
+    def dtype(self, value: str) -> str:
+        """The element type of a value or constant: "float", "uint4" ..."""
+        return str(onnx.TensorProto.DataType.Name(self.types[value].type.tensor_type.elem_type)).lower()
+
     def node(self, output: str) -> onnx.NodeProto:
         """The node that computes a value."""
         return self._producers[output]
+
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """The node that computes a value; None for an input or a constant."""
+        return self._producers.get(name)
 
     def aliases(self, name: str) -> list[str]:
         """`name` and the values that it only renames or reshapes: the same numbers in the same order."""

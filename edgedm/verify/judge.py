@@ -55,7 +55,7 @@ def judge(
     for name, array in got.items():
         low, high = ends[0][name].value, ends[1][name].value
         if array.dtype.kind == "f":
-            complaint, share, found = _floats(array, middle[name], low, high)
+            complaint, share, found = judge_floats(array, middle[name], low, high)
             use, operations, flips = max(use, share), max(operations, middle[name].operations), flips + found
         elif inside:
             top = np.minimum(high, ceiling[name]) if ceiling and name in ceiling else high
@@ -90,7 +90,7 @@ def _unexplained(got: Array, low: Array, high: Array, flips: Flips) -> str | Non
     return _first((got < low) | (got > high), np.where(got < low, low, high), got) or flips.complaint()
 
 
-def _floats(got: Array, expected: Bounded, low: Array, high: Array) -> tuple[str | None, float, Flips]:
+def judge_floats(got: Array, expected: Bounded, low: Array, high: Array) -> tuple[str | None, float, Flips]:
     """Judge floats: within the bound of the float64 value, or of one that decides otherwise within rounding."""
     value, bound = expected.value.reshape(got.shape), expected.bound.reshape(got.shape)
     low, high = np.minimum(low, high).reshape(got.shape), np.maximum(low, high).reshape(got.shape)

@@ -107,10 +107,11 @@ class _Examination:
         return layer_level(self.probe, self.graphs, fed)
 
     def step(self) -> Level:
-        return step_level(self.probe, self.reference, self.runs)
+        states = [port.name for port in self.probe.manifest.states()]
+        return step_level(self.probe, states, self.reference, self.runs)
 
     def trajectory(self) -> Level:
-        return trajectory_level(self.probe, self.reference, self.runs, self.steps, self.sampler)
+        return trajectory_level(self.probe, self.reference, self.runs, self.steps, self.sampler, self.probe.sample)
 
 
 _LEVELS: dict[str, Callable[[_Examination], Level]] = {

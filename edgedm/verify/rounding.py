@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -153,6 +154,33 @@ def _softmax(node: onnx.NodeProto, a: Bounded) -> Bounded:
     return Bounded(value, value * relative + UNDERFLOW, a.operations + count + 3)
 
 
+def quantize(node: onnx.NodeProto, lean: int, x: Bounded, step: Bounded, zero: Bounded | None = None) -> Bounded:
+    """QuantizeLinear: float32's quotient may fall on the other side of a tie, so it is a decision on exact x too.
+
+    Codes are those at the quotient itself, or at the end of its bound that `lean` (-1, 0, 1) says.
+    """
+    quotient = _divide(node, x, Bounded(_along(node, step.value, x.value.ndim)))
+    point = np.zeros((), np.uint8) if zero is None else zero.value
+    codes = np.rint(quotient.value + lean * quotient.bound) + _along(node, point, x.value.ndim).astype(np.float64)
+    info: Any = ml_dtypes.iinfo(point.dtype)  # type: ignore[no-untyped-call]  # knows int4, numpy doesn't
+    return Bounded(np.clip(codes, int(info.min), int(info.max)).astype(point.dtype))
+
+
+def _dequantize(node: onnx.NodeProto, codes: Bounded, step: Bounded, zero: Bounded | None = None) -> Bounded:
+    value = codes.value.astype(np.float64)
+    if zero is not None:
+        value = value - _along(node, zero.value, value.ndim).astype(np.float64)
+    return _multiply(node, Bounded(value), Bounded(_along(node, step.value, value.ndim), step.error))
+
+
+def _along(node: onnx.NodeProto, values: NDArray[Any], rank: int) -> NDArray[Any]:
+    """Scales or zero points, one value or one a slice of the node's axis, so that they broadcast to its operand."""
+    if values.ndim == 0 or values.size == 1:
+        return values.reshape(())
+    axis = attribute(node, "axis", 1) % rank
+    return values.reshape([-1 if index == axis else 1 for index in range(rank)])
+
+
 def product(node: onnx.NodeProto, left: Bounded, right: Bounded, bias: Bounded | None = None) -> Bounded:
     """Float matrix products and convolutions: one sum of products per element, plus the bias of some."""
     terms = PRODUCTS[node.op_type]
@@ -252,6 +280,7 @@ RULES: dict[str, Callable[..., Bounded]] = {
     "Clip": _clip,
     "Softmax": _softmax,
     "AveragePool": _average_pool,
+    "DequantizeLinear": _dequantize,
 }
 
 MOVES = frozenset(
@@ -266,7 +295,6 @@ DECISIONS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("GreaterOrEqual", "Greater"), (1, -1)),
     **dict.fromkeys(("LessOrEqual", "Less"), (-1, 1)),
     **dict.fromkeys(("Round", "Floor", "Ceil", "Sign"), (1,)),
-    "QuantizeLinear": (1, 0, 0),
     "IsNaN": (0,),
 }
 """Ops that decide, and the sign in which each operand moves the result."""

@@ -14,21 +14,22 @@ run-by-run ratios, and medians and worst of both errors.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgedm import progress
 from edgedm.diffusion.sampler import trajectory
-from edgedm.runtime.local import LocalRunner
 from edgedm.verify.comparison import at_least, psnr_db, relative_error, snr_db
 from edgedm.verify.report import Level, Row
 from edgedm.verify.torch_reference import TorchReference, Trajectories
 
 Array = NDArray[Any]
+Sample = Callable[[int, int, int], NDArray[np.float32]]
+"""(count, seed, first image) -> images."""
 
 RATIO = 2.0
 """Design, section 8: at most twice torch float32's error."""
@@ -63,11 +64,28 @@ def draw_runs(reference: TorchReference, images: int, steps: int, sampler: str, 
     return Runs(labels, single, double)
 
 
-def step_level(runner: LocalRunner, reference: TorchReference, runs: Runs) -> Level:
-    """Single steps from moments of the float32 trajectories: the output, and the state that each leaves."""
+class Runner(Protocol):
+    """What runs a model: a bundle (`LocalRunner`) or a graph (`GraphRunner`)."""
+
+    def prepare(self, steps: int = ..., sampler: str = ..., *, label: int | None = ...) -> object:
+        """Choose a schedule and start a trajectory."""
+
+    def run_step(self, step: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The output at one step of the schedule; carried state moves on."""
+
+    def step(
+        self, timestep: int, x: NDArray[np.float32], label: int | None = ..., state: Mapping[str, Array] | None = ...
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """The output at a timestep from a given state, and the next state."""
+
+
+def step_level(runner: Runner, states: Sequence[str], reference: TorchReference, runs: Runs) -> Level:
+    """Single steps from moments of the float32 trajectories: the output, and the state that each leaves.
+
+    `states` names the graph's state inputs in the order of the checkpoint's taps.
+    """
     moments = runs.float32.moments
     errors = _Errors()
-    states = [port.name for port in runner.manifest.states()]
     for moment in progress.track(moments, "steps", len(moments)):
         exact, exact_state = reference.predict(64, moment)
         single, single_state = reference.predict(32, moment)
@@ -85,8 +103,13 @@ def step_level(runner: LocalRunner, reference: TorchReference, runs: Runs) -> Le
     return _level("step", demand, errors, [name for name in errors.ours if name.startswith("eps")])
 
 
-def trajectory_level(runner: LocalRunner, reference: TorchReference, runs: Runs, steps: int, sampler: str) -> Level:
-    """Whole trajectories from the same noise: the images at five points along the way, the last one included."""
+def trajectory_level(
+    runner: Runner, reference: TorchReference, runs: Runs, steps: int, sampler: str, sample: Sample | None = None
+) -> Level:
+    """Whole trajectories from the same noise: the images at five points along the way, the last one included.
+
+    `sample` is the runner's own sampler, if it has one: its image must be the one of its steps, bit by bit.
+    """
     points = sorted({int(point) for point in np.linspace(0, steps, 6).round()[1:]})
     errors, psnr, unlike = _Errors(), [], []
     for image in progress.track(range(len(runs.labels)), "trajectories", len(runs.labels)):
@@ -96,20 +119,22 @@ def trajectory_level(runner: LocalRunner, reference: TorchReference, runs: Runs,
             exact, torch32 = (each.images[point][image] for each in (runs.float64, runs.float32))
             errors.add(f"after step {point}", mine[point], torch32, exact, f"image {image}")
         psnr.append(psnr_db(mine[-1], runs.float64.images[-1][image], IMAGE_SPAN))
-        if not np.array_equal(mine[-1].view(np.uint32), runner.sample(1, SEED, image)[0].view(np.uint32)):
+        if sample and not np.array_equal(mine[-1].view(np.uint32), sample(1, SEED, image)[0].view(np.uint32)):
             unlike.append(str(image))
-    demand = f"error at most {RATIO:g} times torch float32's, same noise; edm_sample is edm_step bit for bit"
+    demand = f"error at most {RATIO:g} times torch float32's, same noise"
+    demand += "; edm_sample is edm_step bit for bit" if sample else ""
     level = _level("trajectory", demand, errors, [f"after step {points[-1]}"])
     note = f"edm_sample and numpy's sampler over edm_step differ in image {', '.join(unlike)}" if unlike else ""
-    rows = (*level.rows, Row("edm_sample", not note, {"runs": float(len(runs.labels))}, note))
+    sampled = (Row("edm_sample", not note, {"runs": float(len(runs.labels))}, note),) if sample else ()
+    rows = (*level.rows, *sampled)
     figures = {**level.figures, "psnr_db.median": statistics.median(psnr), "psnr_db.worst": min(psnr)}
     return replace(level, rows=rows, figures=figures)
 
 
 def _trajectory(
-    runner: LocalRunner, reference: TorchReference, image: int, steps: int, sampler: str
+    runner: Runner, reference: TorchReference, image: int, steps: int, sampler: str
 ) -> list[NDArray[np.float32]]:
-    """Our images before every step and after the last: numpy's sampler over `edm_step`."""
+    """Our images before every step and after the last: numpy's sampler over the runner's steps."""
 
     def predict(x: NDArray[np.float32], _timestep: int, step: int) -> NDArray[np.float32]:
         return runner.run_step(step, x)

@@ -8,7 +8,8 @@ everything else behind an error that all float32 implementations share.
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,38 @@ class TorchReference:
         """The model's outputs at one moment and the states it leaves."""
         return self._forward(bits, moment.x, moment.timestep, moment.labels, moment.state)
 
+    def layer_inputs(
+        self, moment: Moment, image: int, kinds: tuple[type[torch.nn.Module], ...]
+    ) -> dict[str, NDArray[np.float32]]:
+        """What every module of these kinds inside the UNet is given at one moment of one image, in float32.
+
+        Both modules have seen the moment afterwards, so `layer` takes its row of per-timestep tables.
+        """
+        own = replace(
+            moment,
+            x=moment.x[image : image + 1],
+            labels=moment.labels[image : image + 1],
+            state=tuple(each[image : image + 1] for each in moment.state),
+        )
+        given: dict[str, torch.Tensor] = {}
+        layers = [(path, each) for path, each in self.modules[32].unet.named_modules() if isinstance(each, kinds)]
+        handles = [each.register_forward_pre_hook(partial(_keep, given, path)) for path, each in layers]
+        try:
+            self.predict(32, own)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.predict(64, own)
+        return {path: x.numpy() for path, x in given.items()}
+
+    def layer(self, path: str, x: NDArray[np.float32], method: str = "forward") -> NDArray[np.float64]:
+        """Apply a module of the UNet, or another method of it, in float64 to `x`."""
+        with _arithmetic():
+            result: torch.Tensor = getattr(self.modules[64].unet.get_submodule(path), method)(
+                torch.from_numpy(np.array(x)).double()
+            )
+        return result.numpy()
+
     def _forward(
         self, bits: int, x: Array, timestep: int, labels: Sequence[int] | NDArray[np.int64], state: Sequence[Array]
     ) -> tuple[Array, list[Array]]:
@@ -127,6 +160,12 @@ class TorchReference:
     def _noise(self, noise: Sequence[tuple[int, int]], draw: int) -> NDArray[np.float32]:
         size = int(np.prod(self.shape))
         return np.stack([normals(seed, image, draw, size).reshape(self.shape) for seed, image in noise])
+
+
+def _keep(
+    given: dict[str, torch.Tensor], path: str, _module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]
+) -> None:
+    given[path] = arguments[0].clone()
 
 
 @contextmanager

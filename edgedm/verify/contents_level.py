@@ -1,0 +1,184 @@
+"""Level "weights" of a graph: the integers, scales and tables in the file are the checkpoint's, bit for bit.
+
+Nothing here is computed but the lookup of table rows, which is run at both ends of every timestep bin: a row that is
+one bin off, or a column taken for another, shows as a wrong number.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgedm.models.denoiser import Denoiser
+from edgedm.ops import unpack_codes
+from edgedm.quant.inference import LOW_BIT_LAYERS
+from edgedm.quant.integer import QuantLayer, UniformQuantizer
+from edgedm.verify.cut import Atlas, Quantiser
+from edgedm.verify.graphs import Part
+from edgedm.verify.report import Level, Row
+from edgedm.verify.whole_graph import WholeGraph
+
+Array = NDArray[Any]
+DEMAND = "integers, zero points, steps and tables are the checkpoint's, bit for bit"
+_PACKED = {
+    **dict.fromkeys(("UnpackBits", "UnpackBitsLinear"), 0),
+    **dict.fromkeys(("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm"), 1),
+}
+"""Ops that read packed signs, and which operand those are."""
+
+
+def contents_level(graph: WholeGraph, module: Denoiser, trained: int) -> Level:
+    """Compare everything that is stored; `trained` is the number of training timesteps."""
+    comparison = _Comparison(graph, trained)
+    rows, values = [], 0
+    for path, layer in module.unet.named_modules():
+        if isinstance(layer, (QuantLayer, UniformQuantizer, *LOW_BIT_LAYERS)):
+            comparison.values = 0
+            note = next((each for each in comparison.complaints(path, layer) if each), "")
+            rows.append(Row(f"{type(layer).__name__} {path}", not note, {"values": float(comparison.values)}, note))
+            values += comparison.values
+    if module.taps:
+        note = comparison.anywhere("cache_coefficients", module.cache_coefficients)
+        rows.append(Row("cache_coefficients", not note, {"values": float(module.cache_coefficients.numel())}, note))
+    if graph.info.level == "exported":  # passes fold these into other constants
+        for name, parameter in module.unet.named_parameters():
+            note = comparison.anywhere(name, parameter)
+            rows.append(Row(name, not note, {"values": float(parameter.numel())}, note))
+    return Level("weights", DEMAND, tuple(rows), {"layers": float(len(rows)), "values": float(values)})
+
+
+class _Comparison:
+    """Looks up what a module holds in torch and in the graph."""
+
+    def __init__(self, graph: WholeGraph, trained: int) -> None:
+        self.graph, self.trained, self.atlas = graph, trained, Atlas(graph)
+        self.timestep = next((name for name, role in graph.info.inputs.items() if role == "timestep"), "timestep")
+        self.values = 0
+
+    def complaints(self, path: str, layer: nn.Module) -> Iterator[str]:
+        """Yield what is off with one layer."""
+        if isinstance(layer, UniformQuantizer):
+            if path.endswith(".activation"):
+                return  # compared with its layer, whose product leads to it
+            yield from self._quantiser(path, layer, layer)
+        elif isinstance(layer, QuantLayer):
+            yield from self._quant_layer(path, layer)
+        else:
+            yield self._signs(path, layer.get_buffer("bits"))
+
+    def anywhere(self, name: str, stored: Tensor) -> str:
+        """A constant whose node can't be told: the graph holds these numbers under some name."""
+        wanted = stored.detach().numpy()
+        self.values += wanted.size
+        for held in self.graph.constants.values():
+            if held.size == wanted.size and wanted.size and held.dtype == wanted.dtype:
+                same = np.array_equal(held.reshape(-1), wanted.reshape(-1))
+                turned = wanted.ndim == 2 and np.array_equal(held.reshape(wanted.T.shape), wanted.T)
+                if same or turned:
+                    return ""
+        return f"no constant of the graph holds the checkpoint's {name} {list(wanted.shape)}"
+
+    def _quant_layer(self, path: str, layer: QuantLayer) -> Iterator[str]:
+        weight, product = self.atlas.weight(path), self.atlas.product(path)
+        if weight is None or product is None:
+            yield "the graph has no DequantizeLinear of its weight, or no product that reads it"
+            return
+        codes = unpack_codes(layer.codes, layer.weight_bits, layer.shape)
+        stored = {"weight code": codes, "weight step": layer.step, "weight zero point": layer.zero}
+        for operand, (name, tensor) in zip(weight.input, stored.items(), strict=True):
+            yield self._equal(name, self.graph.constants[operand], tensor.numpy())
+        if layer.activation is not None:
+            yield from self._quantiser(path, layer, layer.activation)
+        if layer.bias is not None:
+            yield self.anywhere("bias", layer.bias)
+
+    def _quantiser(self, path: str, owner: nn.Module, stored: UniformQuantizer) -> Iterator[str]:
+        found = self.atlas.quantiser(path, owner)
+        if found is None:
+            yield "the graph has no QuantizeLinear and DequantizeLinear before its product"
+            return
+        yield self._grid(found, stored)
+        if isinstance(owner, QuantLayer) and owner.dilation is not None:
+            divisor = self.atlas.divisor(found)
+            if divisor is None:
+                yield "its input is not divided by its dilation"
+            else:
+                held = self.graph.constants[divisor].reshape(-1)
+                yield self._equal("dilation", held, owner.dilation.numpy().reshape(-1))
+        if list(found.quantize.input[1:]) != list(found.dequantize.input[1:]):
+            yield "QuantizeLinear and DequantizeLinear read different steps or zero points"
+        yield from self._rows(found, stored)
+
+    def _grid(self, found: Quantiser, stored: UniformQuantizer) -> str:
+        top = 2**stored.bits - 1
+        kind = "uint4" if stored.bits == 4 else "uint8"
+        zero = self.graph.dtype(found.quantize.input[2])
+        clip = None if found.clip is None else int(self.graph.constants[found.clip.input[2]])
+        if zero != kind or clip != (None if stored.bits in (4, 8) else top):
+            return f"codes: expected {kind} of {stored.bits} bits, got {zero} clipped to {clip}"
+        return ""
+
+    def _rows(self, found: Quantiser, stored: UniformQuantizer) -> Iterator[str]:
+        """Every table row at both ends of its bin, or the one row of a quantiser without a table."""
+        operands = [self._readable(name) for name in found.quantize.input[1:]]
+        table = stored.table.numpy()
+        held = [operand in self.graph.constants for operand in operands]
+        if all(held):
+            values = [self.graph.constants[operand].reshape(-1) for operand in operands]
+            if len(table) > 1:
+                yield f"a constant grid in place of a table of {len(table)} rows"
+            yield self._row(np.concatenate([each.astype(np.float64) for each in values]), table[0], "")
+            return
+        part = self._lookup([operand for operand in operands if operand not in self.graph.constants])
+        edges = stored.edges.tolist() if len(table) > 1 else [0]
+        for row, (first, after) in enumerate(zip(edges, [*edges[1:], self.trained], strict=True)):
+            for timestep in {first, after - 1}:
+                now = {**self.graph.constants, **part.run({self.timestep: np.array([timestep], np.int64)})}
+                values = [np.asarray(now[operand]).reshape(-1) for operand in operands]
+                got = np.concatenate([each.astype(np.float64) for each in values])
+                yield self._row(got, table[row], f" of row {row} at timestep {timestep}")
+
+    def _readable(self, name: str) -> str:
+        """`name`, or what it is cast from: ONNX Runtime hands no uint4 to numpy."""
+        maker = self.graph.maker(name)
+        packed = self.graph.dtype(name) == "uint4" and maker is not None and maker.op_type == "Cast"
+        return maker.input[0] if maker is not None and packed else name
+
+    def _lookup(self, operands: list[str]) -> Part:
+        return self.graph.part([self.timestep], operands)
+
+    def _row(self, got: Array, stored: Array, where: str) -> str:
+        self.values += stored.size
+        heads = stored.size // 2
+        expected = stored.astype(np.float64)
+        if got.shape != expected.shape:
+            return f"grid{where}: expected {heads} steps and zero points, got {got.size} numbers"
+        off = np.flatnonzero(got != expected)
+        if not off.size:
+            return ""
+        place = int(off[0])
+        what = f"activation {'step' if place < heads else 'zero point'}{where}"
+        what += f", head {place % heads}" if heads > 1 else ""
+        return f"{what}: expected {expected[place]:.9g}, got {got[place]:.9g}"
+
+    def _signs(self, path: str, stored: Tensor) -> str:
+        found = [node.input[_PACKED[node.op_type]] for node in self.atlas.nodes(path, *_PACKED)]
+        name = next((each for each in found if each in self.graph.constants), f"{path}.bits")
+        if name not in self.graph.constants:
+            return "its packed weight is not in the graph"
+        return self._equal("packed weight", self.graph.constants[name], stored.numpy())
+
+    def _equal(self, what: str, held: Array, stored: Array) -> str:
+        self.values += stored.size
+        if held.shape != stored.shape:
+            return f"{what}: expected shape {list(stored.shape)}, got {list(held.shape)}"
+        off = np.argwhere(held.astype(np.float64) != stored.astype(np.float64))
+        if not len(off):
+            return ""
+        place = tuple(int(index) for index in off[0])
+        return (
+            f"{what} {list(place)}: expected {float(stored[place]):.9g}, got {float(held[place]):.9g} "
+            f"({len(off)} of {stored.size} differ)"
+        )

@@ -1,0 +1,160 @@
+"""Level "layer" of a graph, teacher-forced: every low-bit layer on the inputs that it has in PyTorch.
+
+A layer is cut out of the graph and run alone under ONNX Runtime. Its codes must be those of float64 arithmetic on the
+same input, unless a boundary lies within the rounding of the float32 quotient; its product is then fed the graph's own
+quantised activation, so that no decision is left, and must be within the running error bound of PyTorch's float64
+layer on the same numbers. What the passes fused into other nodes has no ends of its own, and is counted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edgedm import progress
+from edgedm.ops.domain import INT4_MAX, INT4_MIN
+from edgedm.quant.inference import LOW_BIT_LAYERS
+from edgedm.quant.integer import QuantLayer
+from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
+from edgedm.verify.comparison import Flips
+from edgedm.verify.cut import Atlas, Cut
+from edgedm.verify.graphs import Array
+from edgedm.verify.judge import judge_floats
+from edgedm.verify.report import Level, Row
+from edgedm.verify.rounding import Bounded
+from edgedm.verify.torch_reference import Moment, TorchReference
+from edgedm.verify.whole_graph import WholeGraph, feeds_of
+
+DEMAND = "codes as in float64 unless a boundary lies within rounding; products within gamma_n"
+
+
+@dataclass
+class _Tally:
+    """What one layer did at all moments."""
+
+    use: float = 0.0
+    operations: int = 0
+    flips: Flips = field(default_factory=Flips)
+    complaint: str = ""
+
+
+def graph_layer_level(graph: WholeGraph, reference: TorchReference, moments: Sequence[tuple[Moment, int]]) -> Level:
+    """Judge every layer at all `moments`, each with the number of the image."""
+    bench = _Bench(graph, reference)
+    for moment, image in progress.track(moments, "layers", len(moments)):
+        bench.run(moment, image)
+    rows = tuple(_row(name, tally) for name, tally in bench.tallies.items())
+    total = sum((tally.flips for tally in bench.tallies.values()), Flips())
+    figures = {
+        "layers": float(len(rows)),
+        "layers.fused": float(len(bench.fused)),
+        "worst_use_of_bound": max((row.figures["use of bound"] for row in rows), default=0.0),
+        "codes": float(total.codes),
+        "flips": float(total.total),
+    }
+    if not bench.paths:
+        rows = (Row("(no low-bit layers)", True),)
+    return Level("layer", DEMAND, rows, figures)
+
+
+def _row(name: str, tally: _Tally) -> Row:
+    complaint = tally.complaint or tally.flips.complaint() or ""
+    figures = {"n": float(tally.operations), "use of bound": tally.use}
+    if tally.flips.codes:
+        figures |= {"codes": float(tally.flips.codes), "flips": float(tally.flips.total)}
+    return Row(name, not complaint, figures, complaint)
+
+
+class _Bench:
+    """Runs layers alone, in the graph and in PyTorch."""
+
+    def __init__(self, graph: WholeGraph, reference: TorchReference) -> None:
+        self.graph, self.reference = graph, reference
+        self.tallies: dict[str, _Tally] = {}
+        self.fused: set[str] = set()
+        atlas, unet = Atlas(graph), reference.modules[32].unet
+        inside = {id(each.activation) for each in unet.modules() if isinstance(each, QuantLayer)}
+        kinds = (*RUNNING_LAYERS, *RUNNING_QUANTIZERS)
+        self.layers = {
+            path: each for path, each in unet.named_modules() if isinstance(each, kinds) and id(each) not in inside
+        }
+        whole = graph.info.level == "exported"
+        self.cuts: dict[str, Cut | None] = {}
+        for path, layer in self.layers.items():
+            standard = whole or not isinstance(layer, LOW_BIT_LAYERS)
+            self.cuts[path] = atlas.cut(path, layer) if standard else None
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the low-bit modules."""
+        return list(self.layers)
+
+    def run(self, moment: Moment, image: int) -> None:
+        """Judge every layer on what it is given at one moment."""
+        inputs = self.reference.layer_inputs(moment, image, tuple({type(each) for each in self.layers.values()}))
+        label = int(moment.labels[image])
+        given = dict(feeds_of(self.graph, moment.timestep, moment.x[image], label, None))
+        others = {name: array for name, array in given.items() if self.graph.info.inputs.get(name) == "timestep"}
+        for path, layer in self.layers.items():
+            cut = self.cuts[path]
+            if cut is None or path not in inputs or self.graph.shape(cut.x) != inputs[path].shape:
+                self.fused.add(path)
+                continue
+            tally = self.tallies.setdefault(f"{type(layer).__name__} {path}", _Tally())
+            complaint = self._judge(tally, path, layer, cut, inputs[path], others)
+            if complaint and not tally.complaint:
+                tally.complaint = f"step {moment.step}, image {image}: {complaint}"
+
+    def _judge(
+        self,
+        tally: _Tally,
+        path: str,
+        layer: nn.Module,
+        cut: Cut,
+        x: NDArray[np.float32],
+        others: Mapping[str, Array],
+    ) -> str | None:
+        """What is off with one layer; the quantiser first, then the product."""
+        source, reference = cut.x, self.reference
+        if cut.middle is not None and cut.middle != source:
+            if isinstance(layer, QuantLayer):
+                exact: Array = reference.layer(path, x, "quantized_input")
+            elif isinstance(layer, RUNNING_QUANTIZERS):
+                exact = reference.layer(path, x)
+            else:
+                exact = _on_grid(x, layer.get_buffer("step").item())
+            got, complaint = self._half(tally, (source, cut.middle), {**others, source: x}, exact, decides=True)
+            if complaint:
+                return f"activation: {complaint}"
+            source, x = cut.middle, got
+        if cut.y is None:
+            return None
+        method = "product" if isinstance(layer, QuantLayer) else "forward"  # forward keeps what lies on the grid
+        _, complaint = self._half(tally, (source, cut.y), {source: x}, reference.layer(path, x, method), decides=False)
+        return complaint and f"product: {complaint}"
+
+    def _half(
+        self, tally: _Tally, ends: tuple[str, str], feeds: Mapping[str, Array], exact: Array, decides: bool
+    ) -> tuple[Array, str | None]:
+        """Run a piece of the graph and hold it against `exact`; returns what came and what is off."""
+        part = self.graph.part(list(feeds), [ends[1]])
+        got = part.run(feeds)[ends[1]]
+        if got.shape != exact.shape:
+            return got, f"expected shape {list(exact.shape)}, got {list(got.shape)}"
+        bounded = part.evaluate(feeds)[ends[1]]
+        expected = Bounded(exact, bounded.bound, bounded.operations)
+        low = high = exact
+        if decides and np.any(np.abs(got - exact) > bounded.bound):
+            low, high = (part.evaluate(feeds, lean)[ends[1]].value for lean in (-1, 1))
+        complaint, use, flips = judge_floats(got, expected, low, high)
+        tally.use, tally.operations = max(tally.use, use), max(tally.operations, bounded.operations)
+        tally.flips += Flips(int(got.size) if decides else 0, flips.up, flips.down)
+        return got, complaint
+
+
+def _on_grid(x: NDArray[np.float32], step: float) -> NDArray[np.float64]:
+    """What a layer with binary weights and 4-bit activations multiplies, in float64."""
+    codes = np.clip(np.rint(x.astype(np.float64) / step), INT4_MIN, INT4_MAX)
+    return np.asarray(codes * step)

@@ -1,0 +1,121 @@
+"""A graph file as one model that runs from noise and timestep to eps: exported, or optimised and in two parts."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgedm.diffusion import NoiseSchedule
+from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.export.graph_io import GraphInfo, graph_info, load_graph
+from edgedm.verify.graphs import Graph
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+
+
+class WholeGraph(Graph):
+    """The nodes of a graph file; of an optimised one those of its prepare graph too, before those of the step.
+
+    `info` is what the file says about itself; its roles are those of all inputs.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        path = Path(path)
+        model = load_graph(path)
+        self.info: GraphInfo = graph_info(model)
+        if self.info.level == "prepare":
+            raise InvalidModelError(f"{path}: the prepare graph alone; name the step graph beside it")
+        if self.info.level == "deployed":
+            prepare = load_graph(path.with_suffix(".prepare.onnx"))
+            self.info = replace(self.info, inputs={**graph_info(prepare).inputs, **self.info.inputs})
+            model = _joined(prepare, model)
+        super().__init__(model)
+
+    @property
+    def states(self) -> list[str]:
+        """Names of the inputs that carry state, in order."""
+        return [name for name in self.inputs if name.startswith("state.")]
+
+
+def _joined(prepare: ir.Model, step: ir.Model) -> ir.Model:
+    """Both graphs as one: the rows that cross become ordinary values. What both hold is a constant of both."""
+    first, second = ir.serde.serialize_model(prepare), ir.serde.serialize_model(step)
+    rows = {item.name for item in first.graph.output}
+    whole = onnx.ModelProto()
+    whole.CopyFrom(second)
+    for field in ("node", "input", "initializer", "value_info"):
+        whole.graph.ClearField(field)
+    seen: set[str] = set(rows)
+    whole.graph.input.extend(first.graph.input)
+    whole.graph.input.extend(item for item in second.graph.input if item.name not in rows)
+    for graph in (first.graph, second.graph):
+        for node in graph.node:
+            if node.output[0] not in seen or node.output[0] in rows:
+                whole.graph.node.append(node)
+        whole.graph.initializer.extend(item for item in graph.initializer if item.name not in seen)
+        seen |= {node.output[0] for node in graph.node} | {item.name for item in graph.initializer}
+    return ir.serde.deserialize_model(whole)
+
+
+class GraphRunner:
+    """Runs a `WholeGraph` under ONNX Runtime, one image at a time, every optimisation off.
+
+    The interface is `edgedm.runtime.LocalRunner`'s: images f32[C, H, W], carried state f32[1, C, H, W].
+    """
+
+    def __init__(self, graph: WholeGraph, null_class: int) -> None:
+        self.graph, self.null_class = graph, null_class
+        self.schedule = NoiseSchedule.from_config(graph.info.config["noise_schedule"])
+        self._outputs = [item.name for item in graph.proto.graph.output]
+        self._part = graph.part(graph.inputs, self._outputs)
+        self._label: int | None = None
+        self._timesteps: list[int] = []
+        self._state: dict[str, Array] = {}
+
+    def prepare(self, steps: int = 50, sampler: str = "ddim", *, label: int | None = None) -> list[int]:
+        """Choose a schedule and a label (None: unconditional), start a trajectory; returns the timesteps."""
+        del sampler  # only the timesteps matter to the model
+        self._timesteps = [int(timestep) for timestep in self.schedule.timesteps(steps)]
+        self._label, self._state = label, {}
+        return self._timesteps
+
+    def run_step(self, step: int, x: Floats) -> Floats:
+        """The model's output at one step of the schedule; carried state moves on."""
+        eps, after = self.step(self._timesteps[step], x, self._label, self._state or None)
+        self._state = {name.removesuffix(".next"): array for name, array in after.items()}
+        return eps
+
+    def step(
+        self, timestep: int, x: Floats, label: int | None = None, state: Mapping[str, Array] | None = None
+    ) -> tuple[Floats, dict[str, Array]]:
+        """The output at `timestep` from a given carried state (None: a trajectory's first step), and the next state."""
+        feeds = dict(feeds_of(self.graph, timestep, x, self.null_class if label is None else label, state))
+        results = self._part.run(feeds)
+        return results[self._outputs[0]][0], {name: results[name] for name in self._outputs[1:]}
+
+
+def feeds_of(
+    graph: WholeGraph, timestep: int, x: Floats, label: int, state: Mapping[str, Array] | None
+) -> Iterator[tuple[str, Array]]:
+    """Yield the graph's inputs by name; InvalidModelError for a role that a denoiser hasn't."""
+    for name in graph.inputs:
+        role = graph.info.inputs.get(name, name)
+        if role == "x":
+            yield name, np.asarray(x, np.float32)[None]
+        elif role == "timestep":
+            yield name, np.array([timestep], np.int64)
+        elif role == "class_labels":
+            yield name, np.array([label], np.int64)
+        elif role == "has_state":
+            yield name, np.array([float(state is not None)], np.float32)
+        elif role == "state":
+            yield name, np.zeros(graph.shape(name), np.float32) if state is None else np.asarray(state[name])
+        else:
+            raise UnsupportedError(f"input {name!r} has the role {role!r}, which verify cannot feed")

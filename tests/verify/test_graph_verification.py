@@ -1,0 +1,184 @@
+"""`verify` on a graph bites: a right graph holds at every level, each of these faults is found and its layer named."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from w4a4_model import w4a4_checkpoint
+
+from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.export import export
+from edgedm.outcome import Outcome
+from edgedm.verify import verify
+from edgedm.verify.cut import path_of
+
+STEPS = 10
+LAYER = "mid_block.resnets.1.conv2"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(path of the graph, checkpoint)."""
+    checkpoint = w4a4_checkpoint()
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    export(checkpoint, path)
+    return path, checkpoint
+
+
+@pytest.fixture
+def broken(exported, tmp_path):
+    """broken(edit): the graph after `edit(proto, {constant's name: array})`; arrays that changed are written back."""
+
+    def make(edit):
+        proto = onnx.load(exported[0])
+        tensors = {item.name: item for item in proto.graph.initializer}
+        arrays = {name: numpy_helper.to_array(item).copy() for name, item in tensors.items()}
+        before = {name: array.copy() for name, array in arrays.items()}
+        edit(proto, arrays)
+        for name, array in arrays.items():
+            if not np.array_equal(array, before[name]):
+                tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+        path = tmp_path / "broken.onnx"
+        onnx.save(proto, path)
+        return path
+
+    return make
+
+
+def check(path, exported, *levels: str) -> Outcome:
+    return verify(path, exported[1], levels=levels, steps=STEPS)
+
+
+def off(outcome: Outcome) -> dict[str, list[str]]:
+    """Level -> its rows that are off, as `name: what`."""
+    return {
+        level["name"]: [f"{row['name']}: {row['note']}" for row in level["rows"] if not row["ok"]]
+        for level in outcome.details["levels"]
+    }
+
+
+def test_a_right_graph_holds_at_every_level(exported) -> None:
+    outcome = verify(*exported, steps=STEPS)
+    assert outcome.ok, outcome.details["first_failure"]
+    assert [level["name"] for level in outcome.details["levels"]] == ["weights", "layer", "step", "trajectory"]
+    assert outcome.figures["layer.layers.fused"] == 0
+    quantised = [name for name, _ in exported[1].module.unet.named_modules() if name.endswith(".activation")]
+    assert outcome.figures["layer.layers"] > len(quantised) > 40
+    assert outcome.figures["step.rows"] == STEPS  # every step has a test of its own
+    assert 0 < outcome.figures["layer.worst_use_of_bound"] <= 1
+
+
+def test_one_flipped_nibble_is_found_in_its_layer(exported, broken) -> None:
+    def edit(_proto, arrays) -> None:
+        codes = arrays[f"{LAYER}.codes"]
+        codes[3, 2, 1, 0] = (int(codes[3, 2, 1, 0]) ^ 8) & 15
+
+    outcome = check(broken(edit), exported, "weights", "layer", "step")
+    rows = off(outcome)
+    assert outcome.details["first_failure"]["where"] == f"QuantLayer {LAYER}"
+    assert len(rows["weights"]) == 1 and "weight code [3, 2, 1, 0]: expected" in rows["weights"][0]
+    assert len(rows["layer"]) == 1 and f"{LAYER}: step 0, image 0: product" in rows["layer"][0]
+    assert rows["step"]  # not every step: the 4-bit quantisers behind may swallow it in one of the ten runs
+
+
+def test_a_table_shifted_by_a_row_is_found(exported, broken) -> None:
+    def edit(_proto, arrays) -> None:
+        arrays[f"{LAYER}.activation.table"][:] = np.roll(arrays[f"{LAYER}.activation.table"], 1, axis=0)
+
+    rows = off(check(broken(edit), exported, "weights", "layer", "step"))
+    assert len(rows["weights"]) == 1 and f"{LAYER}: activation step of row 0 at timestep" in rows["weights"][0]
+    assert len(rows["layer"]) == 1 and f"{LAYER}: step" in rows["layer"][0] and "activation: " in rows["layer"][0]
+    assert rows["step"]
+
+
+def test_a_lookup_that_is_one_timestep_off_is_found(exported, broken) -> None:
+    def edit(_proto, arrays) -> None:
+        edges = next(array for name, array in arrays.items() if name.endswith("edges"))
+        edges[2] += 1
+
+    rows = off(check(broken(edit), exported, "weights"))["weights"]
+    assert rows and all("of row 2 at timestep 500" in row for row in rows)
+
+
+def test_a_table_of_another_layer_is_found(exported, broken) -> None:
+    def edit(proto, _arrays) -> None:
+        (node,) = [node for node in proto.graph.node if node.input[0] == f"{LAYER}.activation.table"]
+        node.input[0] = "mid_block.resnets.1.conv1.activation.table"
+
+    outcome = check(broken(edit), exported, "weights", "layer")
+    assert all(len(rows) == 1 and LAYER in rows[0] for rows in off(outcome).values())
+
+
+@pytest.mark.parametrize("row", [0, 3])
+def test_a_zero_point_off_by_one_is_found(exported, broken, row: int) -> None:
+    def edit(_proto, arrays) -> None:
+        zero = arrays["up_blocks.0.resnets.0.conv1.activation.table"][row, 1:]
+        zero += 1 if zero < 15 else -1
+
+    rows = off(check(broken(edit), exported, "weights"))["weights"]
+    assert len(rows) == 1 and f"activation zero point of row {row}" in rows[0]
+
+
+@pytest.mark.parametrize("name", ["conv_in.activation.zero", f"{LAYER}.zero"])
+def test_a_constant_zero_point_off_by_one_is_found(exported, broken, name: str) -> None:
+    def edit(_proto, arrays) -> None:
+        flat = arrays[name].reshape(-1)
+        flat[0] = int(flat[0]) - 1 if int(flat[0]) else 1
+
+    rows = off(check(broken(edit), exported, "weights"))["weights"]
+    assert len(rows) == 1 and "zero point" in rows[0] and name.split(".zero")[0].removesuffix(".activation") in rows[0]
+
+
+@pytest.mark.parametrize("name", [f"{LAYER}.step", "conv_out.activation.step", f"{LAYER}.dilation", f"{LAYER}.bias"])
+def test_a_changed_scale_is_found(exported, broken, name: str) -> None:
+    def edit(_proto, arrays) -> None:
+        flat = arrays[name].reshape(-1)
+        flat[0] *= np.float32(1.1)
+
+    outcome = check(broken(edit), exported, "weights", "layer")
+    layer = name.removesuffix(".activation.step").rsplit(".", 1)[0] if "conv_out" not in name else "conv_out"
+    for rows in off(outcome).values():
+        assert len(rows) == 1 and layer in rows[0]
+
+
+def test_swapped_heads_are_found(exported, broken) -> None:
+    name = "mid_block.attentions.0.processor.quantizers.key"
+
+    def edit(_proto, arrays) -> None:
+        table = arrays[f"{name}.table"]
+        table[:] = table[:, [1, 0, 3, 2]]
+
+    outcome = check(broken(edit), exported, "weights", "layer")
+    assert all(len(rows) == 1 and name in rows[0] for rows in off(outcome).values())
+
+
+def test_a_quantiser_that_was_left_out_is_found(exported, broken) -> None:
+    def edit(proto, _arrays) -> None:
+        nodes = [node for node in proto.graph.node if path_of(node) == f"{LAYER}.activation"]
+        x = next(node.input[0] for node in nodes if node.op_type == "QuantizeLinear")
+        y = next(node.output[0] for node in nodes if node.op_type == "DequantizeLinear")
+        for node in proto.graph.node:
+            if y in node.input:
+                node.input[list(node.input).index(y)] = x
+
+    outcome = check(broken(edit), exported, "weights")
+    assert "no QuantizeLinear" in outcome.details["first_failure"]["what"]
+
+
+def test_float_weights_are_compared_too(exported, broken) -> None:
+    def edit(_proto, arrays) -> None:
+        arrays["conv_norm_out.bias"][0] += np.float32(1e-3)
+
+    outcome = check(broken(edit), exported, "weights", "step")
+    assert off(outcome)["weights"] and "conv_norm_out.bias" in off(outcome)["weights"][0]
+
+
+def test_a_checkpoint_of_another_model_is_refused(exported) -> None:
+    other = w4a4_checkpoint(edges=(0, 100))
+    with pytest.raises(InvalidModelError, match="timestep_bins differ"):
+        verify(exported[0], other)
+
+
+def test_the_levels_of_a_bundle_are_refused(exported) -> None:
+    with pytest.raises(UnsupportedError, match="levels of a graph: expected some of weights"):
+        verify(*exported, levels=["op"])
