@@ -81,7 +81,7 @@ class TrajectoryDistillation(Objective):
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Return one group a layer's update, one of the weight steps, one of the activation rows.
 
-        `learning_rate` multiplies the rates of the options; 1 is the release's. Scale-aware: an update's rate is
+        `learning_rate` multiplies the rates of the options. Scale-aware: an update's rate is
         mean(step) / `lora_divisor`. The paper multiplies the gradient instead, which AdamW would not notice.
         """
         options = self.options
@@ -114,9 +114,7 @@ class TrajectoryDistillation(Objective):
         return unconditional + scale * (conditional - unconditional)
 
 
-def random_labels(
-    count: int, null_class: int | None, generator: torch.Generator, dropout: float = 0.0
-) -> Tensor:
+def random_labels(count: int, null_class: int | None, generator: torch.Generator, dropout: float = 0.0) -> Tensor:
     """Return int64[count] of 0 .. null_class - 1, a share `dropout` replaced by `null_class`; zeros if it is None."""
     if null_class is None:
         return torch.zeros(count, dtype=torch.int64)

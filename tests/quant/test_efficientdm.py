@@ -10,7 +10,7 @@ from edgedm.errors import UnsupportedError
 from edgedm.ops import unpack_codes
 from edgedm.quant.api import make_inference, method_options, quantize_layers
 from edgedm.quant.clock import Clock, clock_of
-from edgedm.quant.methods.efficientdm import EfficientDMOptions, QALoRALayer, TimestepTable
+from edgedm.quant.methods.efficientdm import RELEASED_RATES, EfficientDMOptions, QALoRALayer, TimestepTable
 from edgedm.quant.policy import policy_of
 from edgedm.quant.uniform_layer import UniformLayer
 
@@ -256,8 +256,8 @@ def test_bad_options_and_bits_are_refused_by_name():
         quantize_layers(Net(), "efficientdm", {"res_conv": "A4"}, roles=ROLES)
 
 
-def test_the_defaults_are_the_releases():
-    options = EfficientDMOptions()
+def test_the_defaults_are_the_releases_and_its_rates_have_a_name():
+    options = EfficientDMOptions(**RELEASED_RATES)
     assert (options.rank, options.bins, options.trajectory_steps, options.eta) == (32, 100, 100, 1.0)
     assert (options.lora_divisor, options.step_rate, options.activation_rate) == (2500, 1e-6, 5e-4)
     assert options.qalora and options.scale_aware and options.talsq and options.base == "quantized"

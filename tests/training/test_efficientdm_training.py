@@ -12,7 +12,7 @@ from edgedm.models import CheckpointConfig, build, load, save
 from edgedm.models.config import Architecture
 from edgedm.models.roles import FLOAT
 from edgedm.quant.integer import QuantLayer
-from edgedm.quant.methods.efficientdm import EfficientDMOptions, QALoRALayer
+from edgedm.quant.methods.efficientdm import RELEASED_RATES, EfficientDMOptions, QALoRALayer
 from edgedm.quant.policy import policy_of
 from edgedm.quant.uniform_layer import UniformLayer
 from edgedm.training.calibrate import calibrate
@@ -71,7 +71,7 @@ def small(monkeypatch):
 
 def calibrated(base, **named):
     """Return (student, objective, options) of a small calibrated student."""
-    options = EfficientDMOptions(**{"trajectory_steps": STEPS, "bins": 10, **named})
+    options = EfficientDMOptions(**{**RELEASED_RATES, "trajectory_steps": STEPS, "bins": 10, **named})
     student = make_student(base.module.unet, SCHEDULE, "efficientdm", policy_of("efficientdm"), options)
     predict = predictor(base.module.unet)
     calibrate(student.eval(), calibration_samples(predict, SCHEDULE, SHAPE, torch.tensor([1, 10]), 5))
@@ -194,7 +194,7 @@ def test_the_recipe_reports_what_training_and_merging_did(base, tmp_path):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(base, tmp_path, monkeypatch):
     options = {"trajectory_steps": 3, "bins": 5}  # the second half starts inside a trajectory
-    loop_options = dataclasses.replace(LOOP, iterations=4, learning_rate=50.0)
+    loop_options = dataclasses.replace(LOOP, iterations=4, learning_rate=1.0)
 
     def run(folder):
         return run_method(base, "efficientdm", folder, options=options, loop=loop_options)

@@ -16,8 +16,8 @@ from edgedm.training.options import LoopOptions
 from edgedm.training.trajectory import Samples, calibration_samples, predictor
 
 CALIBRATION = 32  # (x_t, t, class) triples, as released
-TRAJECTORIES = 8  # that they are drawn from
-STEPS = 20  # of them, and of those that the figures are measured on
+TRAJECTORIES = 4  # that they are drawn from
+STEPS = 50  # of them, and of those that the figures are measured on
 
 
 def stages(run: Run) -> Iterator[Stage]:
@@ -75,11 +75,11 @@ def _merged(trained: Denoiser) -> Denoiser:
     return Denoiser(unet)
 
 
-# The release trains 160 trajectories of 100 steps, batch 4, at rate 1.
+# The release trains 160 trajectories of 100 steps, batch 4. The learning rate is a factor of the options' rates.
 RECIPE = Recipe(
     LoopOptions(
         2000,
-        8.0,
+        1.0,
         batch=16,
         warm_up=0,
         decay="linear",
