@@ -64,7 +64,8 @@ class _Expander:
         if constant is not None:
             values = _whole(path, constant.numpy(), bits).astype(_NUMPY[kind])
             point = self._constant(f"{path}.zero", values)
-            step = self._constant(f"{path}.step", _array(step))
+            if step.const_value is not None:  # a dynamic step is computed
+                step = self._constant(f"{path}.step", _array(step))
         else:
             point = self._cast(marker, zero, _UINT8, f"{path}.zero")
             if kind != _UINT8:
