@@ -87,7 +87,7 @@ def dilate(model: nn.Module, cap: float = LARGEST_DILATION) -> dict[str, Dilated
         weight = torch.cat([layers[path].weight.detach() for path in paths])
         groups = layers[paths[0]].geometry.groups
         s = dilation(weight, groups, cap)
-        share = float((~saturated(weight, groups)).float().mean())
+        share = float((~saturated(weight, groups)).double().mean())
         for path in paths:
             _apply(layers[path], s)
             done[path] = Dilated(share, float(s.mean()))

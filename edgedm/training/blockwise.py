@@ -4,8 +4,8 @@ give the full-precision block's output from what the low-bit blocks before it gi
     L_k = MSE( B_k(... B_1(x)), Bhat_k(... Bhat_1(x)) ),    gradients in Bhat_k alone
 
 Blocks are residual blocks, attentions and transformer blocks; every other low-bit layer is a block of its own
-(EDA-DM). They come in the order in which the model runs them. A block's quantisers are calibrated when its stage
-begins, so their grids are those of what the finished blocks before it really give.
+(EDA-DM). They come in the order in which the model runs them. A block's quantisers are calibrated once more when
+its stage begins, so their grids are those of what the finished blocks before it really give.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from edgedm.models.denoiser import Denoiser
 from edgedm.quant.clock import clock_of
-from edgedm.quant.uniform import ActivationTable, started
+from edgedm.quant.uniform import ActivationTable
 from edgedm.quant.uniform_layer import UniformLayer
 from edgedm.training.calibrate import calibrating
 from edgedm.training.objective import Frozen, Losses, Objective
-from edgedm.training.trajectory import Samples
+from edgedm.training.trajectory import Samples, predictor
 
 CHUNK = 64  # samples that are run at once to fill the cache
 CALIBRATED = 512  # samples, evenly spread over the trajectory, that a block's quantisers are calibrated on
@@ -30,7 +30,11 @@ CALIBRATED = 512  # samples, evenly spread over the trajectory, that a block's q
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates: of weights in steps of their own grid, of steps, zero points and biases as they are."""
+    """Learning rates relative to what they move: Adam's own step does not know how large a parameter is.
+
+    `weight` is in steps of the weight's grid; `quantizer` a share of the step itself, and for a zero point of the
+    grid's 2^bits - 1.
+    """
 
     weight: float
     quantizer: float
@@ -67,9 +71,9 @@ def blocks_of(model: nn.Module, run: Callable[[], object]) -> list[str]:
 class BlockReconstruction(Objective):
     """The loss of one block; its parameters and its saved state are the block's alone.
 
-    The first iteration fills the cache and, where the block has not been calibrated, calibrates it; so a stage that
-    is already done costs nothing but loading its state. Without `cache` inputs and targets are computed anew for
-    every batch.
+    The block must be calibrated, which gives the quantisers their rates. The first iteration of a stage calibrates
+    it again, behind the blocks that are finished by then, and fills the cache; so a stage that is already done costs
+    nothing but loading its state. Without `cache` inputs and targets are computed anew for every batch.
     """
 
     def __init__(
@@ -89,24 +93,30 @@ class BlockReconstruction(Objective):
         self.teacher = Frozen(teacher)
         self.clock = clock_of(student.unet)
         self.cached: _Reconstruction | None = None
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
+        self.begun: Tensor
         wanted = {id(parameter) for group in self.parameter_groups(1.0) for parameter in group["params"]}
         for parameter in self.block.parameters():
             parameter.requires_grad_(id(parameter) in wanted)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Return weights at `rates.weight` of their mean step, and quantisers and biases at `rates.quantizer`.
+        """Return one group a weight, step, bias or zero point, each at its rate times `learning_rate`.
 
-        `learning_rate` multiplies both. What the block has besides low-bit layers and tables is left alone.
+        A bias has the rate of its layer's weight. What the block has besides low-bit layers and tables is left alone.
         """
-        groups, others = [], []
+        rates: list[tuple[nn.Parameter, float]] = []
         for module in self.block.modules():
-            if isinstance(module, UniformLayer):
-                rate = self.rates.weight * float(module.step.detach().mean())
-                groups.append({"params": [module.weight], "lr": learning_rate * rate})
-                others += [module.step] if module.bias is None else [module.step, module.bias]
-            elif isinstance(module, ActivationTable):
-                others += [p for p in (module.step, module.zero) if p.requires_grad]
-        return [*groups, {"params": others, "lr": learning_rate * self.rates.quantizer}]
+            if not isinstance(module, UniformLayer | ActivationTable):
+                continue
+            step = float(module.step.detach().mean())
+            rates.append((module.step, self.rates.quantizer * step))
+            if isinstance(module, ActivationTable):
+                rates.append((module.zero, self.rates.quantizer * (2**module.bits - 1)))
+                continue
+            rates.append((module.weight, self.rates.weight * step))
+            if module.bias is not None:
+                rates.append((module.bias, self.rates.weight * step))
+        return [{"params": [p], "lr": learning_rate * rate} for p, rate in rates if p.requires_grad]
 
     def forward(self, iteration: int, generator: torch.Generator) -> Losses:
         """Return "loss", the mean squared error of the block's output."""
@@ -114,7 +124,7 @@ class BlockReconstruction(Objective):
         self.block.eval()
         if self.cache and self.cached is None:
             self.cached = self._collect(self.samples)
-        if not started(self.block):
+        if not self.begun:
             every = -(-len(self.samples) // CALIBRATED)
             self._calibrate(self._take(torch.arange(0, len(self.samples), every)))
         part = self._take(torch.randint(len(self.samples), (self.batch,), generator=generator))
@@ -129,6 +139,7 @@ class BlockReconstruction(Objective):
         with calibrating(self.block, per_row=True):
             for chunk in _chunks(len(part.target)):
                 self._run(part.take(chunk))
+        self.begun.fill_(True)
 
     def _run(self, part: "_Reconstruction") -> Tensor:
         """Return the block's output; its tables read the timesteps of `part`."""
@@ -202,8 +213,7 @@ def _output_of(model: nn.Module, path: str, samples: Samples) -> Any:
 def _run_until_reached(model: nn.Module, samples: Samples, handle: Any, path: str) -> Any:
     device = next(model.parameters()).device
     try:
-        noisy, timesteps = samples.noisy.to(device), samples.timesteps.to(device)
-        model(noisy, timesteps, class_labels=samples.labels.to(device), return_dict=False)
+        predictor(model)(samples.noisy.to(device), samples.timesteps.to(device), samples.labels.to(device))
     except _Reached as end:
         return end.value
     finally:

@@ -29,10 +29,11 @@ class DilateQuantOptions(Options):
     `dilation_cap` bounds s, which the paper leaves unbounded. `calibration_samples` come from the full-precision
     model's own sampling; 1024 are enough for the digits.
 
-    `weight_rate` is in weight steps an iteration: the notes on the paper give 1e-2, which in Adam is far too much
-    for raw weights of magnitude 0.05, and is AdaRound's rate, whose variables count in steps. `quantizer_rate` is
-    that of steps, zero points and biases. `cache` keeps a block's inputs in memory; without it every iteration
-    runs the blocks before it.
+    Both rates are relative to what they move. `weight_rate` is in weight steps an iteration: the notes on the paper
+    give 1e-2, which in Adam is far too much for raw weights of magnitude 0.05, and is AdaRound's rate, whose
+    variables count in steps. `quantizer_rate` is a share of the step: the notes' 1e-4 where steps are 0.1, as those
+    of 4-bit activations are, and not the ruin of the softmax's, which are 0.001. `cache` keeps a block's inputs in
+    memory; without it every iteration runs the blocks before it.
     """
 
     dilate: bool = True
@@ -43,7 +44,7 @@ class DilateQuantOptions(Options):
     dilation_cap: float = Field(65504.0, ge=1, le=65504)
     calibration_samples: int = Field(5120, ge=1)
     weight_rate: float = Field(1e-2, ge=0)
-    quantizer_rate: float = Field(1e-4, ge=0)
+    quantizer_rate: float = Field(1e-3, ge=0)
     cache: bool = True
 
 

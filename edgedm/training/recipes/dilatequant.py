@@ -6,10 +6,12 @@ row of the tables has samples of its own. `learning_rate` multiplies the rates o
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
-from edgedm.quant.dilation import dilate
+from edgedm.quant.dilation import dilate, measure_ranges
 from edgedm.quant.methods.dilatequant import DilateQuantOptions
 from edgedm.training.blockwise import CALIBRATED, BlockReconstruction, Rates, blocks_of
 from edgedm.training.calibrate import calibrate
@@ -18,20 +20,26 @@ from edgedm.training.options import LoopOptions
 from edgedm.training.trajectory import Samples, calibration_samples, predictor
 
 STEPS = 50  # of the sampling that data come from, where the table has fewer rows
+MEASURED = 64  # samples that activation ranges are measured on
 
 
 def stages(run: Run) -> Iterator[Stage]:
-    """Dilate, then yield one stage a block; without BKD calibrate all blocks and yield none."""
+    """Dilate, calibrate, then yield one stage a block; without BKD, or iterations, none.
+
+    Figures, means over layers: `dilation.share` of the input channels lies outside A, `dilation.mean` is s and
+    `dilation.range_ratio` what the range of the activations became; see `edgedm.quant.dilation.Dilated`.
+    """
     options = run.options
     assert isinstance(options, DilateQuantOptions)
-    if options.dilate:
-        dilate(run.student.unet, options.dilation_cap)
     samples = samples_of(run, options)
-    if not options.bkd:
-        calibrate(run.student, samples, per_row=options.tpq)
+    if options.dilate:
+        _dilate(run, options, samples)
+    every = -(-len(samples) // CALIBRATED)
+    calibrate(run.student, samples.take(torch.arange(0, len(samples), every)), per_row=options.tpq)
+    if not options.bkd or run.loop.iterations == 0:
         return
     few = samples.take(slice(0, 1))
-    paths = blocks_of(run.student.unet, lambda: run.student.record(few.noisy, few.timesteps, few.labels))
+    paths = blocks_of(run.student.unet, lambda: _call(run, few))
     rates = Rates(options.weight_rate, options.quantizer_rate)
     for index, path in enumerate(paths):
         objective = BlockReconstruction(run.student, run.teacher, path, samples, rates, run.loop.batch, options.cache)
@@ -48,6 +56,22 @@ def samples_of(run: Run, options: DilateQuantOptions) -> Samples:
     images = -(-min(options.calibration_samples, drawn) // steps)
     labels = torch.arange(images) % ((run.null_class or 0) + 1)
     return calibration_samples(predictor(run.teacher), run.schedule, run.shape, labels, steps, seed=run.loop.seed)
+
+
+def _dilate(run: Run, options: DilateQuantOptions, samples: Samples) -> None:
+    done = dilate(run.student.unet, options.dilation_cap)
+    some = samples.take(torch.arange(0, len(samples), -(-len(samples) // MEASURED)))
+    reports = measure_ranges(run.student.unet, done, lambda: _call(run, some)).values()
+    for report in reports:
+        assert report.range_ratio is not None
+        for name, value in asdict(report).items():
+            key = f"dilation.{name}"
+            run.figures[key] = run.figures.get(key, 0.0) + value / len(reports)
+
+
+def _call(run: Run, samples: Samples) -> Tensor:
+    device = run.device
+    return run.student.record(samples.noisy.to(device), samples.timesteps.to(device), samples.labels.to(device))
 
 
 # the learning rate is a factor: see above
