@@ -4,7 +4,7 @@
 
 A layout is a method's file format with the names of one UNet; `LAYOUTS` lists them. The module that comes out is the
 same function as the authors' module with these tensors, or the import is refused by name. What the authors' code
-does differently from its file (methods.md's importer traps) is an option with both answers.
+does differently from its file is an option with both answers.
 """
 
 import os
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from edgedm.errors import UnsupportedError
 from edgedm.models.checkpoint import Checkpoint, save
-from edgedm.models.importers import bidm, binarydm, full_precision
+from edgedm.models.importers import bidm, binarydm, dilatequant, efficientdm, full_precision
 from edgedm.models.importers.layout import Layout, Report
 from edgedm.models.importers.reading import read
 from edgedm.outcome import Outcome
@@ -31,6 +31,9 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             binarydm.BINARYDM_LDM,
             bidm.BIDM_LDM,
             bidm.BIDM_CIFAR,
+            efficientdm.EFFICIENTDM_LDM,
+            dilatequant.DILATEQUANT_LDM,
+            dilatequant.DILATEQUANT_CIFAR,
         )
     }
 )
