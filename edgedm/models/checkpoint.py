@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     folder = locate(path)
     config = read_config(folder / CONFIG_FILE)
     module = skeleton(config)
-    module.load_state_dict(_read(folder / WEIGHTS_FILE, module.state_dict()))
+    module.load_state_dict(read_tensors(folder / WEIGHTS_FILE, module.state_dict()))
     return Checkpoint(config, module)
 
 
@@ -104,8 +104,11 @@ def zoo() -> list[str]:
     return sorted(_PREFIX + entry.parent.name for entry in ZOO.glob(f"*/{CONFIG_FILE}"))
 
 
-def _read(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Read the tensors named in `expected`, floats as float32, after checking the header against it."""
+def read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Read the tensors named in `expected`, floats as float32, after checking the header against it.
+
+    Raises `InvalidModelError` for a name, shape or dtype that differs, and for values that are not finite.
+    """
     try:
         with safe_open(str(path), framework="pt") as file:
             names = set(file.keys())
