@@ -65,7 +65,7 @@ def test_points_come_at_the_marks_and_take_no_time(tmp_path):
     def evaluate(student):
         assert not student.training
         time.sleep(0.3)
-        return {"weight": float(student.unet.first.weight.sum())}
+        return {"weight": student.unet.first.weight.sum().item()}
 
     watch = Watch({1, 3}, evaluate)
     began = time.monotonic()

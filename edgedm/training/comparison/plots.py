@@ -107,7 +107,9 @@ def _traces(axes: Any, rows: Rows) -> bool:
         for cell in cells:
             points = cell["trace"]
             label = key if cell is cells[0] else None
-            axes.plot([p["cpu_seconds"] for p in points], [p["frechet"] for p in points], ".-", color=color, label=label)
+            axes.plot(
+                [p["cpu_seconds"] for p in points], [p["frechet"] for p in points], ".-", color=color, label=label
+            )
     axes.set_xlabel("processor seconds of training, calibration included")
     axes.set_ylabel("digit Frechet distance (250 images, 25 steps)")
     axes.set_yscale("log")

@@ -87,8 +87,9 @@ def samples(scale: float) -> int:
 _QAT = {"iterations": 700, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.99}
 _BINARYDM = {"lrm": False}
 _BIDM = {"filter": "learned", "tbs": False, "distillation": "none", "gap": GAP}
-_EFFICIENT = {"scale_aware": False, "talsq": False}
-_EFFICIENT_LOOP = {"iterations": 800, "batch": 16}
+_EFFICIENT = {"trajectory_steps": STEPS}
+_EFFICIENT_BARE = {**_EFFICIENT, "scale_aware": False, "talsq": False}
+_EFFICIENT_LOOP = {"iterations": 1000, "batch": 16}
 _DILATE = {"dilate": False, "tpq": False, "bkd": False, "bins": 50, "calibration_samples": 2000}
 _DILATE_LOOP = {"iterations": 100, "batch": 32}
 
@@ -107,16 +108,16 @@ ROWS: tuple[Row, ...] = (
     Row("w1a1", "DoReFa signed", "dorefa", {"inputs": "signed"}, loop=_QAT),
     Row("w1a1", "ReActNet", "reactnet", loop=_QAT),
     Row("efficientdm", "PTQ", "ptq", {"weights": "minmax"}),
-    Row("efficientdm", "+QALoRA", "efficientdm", _EFFICIENT, loop=_EFFICIENT_LOOP, code_changes=True),
+    Row("efficientdm", "+QALoRA", "efficientdm", _EFFICIENT_BARE, loop=_EFFICIENT_LOOP, code_changes=True),
     Row(
         "efficientdm",
         "+scale-aware",
         "efficientdm",
-        {**_EFFICIENT, "scale_aware": True},
+        {**_EFFICIENT_BARE, "scale_aware": True},
         loop=_EFFICIENT_LOOP,
         code_changes=True,
     ),
-    Row("efficientdm", "+TALSQ", "efficientdm", {}, loop=_EFFICIENT_LOOP, code_changes=True, trace=True),
+    Row("efficientdm", "+TALSQ", "efficientdm", _EFFICIENT, loop=_EFFICIENT_LOOP, code_changes=True, trace=True),
     Row("dilatequant", "PTQ", "dilatequant", _DILATE, loop=_DILATE_LOOP),
     Row("dilatequant", "+TPQ", "dilatequant", {**_DILATE, "tpq": True}, loop=_DILATE_LOOP),
     Row(
