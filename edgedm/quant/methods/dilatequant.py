@@ -3,6 +3,9 @@
 Weights are asymmetric, one step an output channel, dilated in closed form (WD, `edgedm.quant.dilation`) before they
 are trained. Activations have one (step, zero) a timestep bin (TPQ), the operands of attention one a bin and head;
 the softmax's output takes 8 bits with its zero point fixed at 0. The first and the last layer have one row.
+
+EDA-DM, which the release builds on, also splits layers behind a concatenation into two with quantisers of their own;
+the notes on DilateQuant don't speak of it, and it is left out: a layer has one quantiser here.
 """
 
 from collections.abc import Sequence
