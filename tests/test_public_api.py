@@ -11,11 +11,11 @@ import edgedm
 VERBS = {
     "demo": ["output"],
     "import_checkpoint": ["path", "layout", "output", "options"],
-    "quantize": ["method", "base", "data", "output"],
+    "quantize": ("model", "method", "policy", "bits"),  # and those of train_checkpoint, or of quantize_layers
     "export": ["checkpoint", "output", "layer_golden"],
     "optimize": ["graph_path", "output", "dump", "check", "steps", "sampler"],
     "compile": ["graph_path", "output", "target", "steps", "sampler"],
-    "verify": ["bundle", "against", "levels"],
+    "verify": ["artefact", "against", "levels"],
     "sample": ["model", "output", "n", "steps", "sampler", "eta", "seed", "label", "guidance", "threads"],
     "bench": ["bundle", "layers", "against", "threads"],
     "inspect": ["path"],

@@ -14,6 +14,7 @@ from edgedm.quant.api import method_options
 from edgedm.quant.policy import policy_of
 from edgedm.training import quantize, run
 from edgedm.training.options import LoopOptions
+from edgedm.training.qat import QuantizationAware
 from edgedm.training.recipes import RECIPES
 from edgedm.training.run import make_student, run_method
 
@@ -100,6 +101,26 @@ def test_an_unfinished_run_is_protected_from_other_settings_until_restarted(base
         quantize(str(base), "xnor", policy, output=str(tmp_path / "ckpt"), iterations=2, batch=2)
     assert not (tmp_path / "ckpt").exists()
     assert xnor(base, tmp_path / "ckpt", seed=1, restart=True).ok
+
+
+def test_the_same_call_finishes_what_was_killed(base, tmp_path, monkeypatch):
+    xnor(base, tmp_path / "once", iterations=5, save_every=2)
+    forward, calls = QuantizationAware.forward, []
+
+    def dying(self, iteration, generator):
+        if iteration == 3 and calls.count(3) == 0:
+            calls.append(3)
+            raise RuntimeError("killed")
+        calls.append(iteration)
+        return forward(self, iteration, generator)
+
+    monkeypatch.setattr(QuantizationAware, "forward", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        xnor(base, tmp_path / "twice", iterations=5, save_every=2)
+    xnor(base, tmp_path / "twice", iterations=5, save_every=2)
+    assert calls == [0, 1, 2, 3, 2, 3, 4]
+    once, twice = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "twice"))
+    assert once == twice
 
 
 def test_another_base_is_another_run(base, tmp_path, monkeypatch):
