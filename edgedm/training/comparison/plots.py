@@ -71,7 +71,8 @@ def _curves(family: str) -> Draw:
         axes.set_xlabel("iteration")
         axes.set_ylabel("eps error of training batches")
         axes.set_yscale("log")
-        axes.legend()
+        if own:
+            axes.legend()
         return bool(own)
 
     return draw
@@ -84,7 +85,8 @@ def _per_layer(figure: str, label: str) -> Draw:
             axes.plot(sorted(layers.values()), ".-", label=key.partition("/")[2])
         axes.set_xlabel("layers, each row sorted by itself")
         axes.set_ylabel(label)
-        axes.legend()
+        if shown:
+            axes.legend()
         return bool(shown)
 
     return draw
@@ -113,5 +115,6 @@ def _traces(axes: Any, rows: Rows) -> bool:
     axes.set_xlabel("processor seconds of training, calibration included")
     axes.set_ylabel("digit Frechet distance (250 images, 25 steps)")
     axes.set_yscale("log")
-    axes.legend()
+    if shown:
+        axes.legend()
     return bool(shown)
