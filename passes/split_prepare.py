@@ -22,6 +22,9 @@ from edgedm.passes.editing import MODULE, Editor, dims
 
 PREPARE = "edgedm.prepare"
 ROWS_KEY = "edgedm.rows"
+_FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4)
+"""Nothing of these types crosses: no runtime hands them over. What they are cast from crosses instead."""
+
 PREPARED_ROLES = ("timestep", "class_labels", "encoder_hidden_states")
 
 
@@ -49,12 +52,24 @@ class SplitPrepare(GraphPass):
 
 
 def _static_values(graph: ir.Graph, prepared: set[str]) -> set[ir.Value]:
-    """Every value that depends on prepared inputs and on no others."""
+    """Every value that depends on prepared inputs and on no others, less the 4-bit ones that the step would read."""
+    kept: set[ir.Node | None] = set()
+    while True:
+        static = _dependent(graph, prepared, kept)
+        narrow = [value for value in static if value.dtype in _FOUR_BITS]
+        crossing = {value.producer() for value in narrow if any(not _makes(user, static) for user in value.consumers())}
+        if not crossing:
+            return static
+        kept |= crossing
+
+
+def _dependent(graph: ir.Graph, prepared: set[str], kept: set[ir.Node | None]) -> set[ir.Value]:
+    """Every value that depends on prepared inputs only; the nodes `kept` stay in the step."""
     static = {value for value in graph.inputs if value.name in prepared}
     fixed = set(graph.initializers.values())
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
-        if all(value in static or value in fixed for value in inputs):
+        if node not in kept and all(value in static or value in fixed for value in inputs):
             made = fixed if all(value in fixed for value in inputs) else static
             made.update(node.outputs)
     return static

@@ -29,7 +29,7 @@ from edgedm.lower.weights import Weights
 from edgedm.lower.widen_codes import WidenCodes
 from edgedm.ops import DOMAIN, infer_shapes
 from edgedm.outcome import Outcome
-from edgedm.passes.editing import dims
+from edgedm.passes.editing import MODULE, dims
 from edgedm.targets import Target, resolve
 from edgedm.targets.kernels.select import OPS
 
@@ -77,6 +77,7 @@ def compile(
 
 def _lower(name: str, model: ir.Model, target: Target, weights: Weights) -> Graph:
     """Lower one graph; `model` becomes channels-last in place."""
+    _refuse_four_bit_weights(model)
     InlinePass(criteria=lambda function: function.domain == DOMAIN and function.name not in OPS)(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     infer_shapes(model)
@@ -87,6 +88,17 @@ def _lower(name: str, model: ir.Model, target: Target, weights: Weights) -> Grap
     before, after = graph_info(model).inputs, output_roles(model)
     inputs = [_port(value, before[value.name or ""]) for value in model.graph.inputs]
     return Graph(name, plan, inputs, [_port(value, after[value.name or ""]) for value in model.graph.outputs])
+
+
+def _refuse_four_bit_weights(model: ir.Model) -> None:
+    for node in model.graph:
+        for value in (*node.inputs, *node.outputs):
+            if value is not None and value.dtype == ir.DataType.UINT4:
+                raise UnsupportedError(
+                    f"node {node.name!r} ({node.op_type}, module {node.metadata_props.get(MODULE, '')!r}): kernels for "
+                    "4-bit weights with 4-bit activations are not there yet; run the graph under ONNX Runtime "
+                    "(edgedm verify GRAPH.onnx --against CHECKPOINT holds it against PyTorch)"
+                )
 
 
 def _port(value: ir.Value, role: str) -> Port:

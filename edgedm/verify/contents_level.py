@@ -66,7 +66,7 @@ class _Comparison:
         elif isinstance(layer, QuantLayer):
             yield from self._quant_layer(path, layer)
         else:
-            yield self._signs(path, layer.get_buffer("bits"))
+            yield from self._signs(path, layer)
 
     def anywhere(self, name: str, stored: Tensor) -> str:
         """A constant whose node can't be told: the graph holds these numbers under some name."""
@@ -163,12 +163,18 @@ class _Comparison:
         what += f", head {place % heads}" if heads > 1 else ""
         return f"{what}: expected {expected[place]:.9g}, got {got[place]:.9g}"
 
-    def _signs(self, path: str, stored: Tensor) -> str:
+    def _signs(self, path: str, layer: nn.Module) -> Iterator[str]:
+        """The packed weight, and that of a second basis; an op reads each."""
         found = [node.input[_PACKED[node.op_type]] for node in self.atlas.nodes(path, *_PACKED)]
-        name = next((each for each in found if each in self.graph.constants), f"{path}.bits")
-        if name not in self.graph.constants:
-            return "its packed weight is not in the graph"
-        return self._equal("packed weight", self.graph.constants[name], stored.numpy())
+        for name in ("bits", "bits2"):
+            stored: Tensor | None = getattr(layer, name, None)
+            if stored is None:
+                continue
+            known = [each for each in (*found, f"{path}.{name}") if each in self.graph.constants]
+            if not known:
+                yield f"its packed weight {name} is not in the graph"
+            elif not any(not self._equal(name, self.graph.constants[each], stored.numpy()) for each in known):
+                yield self._equal(f"packed weight {name}", self.graph.constants[known[0]], stored.numpy())
 
     def _equal(self, what: str, held: Array, stored: Array) -> str:
         self.values += stored.size

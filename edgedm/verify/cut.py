@@ -138,7 +138,7 @@ class Atlas:
         if len(read) != 1 or len(left) != 1:
             return None
         middle = None
-        if isinstance(module, BinaryWeightConv2d | BinaryWeightLinear):
+        if isinstance(module, BinaryWeightConv2d | BinaryWeightLinear) and module.step is not None:
             quantised = self.nodes(path, "DequantizeLinear")
             if len(quantised) != 1:
                 return None

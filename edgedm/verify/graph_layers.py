@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from edgedm import progress
-from edgedm.ops.domain import INT4_MAX, INT4_MIN
-from edgedm.quant.inference import LOW_BIT_LAYERS
+from edgedm.quant.inference import LOW_BIT_LAYERS, BinaryWeightConv2d, BinaryWeightLinear, quantize_signed
 from edgedm.quant.integer import QuantLayer
 from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
 from edgedm.verify.comparison import Flips
@@ -28,6 +28,7 @@ from edgedm.verify.torch_reference import Moment, TorchReference
 from edgedm.verify.whole_graph import WholeGraph, feeds_of
 
 DEMAND = "codes as in float64 unless a boundary lies within rounding; products within gamma_n"
+_BINARY_WEIGHTS = (BinaryWeightConv2d, BinaryWeightLinear)
 
 
 @dataclass
@@ -54,8 +55,8 @@ def graph_layer_level(graph: WholeGraph, reference: TorchReference, moments: Seq
         "codes": float(total.codes),
         "flips": float(total.total),
     }
-    if not bench.paths:
-        rows = (Row("(no low-bit layers)", True),)
+    if not rows:
+        rows = (Row("(every layer is fused with others)" if bench.fused else "(no low-bit layers)", True),)
     return Level("layer", DEMAND, rows, figures)
 
 
@@ -86,11 +87,6 @@ class _Bench:
             standard = whole or not isinstance(layer, LOW_BIT_LAYERS)
             self.cuts[path] = atlas.cut(path, layer) if standard else None
 
-    @property
-    def paths(self) -> list[str]:
-        """Paths of the low-bit modules."""
-        return list(self.layers)
-
     def run(self, moment: Moment, image: int) -> None:
         """Judge every layer on what it is given at one moment."""
         inputs = self.reference.layer_inputs(moment, image, tuple({type(each) for each in self.layers.values()}))
@@ -120,11 +116,11 @@ class _Bench:
         source, reference = cut.x, self.reference
         if cut.middle is not None and cut.middle != source:
             if isinstance(layer, QuantLayer):
-                exact: Array = reference.layer(path, x, "quantized_input")
+                exact = reference.layer(path, x, "quantized_input")
             elif isinstance(layer, RUNNING_QUANTIZERS):
                 exact = reference.layer(path, x)
             else:
-                exact = _on_grid(x, layer.get_buffer("step").item())
+                exact = _on_grid(layer, x)
             got, complaint = self._half(tally, (source, cut.middle), {**others, source: x}, exact, decides=True)
             if complaint:
                 return f"activation: {complaint}"
@@ -132,13 +128,26 @@ class _Bench:
         if cut.y is None:
             return None
         method = "product" if isinstance(layer, QuantLayer) else "forward"  # forward keeps what lies on the grid
-        _, complaint = self._half(tally, (source, cut.y), {source: x}, reference.layer(path, x, method), decides=False)
+        decides = cut.middle is None and isinstance(layer, _BINARY_WEIGHTS)
+        feeds = {source: x}
+        _, complaint = self._half(
+            tally, (source, cut.y), feeds, reference.layer(path, x, method), decides, counts=False
+        )
         return complaint and f"product: {complaint}"
 
     def _half(
-        self, tally: _Tally, ends: tuple[str, str], feeds: Mapping[str, Array], exact: Array, decides: bool
+        self,
+        tally: _Tally,
+        ends: tuple[str, str],
+        feeds: Mapping[str, Array],
+        exact: Array,
+        decides: bool,
+        counts: bool = True,
     ) -> tuple[Array, str | None]:
-        """Run a piece of the graph and hold it against `exact`; returns what came and what is off."""
+        """Run a piece of the graph and hold it against `exact`; returns what came and what is off.
+
+        `decides`: rounding may explain another code. `counts`: each element is one code, so flips can be counted.
+        """
         part = self.graph.part(list(feeds), [ends[1]])
         got = part.run(feeds)[ends[1]]
         if got.shape != exact.shape:
@@ -150,11 +159,15 @@ class _Bench:
             low, high = (part.evaluate(feeds, lean)[ends[1]].value for lean in (-1, 1))
         complaint, use, flips = judge_floats(got, expected, low, high)
         tally.use, tally.operations = max(tally.use, use), max(tally.operations, bounded.operations)
-        tally.flips += Flips(int(got.size) if decides else 0, flips.up, flips.down)
+        if decides and counts:
+            tally.flips += Flips(int(got.size), flips.up, flips.down)
         return got, complaint
 
 
-def _on_grid(x: NDArray[np.float32], step: float) -> NDArray[np.float64]:
-    """What a layer with binary weights and 4-bit activations multiplies, in float64."""
-    codes = np.clip(np.rint(x.astype(np.float64) / step), INT4_MIN, INT4_MAX)
-    return np.asarray(codes * step)
+def _on_grid(layer: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What a layer with binary weights multiplies, in float64."""
+    assert isinstance(layer, _BINARY_WEIGHTS) and layer.step is not None
+    values: NDArray[np.float64] = quantize_signed(
+        torch.from_numpy(x).double(), layer.step.double(), layer.activation_bits
+    ).numpy()
+    return values

@@ -159,7 +159,7 @@ def quantize(node: onnx.NodeProto, lean: int, x: Bounded, step: Bounded, zero: B
 
     Codes are those at the quotient itself, or at the end of its bound that `lean` (-1, 0, 1) says.
     """
-    quotient = _divide(node, x, Bounded(_along(node, step.value, x.value.ndim)))
+    quotient = _divide(node, x, _spread(node, step, x.value.ndim))
     point = np.zeros((), np.uint8) if zero is None else zero.value
     codes = np.rint(quotient.value + lean * quotient.bound) + _along(node, point, x.value.ndim).astype(np.float64)
     info: Any = ml_dtypes.iinfo(point.dtype)  # type: ignore[no-untyped-call]  # knows int4, numpy doesn't
@@ -170,7 +170,12 @@ def _dequantize(node: onnx.NodeProto, codes: Bounded, step: Bounded, zero: Bound
     value = codes.value.astype(np.float64)
     if zero is not None:
         value = value - _along(node, zero.value, value.ndim).astype(np.float64)
-    return _multiply(node, Bounded(value), Bounded(_along(node, step.value, value.ndim), step.error))
+    return _multiply(node, Bounded(value), _spread(node, step, value.ndim))
+
+
+def _spread(node: onnx.NodeProto, step: Bounded, rank: int) -> Bounded:
+    error = None if step.error is None else _along(node, step.bound, rank)
+    return Bounded(_along(node, step.value, rank), error, step.operations)
 
 
 def _along(node: onnx.NodeProto, values: NDArray[Any], rank: int) -> NDArray[Any]:

@@ -60,6 +60,7 @@ def _joined(prepare: ir.Model, step: ir.Model) -> ir.Model:
             if node.output[0] not in seen or node.output[0] in rows:
                 whole.graph.node.append(node)
         whole.graph.initializer.extend(item for item in graph.initializer if item.name not in seen)
+        whole.graph.value_info.extend(item for item in graph.value_info if item.name not in seen)
         seen |= {node.output[0] for node in graph.node} | {item.name for item in graph.initializer}
     return ir.serde.deserialize_model(whole)
 
