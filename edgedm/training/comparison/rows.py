@@ -84,12 +84,12 @@ def samples(scale: float) -> int:
     return max(10, round(SAMPLES * min(1.0, scale)))
 
 
-_QAT = {"iterations": 700, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.99}
+_QAT = {"iterations": 500, "batch": 32, "learning_rate": 1e-3, "ema_decay": 0.99}
 _BINARYDM = {"lrm": False}
 _BIDM = {"filter": "learned", "tbs": False, "distillation": "none", "gap": GAP}
 _EFFICIENT = {"trajectory_steps": STEPS}
 _EFFICIENT_BARE = {**_EFFICIENT, "scale_aware": False, "talsq": False}
-_EFFICIENT_LOOP = {"iterations": 1000, "batch": 16}
+_EFFICIENT_LOOP = {"iterations": 700, "batch": 16}
 _DILATE = {"dilate": False, "tpq": False, "bkd": False, "bins": 50, "calibration_samples": 2000}
 _DILATE_LOOP = {"iterations": 100, "batch": 32}
 
@@ -137,6 +137,6 @@ ROWS: tuple[Row, ...] = (
         loop=_DILATE_LOOP,
     ),
     Row("w4a4", "PTQ mse", "ptq"),
-    Row("w4a4", "LSQ", "lsq", loop={"iterations": 1200, "learning_rate": 4e-4, "ema_decay": 0.99}, trace=True),
-    Row("w2a4", "LSQ W2A4", "lsq", nominal="W2A4", loop={"iterations": 1200, "ema_decay": 0.99}),
+    Row("w4a4", "LSQ", "lsq", loop={"iterations": 800, "learning_rate": 4e-4, "ema_decay": 0.99}, trace=True),
+    Row("w2a4", "LSQ W2A4", "lsq", nominal="W2A4", loop={"iterations": 800, "ema_decay": 0.99}),
 )
