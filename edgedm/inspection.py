@@ -46,7 +46,6 @@ def render(outcome: Outcome) -> None:
 def _checkpoint(path: str) -> Outcome:
     from edgedm.models import load, locate
     from edgedm.models.roles import roles
-    from edgedm.quant.inference import LOW_BIT_LAYERS
 
     checkpoint = load(path)
     module, config = checkpoint.module, checkpoint.config
@@ -60,7 +59,7 @@ def _checkpoint(path: str) -> Outcome:
             {
                 "layer": name,
                 "role": role,
-                "bits": config.roles.get(role, "float") if isinstance(layer, LOW_BIT_LAYERS) else "float",
+                "bits": _bits(layer, config.roles.get(role, "float")),
                 "in": getattr(layer, "in_channels", getattr(layer, "in_features", 0)),
                 "out": getattr(layer, "out_channels", getattr(layer, "out_features", 0)),
                 "kernel": "x".join(map(str, getattr(layer, "kernel_size", (1, 1)))),
@@ -84,9 +83,38 @@ def _checkpoint(path: str) -> Outcome:
         "prediction": config.prediction_type,
         "carried state": ", ".join(module.taps) or "none",
     }
-    tables = {"Layers": rows, "By role": _by_role(rows), "Per-timestep tables": _timestep_tables(module)}
+    tables = {"Layers": rows, "By role": _by_role(rows), "Attention operands": _operands(module)}
+    tables["Per-timestep tables"] = _timestep_tables(module)
     tables["Files"] = _files(locate(path))
     return Outcome(True, figures, {"summary": summary, "tables": tables})
+
+
+def _bits(layer: Any, role_bits: str) -> str:
+    """Bits of a layer as it runs; those of its role for a binary one."""
+    from edgedm.quant.integer import QuantLayer
+    from edgedm.quant.running import RUNNING_LAYERS
+
+    if isinstance(layer, QuantLayer):
+        return f"W{layer.weight_bits}A{32 if layer.activation is None else layer.activation.bits}"
+    return role_bits if isinstance(layer, RUNNING_LAYERS) else "float"
+
+
+def _operands(module: Any) -> list[Row]:
+    """Quantisers that belong to no layer: those of attention's operands."""
+    from edgedm.quant.integer import QuantLayer, UniformQuantizer
+    from edgedm.quant.running import RUNNING_QUANTIZERS
+
+    inside = {id(each.activation) for each in module.modules() if isinstance(each, QuantLayer)}
+    return [
+        {
+            "operand": path,
+            "bits": f"A{each.bits}",
+            "heads": each.heads if isinstance(each, UniformQuantizer) else 1,
+            "rows": len(each.table) if isinstance(each, UniformQuantizer) else 1,
+        }
+        for path, each in module.unet.named_modules()
+        if isinstance(each, RUNNING_QUANTIZERS) and id(each) not in inside
+    ]
 
 
 def _stored_bytes(tensor: Any) -> int:
@@ -118,15 +146,23 @@ def _layer_macs(checkpoint: Any, layers: Iterable[str]) -> dict[str, int]:
 
 
 def _timestep_tables(module: Any) -> list[Row]:
-    if not module.taps:
-        return []
-    edges = module.edges.tolist()
-    bins = f"{len(edges)} from {edges[0]} to {edges[-1]}"
-    table = module.cache_coefficients
-    return [
-        {"table": f"cache_coefficients[{tap}]", "bins": bins, "least": float(column.min()), "most": float(column.max())}
-        for tap, column in zip(module.mixes, table.T, strict=True)
-    ]
+    """Every table with a row a timestep bin; of a quantiser's the range of its steps and of its zero points."""
+    from edgedm.quant.integer import UniformQuantizer
+
+    rows: list[Row] = []
+    if module.taps:
+        for tap, column in zip(module.taps, module.cache_coefficients.T, strict=True):
+            rows.append(_table_row(f"cache_coefficients[{tap}]", module.edges, column))
+    for path, each in module.unet.named_modules():
+        if isinstance(each, UniformQuantizer) and len(each.table) > 1:
+            rows.append(_table_row(f"{path} step", each.edges, each.table[:, : each.heads]))
+            rows.append(_table_row(f"{path} zero", each.edges, each.table[:, each.heads :]))
+    return rows
+
+
+def _table_row(name: str, edges: Any, values: Any) -> Row:
+    bins = f"{len(edges)} from {int(edges[0])} to {int(edges[-1])}"
+    return {"table": name, "bins": bins, "least": float(values.min()), "most": float(values.max())}
 
 
 def _files(folder: Path) -> list[Row]:
@@ -164,10 +200,10 @@ def _graph(path: Path) -> Outcome:
             *(_value_row(value, info.inputs.get(str(value.name), "input")) for value in model.graph.inputs),
             *(_value_row(value, "output") for value in model.graph.outputs),
         ],
-        "Nodes": [
-            {"domain": domain, "op": op, "count": count} for (domain, op), count in sorted(nodes.items())
-        ],
+        "Nodes": [{"domain": domain, "op": op, "count": count} for (domain, op), count in sorted(nodes.items())],
         "Weights by dtype": [{"dtype": name, "bytes": size} for name, size in sorted(by_dtype.items())],
+        "Quantised weights": _graph_weights(model),
+        "Per-timestep tables": _graph_tables(model),
     }
     figures = {
         "nodes": float(sum(nodes.values())),
@@ -177,6 +213,42 @@ def _graph(path: Path) -> Outcome:
     }
     summary = {"graph": str(path), "level": info.level, "method": info.config.get("method", "?")}
     return Outcome(True, figures, {"summary": summary, "tables": tables})
+
+
+def _graph_weights(model: Any) -> list[Row]:
+    """Constants that a DequantizeLinear or an op of ours reads packed, by module."""
+    packed = {"DequantizeLinear": 0, "UnpackBits": 0, "UnpackBitsLinear": 0}
+    packed |= dict.fromkeys(("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm"), 1)
+    rows: list[Row] = []
+    for node in model.graph:
+        weight = node.inputs[packed[node.op_type]] if node.op_type in packed else None
+        if weight is not None and weight.const_value is not None:
+            rows.append(
+                {
+                    "module": node.metadata_props.get("edgedm.module", ""),
+                    "read by": node.op_type,
+                    "dtype": "1 bit" if node.domain else weight.dtype.name.lower(),
+                    "shape": "x".join(map(str, weight.shape)),
+                    "bytes": weight.const_value.nbytes,
+                }
+            )
+    return rows
+
+
+def _graph_tables(model: Any) -> list[Row]:
+    """Tables that a TimestepLookup reads; an optimised graph keeps them in its prepare graph, as Gather's data."""
+    lookups = [node for node in model.graph if node.op_type == "TimestepLookup"]
+    return [
+        {
+            "module": node.metadata_props.get("edgedm.module", ""),
+            "rows": int(node.inputs[0].shape[0]),
+            "columns": int(node.inputs[0].shape[1]),
+            "bins from": int(node.inputs[1].const_value.numpy()[0]),
+            "to": int(node.inputs[1].const_value.numpy()[-1]),
+        }
+        for node in lookups
+        if node.inputs[1].const_value is not None
+    ]
 
 
 def _bundle(path: Path) -> Outcome:

@@ -1,9 +1,14 @@
 """`edgedm inspect` describes checkpoints, graphs and bundles."""
 
 import pytest
+from w4a4_model import CLASSES, EDGES, UNET
 
 from edgedm.errors import InvalidModelError
+from edgedm.export import export
 from edgedm.inspection import inspect, render
+from edgedm.models import CheckpointConfig, build, save
+from edgedm.models.config import Architecture
+from edgedm.quant.policy import policy_of
 
 
 def test_a_checkpoint_lists_layers_macs_tables_and_hashes(capsys):
@@ -22,6 +27,45 @@ def test_a_float_checkpoint_has_no_low_bit_layer_and_no_table():
     outcome = inspect("zoo:digits-fp32")
     assert outcome.figures["layers.low_bit"] == 0
     assert outcome.details["tables"]["Per-timestep tables"] == []
+
+
+@pytest.fixture(scope="module")
+def uniform(tmp_path_factory):
+    """A saved 4-bit checkpoint and its graph, in one folder."""
+    config = CheckpointConfig(
+        architecture=Architecture(class_name="UNet2DModel", config=UNET),
+        method="dilatequant",
+        roles=dict(policy_of("dilatequant").bits),
+        noise_schedule={"num_train_timesteps": 1000},
+        null_class=CLASSES,
+        timestep_bins=list(EDGES),
+    )
+    folder, checkpoint = tmp_path_factory.mktemp("uniform"), build(config, 0)
+    save(checkpoint, folder / "ckpt")
+    export(checkpoint, folder / "model.onnx")
+    return folder
+
+
+def test_a_checkpoint_of_four_bits_lists_its_bits_and_tables(uniform, capsys):
+    outcome = inspect(uniform / "ckpt")
+    tables = outcome.details["tables"]
+    assert {row["bits"] for row in tables["Layers"]} == {"W4A4", "W8A8"}
+    assert outcome.figures["macs.W4A4"] > outcome.figures["macs.W8A8"] > 0
+    conv = next(row for row in tables["Layers"] if row["layer"] == "mid_block.resnets.0.conv1")
+    assert 16 * 16 * 9 / 2 < conv["bytes"] < 16 * 16 * 9  # half a byte a weight, steps and tables beside it
+    assert {row["bits"] for row in tables["Attention operands"]} == {"A4", "A8"}
+    steps = [row for row in tables["Per-timestep tables"] if row["table"].endswith("step")]
+    assert len(steps) > 40 and all(row["bins"] == "4 from 0 to 700" and row["least"] < row["most"] for row in steps)
+    render(outcome)
+    assert "W4A4" in capsys.readouterr().out
+
+
+def test_a_graph_of_four_bits_lists_its_weights_and_tables(uniform):
+    tables = inspect(uniform / "model.onnx").details["tables"]
+    conv = next(row for row in tables["Quantised weights"] if row["module"] == "mid_block.resnets.0.conv1")
+    assert (conv["dtype"], conv["shape"], conv["bytes"]) == ("uint4", "16x16x3x3", 16 * 16 * 9 / 2)
+    assert {row["dtype"] for row in tables["Quantised weights"]} == {"uint4", "uint8"}
+    assert all(row["rows"] == 4 and row["to"] == 700 for row in tables["Per-timestep tables"])
 
 
 def test_something_else_is_refused(tmp_path):
