@@ -1,14 +1,19 @@
 """`verify` on a graph bites: a right graph holds at every level, each of these faults is found and its layer named."""
 
+import shutil
+
 import numpy as np
 import onnx
 import pytest
+import tiny
 from onnx import numpy_helper
 from w4a4_model import w4a4_checkpoint
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export import export
+from edgedm.lower import compile as compile_graph
 from edgedm.outcome import Outcome
+from edgedm.passes import optimize
 from edgedm.verify import verify
 from edgedm.verify.cut import path_of
 
@@ -182,3 +187,44 @@ def test_a_checkpoint_of_another_model_is_refused(exported) -> None:
 def test_the_levels_of_a_bundle_are_refused(exported) -> None:
     with pytest.raises(UnsupportedError, match="levels of a graph: expected some of weights"):
         verify(*exported, levels=["op"])
+
+
+@pytest.fixture(scope="module")
+def optimised(exported):
+    """The graph after all passes, each checked."""
+    path = exported[0].with_name("deploy.onnx")
+    outcome = optimize(exported[0], path, check=True)
+    assert outcome.ok, outcome.details
+    return path
+
+
+def test_an_optimised_graph_holds_with_its_weights_still_packed(exported, optimised) -> None:
+    outcome = verify(optimised, exported[1], steps=STEPS)
+    assert outcome.ok, outcome.details["first_failure"]
+    assert outcome.figures["layer.layers.fused"] == 0
+
+
+def test_a_table_of_an_optimised_graph_shifted_by_a_row_is_found(exported, optimised, tmp_path) -> None:
+    for path in (optimised, optimised.with_suffix(".prepare.onnx")):
+        shutil.copyfile(path, tmp_path / path.name)
+    prepare = onnx.load(tmp_path / "deploy.prepare.onnx")
+    (table,) = [item for item in prepare.graph.initializer if item.name == f"{LAYER}.activation.table"]
+    table.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(table), 1, axis=0), table.name))
+    onnx.save(prepare, tmp_path / "deploy.prepare.onnx")
+    rows = off(check(tmp_path / "deploy.onnx", exported, "weights", "layer"))
+    assert all(len(each) == 1 and LAYER in each[0] for each in rows.values())
+
+
+def test_compiling_a_four_bit_graph_is_refused_by_name(optimised, tmp_path) -> None:
+    with pytest.raises(UnsupportedError, match="kernels for 4-bit weights"):
+        compile_graph(optimised, tmp_path / "model.bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["bidm", pytest.param("binarydm", marks=pytest.mark.slow)])
+def test_graphs_of_binary_models_hold_too(method: str, tmp_path) -> None:
+    checkpoint = tiny.checkpoint(method)
+    export(checkpoint, tmp_path / "model.onnx")
+    outcome = verify(tmp_path / "model.onnx", checkpoint, steps=STEPS)
+    assert outcome.ok, outcome.details["first_failure"]
+    assert outcome.figures["layer.layers"] >= 30 and outcome.figures["layer.layers.fused"] == 0
