@@ -20,7 +20,7 @@ from edgedm.models.presets import DIGITS
 from edgedm.quant.policy import policy_of
 from edgedm.training.base import train_base
 from edgedm.training.classifier import save_classifier, train_classifier
-from edgedm.training.figures import KINDS, classifier_line, curve_table, evaluate, quality_table, save_figures
+from edgedm.training.figures import KINDS, classifier_line, evaluate, quality_table, save_figures
 from edgedm.training.options import LoopOptions
 from edgedm.training.quality import Quality
 from edgedm.training.recipes import RECIPES
@@ -96,15 +96,12 @@ def figures(samples: int, only: list[str] | None, kinds: list[str], runs: Path) 
     for name, source in sources.items():
         if only is None or name in only:
             save_figures(evaluate(source, samples, DOCS / name, kinds), DOCS / f"{name}.json")
-    rows, curves = {}, {}
+    rows = {}
     for name in sources:
         path = DOCS / f"{name}.json"
         if path.exists():
             rows[name] = {kind: Quality(**values) for kind, values in json.loads(path.read_text()).items()}
-        path = DOCS / f"{name}.curve.json"
-        if path.exists():
-            curves |= {f"{name}: {stage}": c for stage, c in json.loads(path.read_text())["curves"].items()}
-    text = "\n\n".join([classifier_line(), quality_table(rows), curve_table(curves)])
+    text = f"{classifier_line()}\n\n{quality_table(rows)}"
     page = DOCS.with_suffix(".md")
     head, _, rest = page.read_text().partition(BEGIN)
     page.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")

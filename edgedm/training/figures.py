@@ -68,16 +68,6 @@ def quality_table(rows: Mapping[str, Mapping[str, Quality]]) -> str:
     return "\n".join(lines)
 
 
-def curve_table(curves: Mapping[str, Sequence[Mapping[str, float]]], points: int = 8) -> str:
-    """Return the eps error of each run at a few iterations as a Markdown table (means over 50 iterations)."""
-    lines = ["| run | " + " | ".join(f"point {i + 1}" for i in range(points)) + " |", "|---" * (points + 1) + "|"]
-    for name, curve in curves.items():
-        chosen = [curve[round(i * (len(curve) - 1) / (points - 1))] for i in range(points)]
-        cells = [f"{row['iteration']:.0f}: {row.get('eps', row['loss']):.4f}" for row in chosen]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def classifier_line() -> str:
     """Return one sentence on the classifier."""
     return f"The classifier names {accuracy(load_classifier()):.1%} of the held-out digits correctly."

@@ -9,7 +9,7 @@ from edgedm.models import CheckpointConfig, build
 from edgedm.models.config import Architecture
 from edgedm.models.sample import Predictor
 from edgedm.quant.policy import policy_of
-from edgedm.training.figures import curve_table, quality_table
+from edgedm.training.figures import quality_table
 from edgedm.training.quality import Quality
 from edgedm.training.sampling import draw
 
@@ -82,5 +82,3 @@ def test_the_tables_have_a_line_for_every_model_and_kind():
     quality = Quality(0.9, [0.1] * 10, 1.5, 0.8, 0.7, 0.95)
     table = quality_table({"a": {"labelled": quality}, "b": {"labelled": quality, "unlabelled": quality}})
     assert len(table.splitlines()) == 5 and "| a | labelled | 90.0% | 95.0% | 1.50 |" in table
-    curve = [{"iteration": float(50 * i), "eps": 1 / (i + 1), "loss": 2.0} for i in range(20)]
-    assert "950: 0.0500" in curve_table({"run": curve})
