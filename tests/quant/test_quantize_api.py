@@ -93,6 +93,12 @@ def test_every_policy_has_a_reason_for_every_role_that_it_decides():
             assert all(reason for _, bits, reason in rows if bits != "float"), policy.name
 
 
+def test_every_option_says_what_it_means():
+    for method in METHODS.values():
+        silent = [name for name, field in method.options.model_fields.items() if not field.description]
+        assert not silent, f"{method.name}: {silent}"
+
+
 def test_a_policy_at_other_bits_keeps_its_edges():
     wide = policy_of("dilatequant", nominal="W6A6").bits
     assert (wide["res_conv"], wide["attn_matmul"], wide["conv_in"]) == ("W6A6", "A6", "W8A8")

@@ -30,46 +30,44 @@ ATTENTION = ("attn_qkv", "attn_out")
 class XNOROptions(Options):
     """What BiDM's layers have besides the filter: XNOR-Net's options, whose defaults are BiDM's.
 
-    `threshold` learns theta, `shortcut` adds the float shortcut with a gain that starts at `gain_init`; "abs" takes
-    its magnitude (the release for LDM), "raw" itself (the release for CIFAR-10, which starts it at 0). Whether the
-    paper's baseline has theta and shortcut isn't known; BiDM says that all its layers have ReActNet's shortcuts.
-
-    `attention`="conv2d" gives the projections of attention K and shortcut, as 1x1 convolutions (CIFAR-10); "linear"
-    does without (LDM's 1-d convolutions). `linear_threshold`="ignored": the time projections take sign(x), and
-    theta only shapes the gradient, as in the release; they ship with threshold 0. `distill` weights the error to
-    the teacher's eps, which isn't in the paper.
+    Whether the paper's baseline has thresholds and shortcuts isn't known; BiDM says that all its layers have
+    ReActNet's shortcuts.
     """
 
-    threshold: bool = True
-    shortcut: bool = True
-    gain: Gain = "abs"
-    gain_init: float = 0.3
-    attention: Literal["linear", "conv2d"] = "linear"
-    linear_threshold: Literal["ignored", "used"] = "ignored"
-    distill: float = Field(0.0, ge=0)
+    threshold: bool = Field(True, description="learn the thresholds theta")
+    shortcut: bool = Field(True, description="add the float shortcut")
+    gain: Gain = Field("abs", description="of the shortcut: its magnitude (LDM), or itself (CIFAR-10)")
+    gain_init: float = Field(0.3, description="where the gain starts (LDM; CIFAR-10: 0)")
+    attention: Literal["linear", "conv2d"] = Field(
+        "linear", description="projections: without K and shortcut (LDM), or with both (CIFAR-10)"
+    )
+    linear_threshold: Literal["ignored", "used"] = Field(
+        "ignored", description="time projections take sign(x), theta only shapes the gradient (release); or use it"
+    )
+    distill: float = Field(0.0, ge=0, description="weight of the error to the teacher's output; not in the paper")
 
 
 class BiDMOptions(XNOROptions):
     """BiDM's named options; defaults are the paper's.
 
-    `filter` of K: "learned", the "fixed" box, or "none", no K at all. `filter_bias`="uniform" draws its bias from
-    U(-1/k, 1/k) as the release does; "zero" is a deviation on purpose, since a random bias rescales whole layers.
-
-    `tbs` connects timesteps at the last `connections` output blocks (None: the last two thirds, the last 8 of
-    LDM-4's 12) by a table of `bins` rows that starts at `mix_init`; training carries the state over `gap` timesteps
-    (1 in the paper, although 100 sampling steps carry it over 10). `distillation` of the block outputs is BiDM's
-    patches, plain L2, or none, with weight `spd_weight`.
+    The zero filter bias is a deviation on purpose: the release's random one rescales whole layers.
     """
 
-    filter: Filter = "learned"
-    filter_bias: Literal["zero", "uniform"] = "zero"
-    tbs: bool = True
-    connections: int | None = Field(None, ge=0)
-    bins: int = Field(100, ge=2)
-    mix_init: float = 0.3
-    gap: int = Field(1, ge=1)
-    distillation: Literal["spd", "l2", "none"] = "spd"
-    spd_weight: float = Field(1e-2, ge=0)
+    filter: Filter = Field("learned", description="of K: learned, the fixed box, or no K at all")
+    filter_bias: Literal["zero", "uniform"] = Field(
+        "zero", description="where its bias starts: 0, or U(-1/k, 1/k) (release)"
+    )
+    tbs: bool = Field(True, description="carry features from step to step")
+    connections: int | None = Field(
+        None, ge=0, description="output blocks that do, from the end; None: two thirds (8 of LDM-4's 12)"
+    )
+    bins: int = Field(100, ge=2, description="rows of the table of mix coefficients")
+    mix_init: float = Field(0.3, description="where they start")
+    gap: int = Field(
+        1, ge=1, description="timesteps that training carries features over (paper: 1; 50 sampling steps: 20)"
+    )
+    distillation: Literal["spd", "l2", "none"] = Field("spd", description="of block outputs: BiDM's patches, plain L2")
+    spd_weight: float = Field(1e-2, ge=0, description="its weight in the loss")
 
 
 class BinaryLayer(nn.Module):

@@ -29,33 +29,35 @@ Second = Literal["sign", "float"]
 class BinaryDMOptions(Options):
     """BinaryDM's named options; defaults are the paper's (v5).
 
-    `bases`: "ebb" trains two bases on head and tail until `transition` (a share of the iterations) with the loss
-    `ebb_weight` times the mean second scale, "lmb" keeps and ships both, "none" has one basis everywhere. `scope`
-    is how many blocks at each end are head and tail, None those of at least half the input's resolution.
-    `second_basis`="float" leaves the sign of the second term out, an ablation that only EBB can train.
-
-    `activation`: "lsq" learns the step as the paper says; "dynamic" computes 2 mean|x| / sqrt(Qp) in every pass, in
-    training and at inference, which is what the release does (its guard against a second initialisation tests the
-    wrong name).
-
-    `lrm` mimics the teacher's low-rank features with weight `lrm_weight` on 1 / `lrm_rank_divisor` of the
-    directions of `lrm_axis`: the paper's channels or the release's image width. `warm_up` binarises the middle
-    first, then level by level outwards, one an iteration, then the products of attention (the release; v5 doesn't
-    speak of it). `distill` weights the error to the teacher's eps, which isn't in the paper.
+    "dynamic" activations are what the release computes, because its guard against a second initialisation tests the
+    wrong name.
     """
 
-    bases: Literal["ebb", "lmb", "none"] = "ebb"
-    scope: int | None = Field(None, ge=0)
-    second_basis: Second = "sign"
-    ebb_weight: float = Field(9e-2, ge=0)
-    transition: float = Field(0.5, ge=0, le=1)
-    activation: Literal["lsq", "dynamic"] = "lsq"
-    lrm: bool = True
-    lrm_axis: Literal["channel", "width"] = "channel"
-    lrm_rank_divisor: int = Field(4, ge=1)
-    lrm_weight: float = Field(1e-4, ge=0)
-    warm_up: bool = False
-    distill: float = Field(0.0, ge=0)
+    bases: Literal["ebb", "lmb", "none"] = Field(
+        "ebb",
+        description="two bases on head and tail: until `transition` (ebb), for good (lmb); one everywhere (none)",
+    )
+    scope: int | None = Field(
+        None, ge=0, description="blocks at each end that are head and tail; None: those of half the resolution or more"
+    )
+    second_basis: Second = Field(
+        "sign", description="float leaves the second sign out, an ablation that only ebb can train"
+    )
+    ebb_weight: float = Field(9e-2, ge=0, description="weight of the mean second scale in the loss (tau)")
+    transition: float = Field(0.5, ge=0, le=1, description="share of the iterations after which one basis is left")
+    activation: Literal["lsq", "dynamic"] = Field(
+        "lsq", description="step: learned (paper), or 2 mean|x| / sqrt(Qp) in every pass (release)"
+    )
+    lrm: bool = Field(True, description="mimic the teacher's features in a low-rank space")
+    lrm_axis: Literal["channel", "width"] = Field(
+        "channel", description="of its directions: channels (paper), image width (release)"
+    )
+    lrm_rank_divisor: int = Field(4, ge=1, description="1 / share of the directions that are kept (K)")
+    lrm_weight: float = Field(1e-4, ge=0, description="its weight in the loss")
+    warm_up: bool = Field(
+        False, description="binarise the middle first, then level by level outwards, one an iteration (release)"
+    )
+    distill: float = Field(0.0, ge=0, description="weight of the error to the teacher's output; not in the paper")
 
     @model_validator(mode="after")
     def _float_basis_does_not_ship(self) -> "BinaryDMOptions":

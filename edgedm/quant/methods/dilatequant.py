@@ -28,27 +28,23 @@ SOFTMAX = "weight"  # the operand that is the softmax's output
 class DilateQuantOptions(Options):
     """DilateQuant's named options; defaults are the paper's where it is known.
 
-    `dilate`, `tpq` and `bkd` turn the three parts off for ablations; `bins` counts the timestep bins of TPQ.
-    `dilation_cap` bounds s, which the paper leaves unbounded. `calibration_samples` come from the full-precision
-    model's own sampling; 1024 are enough for the digits.
-
-    Both rates are relative to what they move. `weight_rate` is in weight steps an iteration: the notes on the paper
-    give 1e-2, which in Adam is far too much for raw weights of magnitude 0.05, and is AdaRound's rate, whose
-    variables count in steps. `quantizer_rate` is a share of the step: the notes' 1e-4 where steps are 0.1, as those
-    of 4-bit activations are, and not the ruin of the softmax's, which are 0.001. `cache` keeps a block's inputs in
-    memory; without it every iteration runs the blocks before it.
+    Both rates are relative to what they move. The notes on the paper give 1e-2 for weights, which in Adam is far too
+    much for raw weights of magnitude 0.05, and is AdaRound's rate, whose variables count in steps; and 1e-4 for
+    quantisers, a thousandth of the steps of 4-bit activations, but the ruin of the softmax's, which are 0.001.
     """
 
-    dilate: bool = True
-    tpq: bool = True
-    bkd: bool = True
-    bins: int = Field(100, ge=1)
-    softmax_bits: int = 8
-    dilation_cap: float = Field(65504.0, ge=1, le=65504)
-    calibration_samples: int = Field(5120, ge=1)
-    weight_rate: float = Field(1e-2, ge=0)
-    quantizer_rate: float = Field(1e-3, ge=0)
-    cache: bool = True
+    dilate: bool = Field(True, description="weight dilation")
+    tpq: bool = Field(True, description="an activation row for each timestep bin")
+    bkd: bool = Field(True, description="block-wise distillation; else calibration alone")
+    bins: int = Field(100, ge=1, description="timestep bins")
+    softmax_bits: int = Field(8, description="bits of the softmax's output, where products of attention are quantised")
+    dilation_cap: float = Field(65504.0, ge=1, le=65504, description="bound of s; the paper has none")
+    calibration_samples: int = Field(
+        5120, ge=1, description="from the full-precision model's own sampling; 1024 are enough for the digits"
+    )
+    weight_rate: float = Field(1e-2, ge=0, description="learning rate of weights, in weight steps")
+    quantizer_rate: float = Field(1e-3, ge=0, description="learning rate of quantisers, as a share of their step")
+    cache: bool = Field(True, description="keep a block's inputs in memory; else run the blocks before it again")
 
 
 class IntegerZeroTable(ActivationTable):

@@ -10,6 +10,7 @@ BiDM's timings of DoReFa count.
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from edgedm.errors import UnsupportedError
@@ -99,9 +100,9 @@ class DoReFaInference(nn.Module):
 
 
 class DoReFaOptions(Options):
-    """`inputs` says how signed activations are treated: "unit" (the paper's formula) or "signed"."""
+    """How signed activations are treated."""
 
-    inputs: Inputs = "unit"
+    inputs: Inputs = Field("unit", description="1-bit codes of clip(x, 0, 1) (paper), or sign(x)")
 
 
 def _layer(layer: Layer, site: Site, options: DoReFaOptions) -> nn.Module:

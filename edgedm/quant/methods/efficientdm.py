@@ -37,37 +37,27 @@ class EfficientDMOptions(Options):
 
     The release trains 16,000 updates. The recipe here trains 2,000 and the integers would hardly move at its rates;
     ours are larger. `EfficientDMOptions(**RELEASED_RATES)` are the release's.
-
-    qalora            train the low-rank update; else the quantisers alone are trained
-    rank              of the update, at most what the weight allows: min(O, I / groups * kernel)
-    base              W0: "quantized", as released, the packed integers times the step that is trained, or "float",
-                      the paper's equation 6
-    scale_aware       the update's learning rate is proportional to the layer's mean weight step; else every layer
-                      gets the mean of these rates
-    talsq, bins       one activation row for each of `bins` equal parts of the schedule; else one row in all
-    trajectory_steps  denoising steps of a training trajectory
-    eta               DDIM's eta on it
-    guidance          classifier-free guidance on it and in the loss; 1.0 is none, since the models here run
-                      without by default (the release: 1.5)
-    lora_divisor      the update's rate is the mean weight step divided by it (the release: 2500)
-    step_rate         learning rate of the weight steps (the release: 1e-6)
-    activation_rate   learning rate of the activation rows (the release: 5e-4)
-    zero_learning     train the activations' zero points too
     """
 
-    qalora: bool = True
-    rank: int = Field(32, ge=1)
-    base: Base = "quantized"
-    scale_aware: bool = True
-    talsq: bool = True
-    bins: int = Field(100, ge=1)
-    trajectory_steps: int = Field(100, ge=1)
-    eta: float = Field(1.0, ge=0.0, le=1.0)
-    guidance: float = Field(1.0, ge=1.0)
-    lora_divisor: float = Field(25.0, gt=0.0)
-    step_rate: float = Field(1e-5, ge=0.0)
-    activation_rate: float = Field(1e-3, ge=0.0)
-    zero_learning: bool = True
+    qalora: bool = Field(True, description="train the low-rank update; else the quantisers alone")
+    rank: int = Field(32, ge=1, description="of the update, at most min(O, I / groups * kernel)")
+    base: Base = Field(
+        "quantized", description="W0: the packed integers times the trained step (release), or float (eq. 6)"
+    )
+    scale_aware: bool = Field(True, description="the update's rate follows the layer's mean weight step")
+    talsq: bool = Field(True, description="an activation row for each timestep bin; else one")
+    bins: int = Field(100, ge=1, description="timestep bins")
+    trajectory_steps: int = Field(100, ge=1, description="denoising steps of a training trajectory")
+    eta: float = Field(1.0, ge=0.0, le=1.0, description="DDIM's eta on it")
+    guidance: float = Field(
+        1.0, ge=1.0, description="classifier-free guidance on it and in the loss; 1: none (the release: 1.5)"
+    )
+    lora_divisor: float = Field(
+        25.0, gt=0.0, description="the update's rate is the mean weight step divided by it (the release: 2500)"
+    )
+    step_rate: float = Field(1e-5, ge=0.0, description="learning rate of the weight steps (the release: 1e-6)")
+    activation_rate: float = Field(1e-3, ge=0.0, description="learning rate of the activation rows (the release: 5e-4)")
+    zero_learning: bool = Field(True, description="train the activations' zero points too")
 
 
 class TimestepTable(ActivationTable):

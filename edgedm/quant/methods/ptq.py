@@ -18,11 +18,11 @@ from edgedm.quant.uniform_layer import UniformLayer
 
 
 class PTQOptions(Options):
-    """`weights` chooses the weight's range; `images` trajectories of `steps` DDIM steps are calibrated on."""
+    """The options of plain calibration."""
 
-    weights: Literal["mse", "minmax"] = "mse"
-    images: int = Field(default=32, ge=1)
-    steps: int = Field(default=25, ge=1)
+    weights: Literal["mse", "minmax"] = Field("mse", description="the weights' range: of least error, or all of it")
+    images: int = Field(default=32, ge=1, description="trajectories that are calibrated on")
+    steps: int = Field(default=25, ge=1, description="DDIM steps of each")
 
 
 def _layer(layer: Layer, site: Site, options: PTQOptions) -> nn.Module:
