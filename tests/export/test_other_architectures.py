@@ -1,0 +1,31 @@
+"""Architectures that can be quantised but not exported yet are refused by name, before anything is written."""
+
+import pytest
+from architectures import SMALL_CONDITIONAL, SMALL_DIT
+
+from edgedm.errors import UnsupportedError
+from edgedm.export import export
+from edgedm.models import Checkpoint, CheckpointConfig, load, save
+from edgedm.models.checkpoint import skeleton
+from edgedm.models.config import Architecture
+from edgedm.quant.policy import policy_of
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("UNet2DConditionModel", SMALL_CONDITIONAL), ("DiTTransformer2DModel", SMALL_DIT)]
+)
+@pytest.mark.parametrize("method", ["fp32", "dilatequant"])
+def test_a_checkpoint_is_kept_and_its_export_refused(tmp_path, name, config, method):
+    described = CheckpointConfig(
+        architecture=Architecture(class_name=name, config=config),
+        method=method,
+        roles=dict(policy_of(method).bits),
+        noise_schedule={"num_train_timesteps": 1000},
+        null_class=10,
+        timestep_bins=[0, 500] if method == "dilatequant" else [],
+    )
+    save(Checkpoint(described, skeleton(described)), tmp_path / "ckpt")
+    assert load(tmp_path / "ckpt").config == described
+    with pytest.raises(UnsupportedError, match=f"{name} cannot be exported yet"):
+        export(tmp_path / "ckpt", tmp_path / "model.onnx")
+    assert not list(tmp_path.glob("model*"))
