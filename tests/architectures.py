@@ -26,6 +26,21 @@ LDM4_BEDROOMS = {
     "attention_head_dim": 32,
 }
 
+SMALL_UNET = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+    "num_class_embeds": 11,
+}
+
+SMALL_UNCONDITIONAL = {key: value for key, value in SMALL_UNET.items() if key != "num_class_embeds"}
+
 SMALL_CONDITIONAL = {
     "sample_size": 8,
     "block_out_channels": [16, 32],

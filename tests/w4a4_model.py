@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from architectures import SMALL_UNET
 from torch import nn
 
 from edgedm.models import Checkpoint, CheckpointConfig
@@ -19,18 +20,7 @@ from edgedm.quant.uniform_layer import UniformLayer
 
 SIZE, CLASSES = 8, 4
 EDGES = (0, 30, 500, 700)  # asymmetric, and the last bin is not the widest
-UNET = {
-    "sample_size": SIZE,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-    "num_class_embeds": CLASSES + 1,
-}
+UNET = {**SMALL_UNET, "num_class_embeds": CLASSES + 1}
 EIGHT_BITS = ("conv_in", "conv_out")  # of one table row, as in DilateQuant
 WIDTHS = {
     "down_blocks.0.resnets.0.conv1": (2, 4),

@@ -1,21 +1,12 @@
 """A small float UNet and checkpoints of it."""
 
+from architectures import SMALL_UNET
+
 from edgedm.models import Checkpoint, CheckpointConfig, build
 from edgedm.models.config import Architecture
 from edgedm.quant.policy import policy_of
 
-UNET = {
-    "sample_size": 16,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-    "num_class_embeds": 11,
-}
+UNET = {**SMALL_UNET, "sample_size": 16}
 TAPS = ["up_blocks.0.upsamplers.0", "up_blocks.1.resnets.1"]
 
 

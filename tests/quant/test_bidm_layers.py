@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import SMALL_UNET
 from diffusers import UNet2DModel
 from numpy_layers import along, hat, product, product_gradients, sign, within
 from torch import nn
@@ -26,18 +27,6 @@ CONVS = {
     "down": (8, 8, 3, 2, 1),
     "down_wider": (8, 12, 3, 2, 1),
     "pointwise": (8, 16, 1, 1, 0),
-}
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-    "num_class_embeds": 11,
 }
 PROJECTION = "mid_block.attentions.0.to_q"
 TIME = "mid_block.resnets.0.time_emb_proj"
@@ -184,7 +173,7 @@ def test_the_release_draws_the_filters_bias_within_one_over_its_width():
 
 
 def unet(method: str = "bidm", **options) -> nn.Module:
-    return quantize_layers(UNet2DModel(**UNET), method, options=options)
+    return quantize_layers(UNet2DModel(**SMALL_UNET), method, options=options)
 
 
 def test_by_default_convolutions_have_k_and_shortcut_and_linear_layers_neither():
@@ -230,7 +219,7 @@ def test_options_decide_what_learns():
 
 
 def test_connections_are_the_last_output_blocks_two_thirds_by_default():
-    method, model = METHODS["bidm"], UNet2DModel(**{**UNET, "layers_per_block": 2})
+    method, model = METHODS["bidm"], UNet2DModel(**{**SMALL_UNET, "layers_per_block": 2})
     ends = output_blocks(model)
     assert len(ends) == 6
 
@@ -254,7 +243,7 @@ def test_other_widths_are_uniform_or_refused_by_name():
         with pytest.raises(UnsupportedError, match=f"'0'.*{bits}.*BinaryDM's"):
             quantize_layers(nn.Sequential(nn.Linear(4, 4)), "bidm", {"res_conv": bits}, roles=roles)
     with pytest.raises(UnsupportedError, match=r"'down_blocks\.1\.attentions\.0'.*stay float"):
-        quantize_layers(UNet2DModel(**UNET), "bidm", {**policy_of("bidm").bits, "attn_matmul": "A4"})
+        quantize_layers(UNet2DModel(**SMALL_UNET), "bidm", {**policy_of("bidm").bits, "attn_matmul": "A4"})
 
 
 def test_the_shipped_checkpoint_has_the_structure_of_the_default_options():

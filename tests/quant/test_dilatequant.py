@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import SMALL_UNCONDITIONAL
 from diffusers import UNet2DModel
 from torch import nn
 
@@ -23,22 +24,12 @@ EXACT = 1e-6  # float32 rounding of one multiplication and one sum
 CLOSE = 1e-4  # another order of float32 sums, a few layers deep
 EDGES = [0, 250, 500, 750]
 
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-}
 
 
 def unet(policy=None, edges=EDGES, **options):
     torch.manual_seed(0)
-    return quantize_layers(UNet2DModel(**UNET).eval(), "dilatequant", policy, options=options, edges=edges)
+    model = UNet2DModel(**SMALL_UNCONDITIONAL).eval()
+    return quantize_layers(model, "dilatequant", policy, options=options, edges=edges)
 
 
 def calibrated(model):
@@ -63,7 +54,8 @@ def test_layers_are_asymmetric_with_one_row_a_bin_and_one_at_the_edges():
         assert (layer.weight_bits, layer.activation.bits) == ((8, 8) if edge else (4, 4)), path
         assert layer.activation.edges.tolist() == ([0] if edge else EDGES), path
         assert layer.dilation is not None and not layer.symmetric
-    assert len(layers) == len([m for m in UNet2DModel(**UNET).modules() if isinstance(m, nn.Conv2d | nn.Linear)])
+    float_layers = [m for m in UNet2DModel(**SMALL_UNCONDITIONAL).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == len(float_layers)
 
 
 def test_operands_have_a_column_a_head_and_the_softmax_eight_bits_and_a_fixed_zero():
@@ -183,7 +175,7 @@ def test_six_bits_use_six_bits():
 def test_a_checkpoint_reads_back_what_was_written(tmp_path, nominal, options):
     policy = policy_of("dilatequant", nominal=nominal)
     config = CheckpointConfig(
-        architecture=Architecture(class_name="UNet2DModel", config={**UNET, "num_class_embeds": 3}),
+        architecture=Architecture(class_name="UNet2DModel", config={**SMALL_UNCONDITIONAL, "num_class_embeds": 3}),
         method="dilatequant",
         roles=dict(policy.bits),
         noise_schedule=NoiseSchedule().model_dump(mode="json"),

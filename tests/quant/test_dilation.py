@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import SMALL_UNCONDITIONAL
 from diffusers import UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,17 +19,6 @@ from edgedm.quant.uniform_layer import UniformLayer, weight_grid
 HALF = 2.0**-10  # relative distance of neighbouring float16 values: s is rounded to one of them
 SAME = 1e-5  # float32 rounding of s W and x / s, in sums of a few hundred products
 
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-}
 
 # -0.0 and float16's smallest numbers included: zero denominators and quotients beyond any cap
 values = st.one_of(st.floats(-2, 2, width=16), st.sampled_from([0.0, -0.0, 6e-8, -6e-8]))
@@ -142,7 +132,7 @@ def test_a_cap_bounds_s_and_a_wrong_cap_is_refused():
 
 def unet(**options):
     torch.manual_seed(0)
-    model = UNet2DModel(**UNET).eval()
+    model = UNet2DModel(**SMALL_UNCONDITIONAL).eval()
     make_attention_explicit(model)
     return quantize_layers(model, "dilatequant", options=options)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import SMALL_UNET
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.models import Checkpoint, CheckpointConfig, build
@@ -22,18 +23,7 @@ from edgedm.training.recipes import RECIPES
 from edgedm.training.run import make_student, run_method
 
 SIZE, NULL = 8, 10
-UNET = {
-    "sample_size": SIZE,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-    "num_class_embeds": NULL + 1,
-}
+UNET = SMALL_UNET
 LOOP = LoopOptions(6, 1e-3, batch=4, save_every=2)
 
 

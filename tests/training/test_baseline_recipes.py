@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from architectures import SMALL_UNET
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.models import CheckpointConfig, build, load, save
@@ -12,18 +13,6 @@ from edgedm.quant.uniform import ActivationTable
 from edgedm.training.options import LoopOptions
 from edgedm.training.run import run_method
 
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-    "num_class_embeds": 11,
-}
 CLOSE = 1e-4  # training multiplies the scale into the weight, inference after the sum; a few layers deep
 SHARE = 0.95  # rounding flips the few codes that lie on a border
 
@@ -31,7 +20,7 @@ SHARE = 0.95  # rounding flips the few codes that lie on a border
 @pytest.fixture(scope="module")
 def base():
     config = CheckpointConfig(
-        architecture=Architecture(class_name="UNet2DModel", config=UNET),
+        architecture=Architecture(class_name="UNet2DModel", config=SMALL_UNET),
         method="fp32",
         roles=FLOAT,
         noise_schedule=NoiseSchedule().model_dump(mode="json"),

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from architectures import SMALL_UNET
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.models import CheckpointConfig, build, load, save
@@ -22,18 +23,6 @@ from edgedm.training.recipes import dilatequant
 from edgedm.training.run import make_student, run_method
 from edgedm.training.trajectory import Samples
 
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-    "num_class_embeds": 11,
-}
 BLOCKS = [
     "time_embedding.linear_1",
     "time_embedding.linear_2",
@@ -67,7 +56,7 @@ def short(monkeypatch):
 @pytest.fixture(scope="module")
 def base():
     config = CheckpointConfig(
-        architecture=Architecture(class_name="UNet2DModel", config=UNET),
+        architecture=Architecture(class_name="UNet2DModel", config=SMALL_UNET),
         method="fp32",
         roles=FLOAT,
         noise_schedule={"num_train_timesteps": 1000},

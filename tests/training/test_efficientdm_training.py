@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from architectures import SMALL_UNET
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import UnsupportedError
@@ -23,18 +24,6 @@ from edgedm.training.recipes import efficientdm as recipe
 from edgedm.training.run import make_student, run_method
 from edgedm.training.trajectory import calibration_samples, predictor
 
-UNET = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 16],
-    "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-    "num_class_embeds": 11,
-}
 SHAPE = (1, 8, 8)
 SCHEDULE = NoiseSchedule()
 STEPS = 4
@@ -53,7 +42,7 @@ HALF = 0.2  # float16 of steps and tables moves values across rounding threshold
 @pytest.fixture(scope="module")
 def base():
     config = CheckpointConfig(
-        architecture=Architecture(class_name="UNet2DModel", config=UNET),
+        architecture=Architecture(class_name="UNet2DModel", config=SMALL_UNET),
         method="fp32",
         roles=FLOAT,
         noise_schedule={"num_train_timesteps": 1000},
@@ -250,7 +239,7 @@ def test_a_checkpoint_comes_back_as_it_was_trained(base, tmp_path, nominal, chos
 
 
 def test_a_model_without_classes_trains_and_refuses_guidance(tmp_path):
-    architecture = Architecture(class_name="UNet2DModel", config={**UNET, "num_class_embeds": None})
+    architecture = Architecture(class_name="UNet2DModel", config={**SMALL_UNET, "num_class_embeds": None})
     noise = {"num_train_timesteps": 1000}
     config = CheckpointConfig(
         architecture=architecture, method="fp32", roles=FLOAT, noise_schedule=noise, null_class=None
