@@ -79,7 +79,7 @@ class _Examination:
         return graph_layer_level(self.graph, self.reference, fed)
 
     def step(self) -> Level:
-        return step_level(self.runner, self.graph.states, self.reference, self.runs)
+        return step_level(self.runner, self.graph.states, self.reference, self.runs, self.runner.undecided)
 
     def trajectory(self) -> Level:
         return trajectory_level(self.runner, self.reference, self.runs, self.steps, self.sampler)

@@ -43,6 +43,18 @@ class WholeGraph(Graph):
         """Names of the inputs that carry state, in order."""
         return [name for name in self.inputs if name.startswith("state.")]
 
+    def frontier(self, name: str) -> list[str]:
+        """The floats that depend on the input `name` and constants alone, and that something else reads."""
+        inside, read = {name}, []
+        for node in self.proto.graph.node:
+            given = [each for each in node.input if each and each not in self.constants]
+            if given and inside.issuperset(given):
+                inside.update(node.output)
+            else:
+                read += [each for each in given if each in inside]
+        floats = [each for each in dict.fromkeys(read) if each != name and self.dtype(each) == "float"]
+        return floats or [name]
+
 
 def _joined(prepare: ir.Model, step: ir.Model) -> ir.Model:
     """Both graphs as one: the rows that cross become ordinary values. What both hold is a constant of both."""
@@ -76,6 +88,7 @@ class GraphRunner:
         self.schedule = NoiseSchedule.from_config(graph.info.config["noise_schedule"])
         self._outputs = [item.name for item in graph.proto.graph.output]
         self._part = graph.part(graph.inputs, self._outputs)
+        self._timestep = next(name for name in graph.inputs if graph.info.inputs.get(name, name) == "timestep")
         self._label: int | None = None
         self._timesteps: list[int] = []
         self._state: dict[str, Array] = {}
@@ -100,6 +113,16 @@ class GraphRunner:
         feeds = dict(feeds_of(self.graph, timestep, x, self.null_class if label is None else label, state))
         results = self._part.run(feeds)
         return results[self._outputs[0]][0], {name: results[name] for name in self._outputs[1:]}
+
+    def undecided(self, timestep: int) -> bool:
+        """Whether rounding may take a decision that depends on the timestep alone either way."""
+        part = self.graph.part([self._timestep], self.graph.frontier(self._timestep))
+        feeds = {self._timestep: np.array([timestep], np.int64)}
+        low, high = (part.evaluate(feeds, lean) for lean in (-1, 1))
+        return any(
+            bool(np.any(np.abs(low[name].value - high[name].value) > low[name].bound + high[name].bound))
+            for name in part.outputs
+        )
 
 
 def feeds_of(

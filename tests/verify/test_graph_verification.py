@@ -73,6 +73,7 @@ def test_a_right_graph_holds_at_every_level(exported) -> None:
     assert 0 < outcome.figures["layer.worst_use_of_bound"] <= 1
 
 
+
 def test_one_flipped_nibble_is_found_in_its_layer(exported, broken) -> None:
     def edit(_proto, arrays) -> None:
         codes = arrays[f"{LAYER}.codes"]

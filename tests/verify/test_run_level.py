@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from edgedm.verify.run_level import CHANCE, sign_test
+from edgedm.verify.report import Level, Row
+from edgedm.verify.run_level import CHANCE, sign_test, without_coins
 
 
 def lognormal(rng: np.random.Generator, runs: int, scale: float = 1e-3) -> list[float]:
@@ -40,3 +41,38 @@ def test_errors_below_the_floor_are_not_told_apart() -> None:
 
 def test_infinity_counts_as_above() -> None:
     assert sign_test([math.inf] * 10, [1e-3] * 10)[1] == 10
+
+
+def level(failed: dict[int, float]) -> Level:
+    """Twenty steps at timesteps 0, 10, ...; those in `failed` are off, with that worst error."""
+    rows = [
+        Row(f"eps, step {19 - i} (timestep {10 * i})", 10 * i not in failed, {"worst": failed.get(10 * i, 1e-7)}, "off")
+        for i in range(20)
+    ]
+    return Level("step", "", tuple(rows))
+
+
+TIMESTEPS = {f"(timestep {10 * i})": 10 * i for i in range(20)}
+
+
+def failures(judged: Level) -> list[str]:
+    return [row.name for row in judged.rows if not row.ok]
+
+
+def test_one_code_of_the_timestep_decides_for_all_runs_and_is_no_fault() -> None:
+    judged = without_coins(level({30: 0.02}), TIMESTEPS, lambda timestep: timestep == 30)
+    assert not failures(judged) and judged.figures["undecided"] == 1
+
+
+def test_a_fault_at_a_decided_timestep_stays_one() -> None:
+    judged = without_coins(level({30: 0.02, 130: 0.02}), TIMESTEPS, lambda timestep: timestep == 30)
+    assert failures(judged) == ["eps, step 6 (timestep 130)"]
+
+
+def test_many_undecided_timesteps_excuse_nothing_beyond_a_tenth() -> None:
+    judged = without_coins(level({10 * i: 0.02 for i in range(5)}), TIMESTEPS, lambda _: True)
+    assert len(failures(judged)) == 3
+
+
+def test_what_is_not_finite_is_never_excused() -> None:
+    assert failures(without_coins(level({30: math.inf}), TIMESTEPS, lambda _: True))
