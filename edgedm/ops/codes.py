@@ -15,7 +15,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     count = _PER_BYTE[bits]
     flat = codes.flatten(1).to(torch.uint8)
     padded = torch.nn.functional.pad(flat, (0, -flat.shape[1] % count)).reshape(len(flat), -1, count)
-    shifts = torch.arange(count, dtype=torch.uint8) * bits
+    shifts = torch.arange(count, dtype=torch.uint8, device=flat.device) * bits
     return (padded << shifts).sum(-1).to(torch.uint8)
 
 

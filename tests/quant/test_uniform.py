@@ -172,6 +172,11 @@ def test_packed_codes_unpack_to_themselves_at_their_real_width(bits, out, row, s
     assert torch.equal(unpack_codes(packed, bits, (out, *row)).long(), codes)
 
 
+def test_codes_are_packed_on_their_own_device():
+    codes = torch.zeros(3, 5, device="meta")
+    assert pack_codes(codes, 4).device == codes.device
+
+
 def test_packed_codes_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="expected those of"):
         unpack_codes(torch.zeros(2, 3, dtype=torch.uint8), 4, (2, 9))
