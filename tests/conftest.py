@@ -4,6 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from edgedm import progress
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch) -> None:
+    """A verb that a test runs in this process must not leave the progress bars on for the tests after it."""
+    monkeypatch.setattr(progress, "enabled", False)
+
 
 @pytest.fixture(scope="session")
 def digits_pipeline(tmp_path_factory) -> Path:

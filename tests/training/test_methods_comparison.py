@@ -242,7 +242,7 @@ def test_one_command_runs_a_cell_writes_the_page_and_skips_what_is_done(base, tm
     row = next(row for row in ROWS if row.key == "w1a1/DoReFa")
     digest_of_base = names["base_digest"](tmp_path / "runs")
     assert names["is_done"](tmp_path / "runs", row, 0, 0.003, digest_of_base)
-    assert not names["is_done"](tmp_path / "runs", row, 0, 0.004, digest_of_base)
+    assert not names["is_done"](tmp_path / "runs", row, 0, 0.01, digest_of_base)
 
 
 def test_a_cell_that_fails_is_named_with_its_log(base, tmp_path):
