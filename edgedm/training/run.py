@@ -31,6 +31,16 @@ from edgedm.training.recipes import RECIPES
 from edgedm.training.sources import NONE, open_images
 from edgedm.training.state import Curve
 
+DEFAULT_DATA = "digits"
+# what a recipe that trains nothing has no use for: setting -> the option that sets it
+_OF_TRAINING = {
+    "iterations": "--iterations",
+    "batch": "--batch",
+    "learning_rate": "--learning-rate",
+    "ema_decay": "--ema",
+    "bf16": "--precision",
+}
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -63,7 +73,7 @@ def settle(
     method: str,
     policy: Policy | None = None,
     options: Options | Mapping[str, Any] | None = None,
-    data: str = "digits",
+    data: str = DEFAULT_DATA,
     loop: LoopOptions | None = None,
 ) -> Settings:
     """Check what `run_method` is asked for and fill in the defaults; raises as `run_method` does."""
@@ -75,10 +85,13 @@ def settle(
     if data == NONE and not recipe.data_free:
         free = ", ".join(name for name, other in RECIPES.items() if other.data_free)
         raise UnsupportedError(f"data: {method} trains on images, give --data; without data train {free}")
+    if recipe.data_free and data not in (NONE, DEFAULT_DATA):
+        raise UnsupportedError(f"data: {method} trains without images, got {data!r}; leave --data out")
     if base.prediction_type != "epsilon" and not recipe.data_free:
         raise UnsupportedError(f"base: {method} trains on the noise, but the base predicts {base.prediction_type}")
-    chosen = policy or policy_of(method)
-    return Settings(method, recipe, chosen, method_options(method, options), loop or recipe.loop, data)
+    chosen, settings = policy or policy_of(method), loop or recipe.loop
+    _check_loop(method, recipe, settings)
+    return Settings(method, recipe, chosen, method_options(method, options), settings, data)
 
 
 def make_student(
@@ -104,7 +117,7 @@ def run_method(
     *,
     policy: Policy | None = None,
     options: Options | Mapping[str, Any] | None = None,
-    data: str = "digits",
+    data: str = DEFAULT_DATA,
     loop: LoopOptions | None = None,
     restart: bool = False,
     log: Path | None = None,
@@ -123,6 +136,18 @@ def run_method(
     kept = f"{method}: interrupted; what was saved is in {folder}, and the same command goes on from it"
     with Interrupts(kept, at_once=True), torch.random.fork_rng():
         return _run(base, settings, folder, restart, log)
+
+
+def _check_loop(method: str, recipe: Recipe, loop: LoopOptions) -> None:
+    if method == "dilatequant" and loop.ema_decay != 0:
+        # the next stage goes on from the student: only the last block's average would ship
+        raise UnsupportedError(f"{method}: blocks are trained one after the other and keep no average; --ema 0")
+    if recipe.loop.iterations:
+        return
+    for name, option in _OF_TRAINING.items():
+        default, given = getattr(recipe.loop, name), getattr(loop, name)
+        if given != default:
+            raise UnsupportedError(f"{method}: {name} is {given}, but nothing is trained; leave {option} out")
 
 
 def _run(base: Checkpoint, settings: Settings, folder: Path, restart: bool, log: Path | None) -> Trained:

@@ -1,5 +1,7 @@
 """The baselines' recipes end to end on a small UNet: what they calibrate, train and ship."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from architectures import SMALL_UNET
@@ -11,6 +13,7 @@ from edgedm.models.roles import FLOAT
 from edgedm.quant.policy import policy_of
 from edgedm.quant.uniform import ActivationTable
 from edgedm.training.options import LoopOptions
+from edgedm.training.recipes import RECIPES
 from edgedm.training.run import run_method
 
 CLOSE = 1e-4  # training multiplies the scale into the weight, inference after the sum; a few layers deep
@@ -43,7 +46,7 @@ CASES = {
 @pytest.mark.parametrize("method, nominal, options", CASES.values(), ids=CASES)
 def test_a_baseline_trains_ships_and_loads_with_the_same_output(base, tmp_path, method, nominal, options):
     policy = policy_of(method, nominal=nominal)
-    loop = LoopOptions(0 if method == "ptq" else 2, 1e-3, batch=4)
+    loop = RECIPES["ptq"].loop if method == "ptq" else LoopOptions(2, 1e-3, batch=4)
     trained = run_method(base, method, tmp_path, policy=policy, options=options, loop=loop)
     x, t, label = torch.randn(2, 1, 8, 8), torch.tensor([500, 500]), torch.tensor([1, 10])
     save(trained.checkpoint, tmp_path / "out")
@@ -60,7 +63,7 @@ def test_a_baseline_trains_ships_and_loads_with_the_same_output(base, tmp_path, 
 
 @pytest.mark.parametrize("method", ["lsq", "ptq"])
 def test_every_activation_table_is_calibrated_before_training(base, tmp_path, method):
-    loop = LoopOptions(0 if method == "ptq" else 1, 0.0, batch=4)
+    loop = RECIPES["ptq"].loop if method == "ptq" else LoopOptions(1, 0.0, batch=4)
     trained = run_method(base, method, tmp_path, loop=loop)
     tables = [module for module in trained.denoiser.modules() if isinstance(module, ActivationTable)]
     assert tables and all(table.started for table in tables)
@@ -69,8 +72,8 @@ def test_every_activation_table_is_calibrated_before_training(base, tmp_path, me
 
 def test_post_training_quantisation_depends_on_the_seed_alone_and_keeps_the_float_weights(base, tmp_path):
     def run(seed):
-        options = {"images": 2, "steps": 3}
-        return run_method(base, "ptq", tmp_path, options=options, loop=LoopOptions(0, 0.0, seed=seed)).denoiser
+        options, loop = {"images": 2, "steps": 3}, replace(RECIPES["ptq"].loop, seed=seed)
+        return run_method(base, "ptq", tmp_path, options=options, loop=loop).denoiser
 
     first, again, other = run(0).state_dict(), run(0).state_dict(), run(1).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)

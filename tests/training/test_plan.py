@@ -51,6 +51,8 @@ def test_a_plan_is_refused_as_the_training_would_be(base):
         plan(base, "bidm", data="none")
     with pytest.raises(UnsupportedError, match="colour"):
         plan(base, "bidm", options={"colour": 1})
+    with pytest.raises(UnsupportedError, match="--ema 0"):
+        plan(base, "dilatequant", loop=dataclasses.replace(RECIPES["dilatequant"].loop, ema_decay=0.9))
 
 
 @pytest.mark.parametrize("method", RECIPES)

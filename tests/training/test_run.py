@@ -43,7 +43,9 @@ def one_by_one(model, *arguments):
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_every_method_trains_and_ships_what_it_trained(base, tmp_path, method):
-    loop = dataclasses.replace(RECIPES[method].loop, iterations=2, batch=4, warm_up=0)
+    loop = RECIPES[method].loop
+    if loop.iterations:
+        loop = dataclasses.replace(loop, iterations=2, batch=4, warm_up=0)
     trained = run_method(load(base), method, tmp_path / "run", options=QUICK.get(method), loop=loop)
     save(trained.checkpoint, tmp_path / "ckpt")
     shipped = load(tmp_path / "ckpt")
@@ -159,6 +161,10 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing(base, tmp_path, mo
         ({"method": "bidm", "options": {"colour": 1}}, "colour"),
         ({"method": "bidm", "policy": "mine"}, "paper"),
         ({"method": "lsq", "bits": "W3"}, "W3"),
+        ({"method": "dilatequant", "ema": 0.99}, r"one after the other and keep no average; --ema 0"),
+        ({"method": "dilatequant", "data": "folder:pictures"}, r"dilatequant trains without images.*folder:pictures"),
+        ({"method": "ptq", "iterations": 5}, r"ptq: iterations is 5, but nothing is trained"),
+        ({"method": "ptq", "precision": "bf16"}, "--precision"),
     ):
         with pytest.raises(UnsupportedError, match=complaint):
             quantize(str(base), **named)
