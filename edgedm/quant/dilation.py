@@ -12,7 +12,8 @@ an extremum that is zero saturates nothing, since s 0 = 0; s is capped; and s is
 value, so that no s W passes an extremum by a rounding and a checkpoint holds s exactly.
 
 The layer divides its own input by s, everywhere. The division is exact in front of GroupNorm's affine too (norm to
-query, key and value, which share one s for it), and a graph pass folds it there; through a SiLU it cannot move, and
+query, key and value, which share one s for it; across, key and value read the context and share one without the
+query), and a graph pass folds it there; through a SiLU it cannot move, and
 becomes the quantiser's multiplier. The value's rows never take the s of the attention's output layer: the value has
 a quantiser of its own, which was calibrated and trained without it.
 """
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from edgedm.quant.uniform_layer import UniformLayer
 
 LARGEST_DILATION = 65504.0  # of float16
-_SHARED = ("to_q", "to_k", "to_v")  # layers of one attention block that read the same tensor
+# layers of an attention block that read the same tensor: in self-attention, and the context in cross-attention
+_SHARED, _SHARED_ACROSS = ("to_q", "to_k", "to_v"), ("to_k", "to_v")
 _DROPPED_BITS = 52 - 10  # mantissa bits of float64 that float16 lacks
 
 
@@ -71,7 +73,8 @@ def dilation(weight: Tensor, groups: int = 1, cap: float = LARGEST_DILATION) -> 
 def dilate(model: nn.Module, cap: float = LARGEST_DILATION) -> dict[str, Dilated]:
     """Dilate, in place, every `UniformLayer` of `model` that has a `dilation`; return {path: what was done}.
 
-    To be called on float weights, before calibration. Query, key and value of an attention block share one s.
+    To be called on float weights, before calibration. Query, key and value of an attention block share one s; in
+    cross-attention key and value do.
     """
     layers = {
         path: module
@@ -81,7 +84,8 @@ def dilate(model: nn.Module, cap: float = LARGEST_DILATION) -> dict[str, Dilated
     together: dict[str, list[str]] = {}
     for path in layers:
         parent, _, name = path.rpartition(".")
-        together.setdefault(f"{parent}.to_qkv" if name in _SHARED else path, []).append(path)
+        shared = name in _sharing(model.get_submodule(parent))
+        together.setdefault(f"{parent}:shared" if shared else path, []).append(path)
     done = {}
     for paths in together.values():
         weight = torch.cat([layers[path].weight.detach() for path in paths])
@@ -115,6 +119,14 @@ def measure_ranges(model: nn.Module, done: Mapping[str, Dilated], forward: Calla
         for handle in handles:
             handle.remove()
     return measured
+
+
+def _sharing(parent: nn.Module) -> tuple[str, ...]:
+    """Return which children of `parent` read one tensor: none unless it is an attention block of diffusers."""
+    across = getattr(parent, "is_cross_attention", None)
+    if across is None:
+        return ()
+    return _SHARED_ACROSS if across else _SHARED
 
 
 def _apply(layer: UniformLayer, s: Tensor) -> None:

@@ -1,10 +1,13 @@
 """Weight dilation: eq. 10-12 in numpy, what it must leave as it was, and what it may not do."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from architectures import SMALL_UNCONDITIONAL
-from diffusers import UNet2DModel
+from architectures import SMALL_CONDITIONAL, SMALL_UNCONDITIONAL
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,6 +20,7 @@ from edgedm.quant.dilation import Dilated, dilate, dilation, measure_ranges, sat
 from edgedm.quant.uniform_layer import UniformLayer, weight_grid
 
 HALF = 2.0**-10  # relative distance of neighbouring float16 values: s is rounded to one of them
+QKV = {"to_q": "attn_qkv", "to_k": "attn_qkv", "to_v": "attn_qkv", "to_out.0": "attn_out"}
 SAME = 1e-5  # float32 rounding of s W and x / s, in sums of a few hundred products
 
 
@@ -148,6 +152,39 @@ def test_query_key_and_value_share_one_s_from_their_joint_extrema():
         assert torch.equal(layer.dilation, expected)
         assert torch.equal(layer.weight, weight * expected)
         assert done[block + name] == done[block + "to_q"]
+
+
+@torch.no_grad()
+def test_across_key_and_value_share_the_s_of_the_context_and_the_output_stays_the_same():
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(**SMALL_CONDITIONAL).eval()
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, 12))
+    quantize_layers(model, "dilatequant")
+    for layer in (module for module in model.modules() if isinstance(module, UniformLayer)):
+        layer.quantized_weight = partial(getattr, layer, "weight")  # tables pass their input until calibrated
+    before = model(*inputs).sample
+    dilate(model)
+    block = model.get_submodule("mid_block.attentions.0.transformer_blocks.0")
+    assert len(block.attn2.to_q.dilation) == 32 and len(block.attn2.to_k.dilation) == 12
+    assert torch.equal(block.attn2.to_k.dilation, block.attn2.to_v.dilation)
+    assert torch.equal(block.attn1.to_q.dilation, block.attn1.to_k.dilation)
+    assert any((m.dilation > 1).any() for m in model.modules() if isinstance(m, UniformLayer))
+    torch.testing.assert_close(model(*inputs).sample, before, rtol=0, atol=SAME)
+
+
+def test_an_attention_block_may_be_the_model_itself():
+    torch.manual_seed(0)
+    attention = quantize_layers(Attention(8, heads=2, dim_head=4), "dilatequant", roles=QKV)
+    dilate(attention)
+    assert torch.equal(attention.to_q.dilation, attention.to_v.dilation)
+
+
+def test_layers_that_only_share_a_name_with_attentions_have_an_s_of_their_own():
+    torch.manual_seed(0)
+    layers = {
+        name: UniformLayer(nn.Linear(size, 4), 4, 32, Clock(), dilate=True) for name, size in (("to_q", 3), ("to_k", 5))
+    }
+    assert set(dilate(nn.ModuleDict(layers))) == {"to_q", "to_k"}
 
 
 def test_every_layer_is_dilated_and_reported():
