@@ -72,7 +72,9 @@ def _part(prefix: str, block: nn.Module, index: int) -> list[str]:
 
 
 def _is_unet(model: nn.Module) -> bool:
-    return hasattr(model, "down_blocks") and hasattr(model, "up_blocks")
+    sides = [getattr(model, name, None) for name in ("down_blocks", "up_blocks")]
+    blocks = [block for side in sides if isinstance(side, nn.Module) for block in side.children()]
+    return all(sides) and all(isinstance(getattr(block, "resnets", None), nn.Module) for block in blocks)
 
 
 def _children(model: nn.Module, name: str) -> list[nn.Module]:

@@ -62,5 +62,8 @@ def test_the_warm_up_takes_every_layer_of_every_block_once_from_the_middle_outwa
 
 
 def test_a_model_that_is_no_unet_has_neither():
-    net = nn.Sequential(nn.Linear(2, 2))
-    assert head_and_tail(net) == head_and_tail(net, 3) == outwards(net) == []
+    other = nn.Module()
+    other.down_blocks = nn.ModuleList([nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3)])
+    other.up_blocks = nn.ModuleList([nn.Conv2d(2, 2, 3)])
+    for net in (nn.Sequential(nn.Linear(2, 2)), other):
+        assert head_and_tail(net) == head_and_tail(net, 3) == outwards(net) == []

@@ -9,7 +9,6 @@ from torch import nn
 
 from edgedm.models.bits import Bits, parse_bits
 from edgedm.models.roles import Role
-from edgedm.quant.blocks import head_and_tail
 from edgedm.quant.clock import Clock
 from edgedm.quant.geometry import Layer
 
@@ -25,8 +24,7 @@ class Site:
     """Where a layer (or an attention block, role `attn_matmul`) stands and what it gets.
 
     `edges` are the first timesteps of the table rows, for methods with per-timestep tables; `heads` counts the
-    heads of an attention block; `head_or_tail` says that the layer lies in the first or last blocks of the UNet
-    (`Method.ends`).
+    heads of an attention block; `head_or_tail` says that the layer lies in one of `Method.ends`.
     """
 
     path: str
@@ -64,8 +62,8 @@ def _no_mix(_options: Any) -> float:
     return 0.0
 
 
-def _half_resolution(model: nn.Module, _options: Any) -> list[str]:
-    return head_and_tail(model)
+def _no_ends(_model: nn.Module, _options: Any) -> list[str]:
+    return []
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Method:
     by `edgedm.models.attention.OPERANDS`. `options` is the method's `Options` class, whose defaults are the paper's.
     `bins` says how many rows the per-timestep tables get (1: no table), `taps` which modules of a float UNet have
     their output carried from step to step, `mix` what their coefficients start from, and `ends` which modules are
-    the head and tail of a model; all read the options.
+    the head and tail of a model, for a method that treats them in a way of their own; all read the options.
     """
 
     name: str
@@ -86,4 +84,4 @@ class Method:
     bins: Callable[[Any], int] = _one_bin
     taps: Callable[[nn.Module, Any], list[str]] = _no_taps
     mix: Callable[[Any], float] = _no_mix
-    ends: Callable[[nn.Module, Any], list[str]] = _half_resolution
+    ends: Callable[[nn.Module, Any], list[str]] = _no_ends
