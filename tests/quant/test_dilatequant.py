@@ -73,6 +73,13 @@ def test_options_decide_the_structure():
     assert all(len(m.edges) == 1 for m in plain.modules() if isinstance(m, ActivationTable))
     assert not any(isinstance(m, UniformLayer) and m.dilation is not None for m in plain.modules())
     assert tables(plain, "mid_block.attentions.0")["weight"].bits == 4
+
+
+def test_the_softmax_takes_a_width_that_packs_also_as_text():
+    assert method_options("dilatequant", {"softmax_bits": "6"}).softmax_bits == 6
+    for bits in (0, 1, 5, 16, "0"):
+        with pytest.raises(UnsupportedError, match=r"softmax_bits.*expected 2, 4, 6 or 8"):
+            method_options("dilatequant", {"softmax_bits": bits})
     for wrong in ({"bins": 0}, {"dilation_cap": 0.5}, {"calibration_samples": 0}, {"dilatation": True}):
         with pytest.raises(UnsupportedError, match=next(iter(wrong))):
             method_options("dilatequant", wrong)

@@ -9,8 +9,9 @@ the notes on DilateQuant don't speak of it, and it is left out: a layer has one 
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from edgedm.models.attention import OPERANDS
@@ -25,6 +26,15 @@ ONE_ROW: tuple[Role, ...] = ("conv_in", "conv_out")
 SOFTMAX = "weight"  # the operand that is the softmax's output
 
 
+def _packable(bits: int) -> int:
+    if bits not in (2, 4, 6, 8):
+        raise ValueError(f"expected 2, 4, 6 or 8, got {bits}")
+    return bits
+
+
+SoftmaxBits = Annotated[int, AfterValidator(_packable)]  # not a Literal: the command line gives text
+
+
 class DilateQuantOptions(Options):
     """DilateQuant's named options; defaults are the paper's where it is known.
 
@@ -37,7 +47,9 @@ class DilateQuantOptions(Options):
     tpq: bool = Field(True, description="an activation row for each timestep bin")
     bkd: bool = Field(True, description="block-wise distillation; else calibration alone")
     bins: int = Field(100, ge=1, description="timestep bins")
-    softmax_bits: int = Field(8, description="bits of the softmax's output, where products of attention are quantised")
+    softmax_bits: SoftmaxBits = Field(
+        8, description="bits of the softmax's output, where products of attention are quantised: 2, 4, 6 or 8"
+    )
     dilation_cap: float = Field(65504.0, ge=1, le=65504, description="bound of s; the paper has none")
     calibration_samples: int = Field(
         5120, ge=1, description="from the full-precision model's own sampling; 1024 are enough for the digits"
