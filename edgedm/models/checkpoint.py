@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgedm.atomic import atomic_dir
-from edgedm.errors import InvalidModelError
+from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models.attention import make_attention_explicit
 from edgedm.models.config import CheckpointConfig, read_config
 from edgedm.models.denoiser import Denoiser
@@ -43,7 +43,10 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     """
     folder = locate(path)
     config = read_config(folder / CONFIG_FILE)
-    module = skeleton(config)
+    try:
+        module = skeleton(config)
+    except UnsupportedError as error:
+        raise InvalidModelError(f"{folder / CONFIG_FILE}: {error}") from error
     module.load_state_dict(read_tensors(folder / WEIGHTS_FILE, module.state_dict()))
     return Checkpoint(config, module)
 

@@ -62,6 +62,16 @@ def test_a_foreign_config_is_refused_by_file_and_key(folder, changes, named):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"options": {"colour": "red"}}, {"options": {"filter": "none at all"}}, {"roles": {"res_conv": "W1A4"}}]
+)
+def test_options_and_bits_that_the_method_lacks_are_refused_by_file(folder, changes):
+    values = json.loads((folder / "config.json").read_text())
+    change_config(folder, **{key: {**values[key], **more} for key, more in changes.items()})
+    with pytest.raises(InvalidModelError, match=r"ckpt/config\.json: (option|layer)"):
+        load(folder)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
 def test_a_config_that_is_no_object_is_refused(folder, text):
     (folder / "config.json").write_text(text)
