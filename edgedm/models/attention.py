@@ -82,18 +82,24 @@ class ExplicitAttention(nn.Module):
 def make_attention_explicit(model: nn.Module) -> dict[str, ExplicitAttention]:
     """Install `ExplicitAttention` in every attention block of `model` that lacks it; return {block path: processor}.
 
-    Raises `UnsupportedError` for a block that normalises queries and keys or depends on a spatial norm.
+    Raises `UnsupportedError` for a block that normalises queries and keys or depends on a spatial norm; none is
+    changed then.
     """
+    blocks, installed = attention_blocks(model), {}
+    for path, block in blocks.items():
+        if not isinstance(block.processor, ExplicitAttention):
+            block.set_processor(ExplicitAttention())
+        installed[path] = block.processor
+    return installed
+
+
+def attention_blocks(model: nn.Module) -> dict[str, Any]:
+    """Return the attention blocks of diffusers in `model` by path; raises as `make_attention_explicit` does."""
     from diffusers.models.attention_processor import Attention
 
-    installed = {}
-    for path, module in model.named_modules():
-        if not isinstance(module, Attention):
-            continue
+    blocks = {path: module for path, module in model.named_modules() if isinstance(module, Attention)}
+    for path, block in blocks.items():
         for part in ("norm_q", "norm_k", "spatial_norm", "add_k_proj"):
-            if getattr(module, part, None) is not None:
+            if getattr(block, part, None) is not None:
                 raise UnsupportedError(f"attention '{path}': {part} is not supported")
-        if not isinstance(module.processor, ExplicitAttention):
-            module.set_processor(ExplicitAttention())
-        installed[path] = module.processor
-    return installed
+    return blocks

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from edgedm.errors import UnsupportedError
-from edgedm.models.attention import make_attention_explicit
+from edgedm.models.attention import attention_blocks, make_attention_explicit
 from edgedm.models.roles import Role
 from edgedm.models.roles import roles as roles_of
 from edgedm.quant.blocks import inside
-from edgedm.quant.clock import clock_of
+from edgedm.quant.clock import Clock, find_clock, install_clock
 from edgedm.quant.geometry import is_layer
 from edgedm.quant.methods import METHODS
 from edgedm.quant.methods.method import Options, Site
@@ -49,7 +49,8 @@ def quantize_layers(
     settings = method_options(method, options)
     table = policy_of(method) if policy is None else policy
     bits = dict(table.bits if isinstance(table, Policy) else table)
-    clock, ends = clock_of(model), chosen.ends(model, settings)
+    installed, ends = find_clock(model), chosen.ends(model, settings)
+    clock = installed or Clock()
 
     def site(path: str, role: Role, heads: int = 1) -> Site:
         return Site(path, role, bits.get(role, "float"), clock, tuple(edges), heads, inside(path, ends))
@@ -59,15 +60,19 @@ def quantize_layers(
         layer = model.get_submodule(path)
         if bits.get(role, "float") != "float" and is_layer(layer):
             swaps[path] = chosen.layer(layer, site(path, role), settings)
-    attentions = make_attention_explicit(model) if bits.get("attn_matmul", "float") != "float" else {}
-    operands = {}
-    for block in attentions:
-        heads: int = model.get_submodule(block).heads  # type: ignore[assignment]  # diffusers is untyped
-        operands[block] = chosen.operands(site(block, "attn_matmul", heads), settings)
+    blocks = attention_blocks(model) if bits.get("attn_matmul", "float") != "float" else {}
+    operands = {
+        path: dict(chosen.operands(site(path, "attn_matmul", block.heads), settings)) for path, block in blocks.items()
+    }
+    # nothing below refuses
     for path, layer in swaps.items():
         model.set_submodule(path, layer)
-    for block, quantizers in operands.items():
-        attentions[block].quantizers = nn.ModuleDict(dict(quantizers))
+    if operands:
+        attentions = make_attention_explicit(model)
+        for path, quantizers in operands.items():
+            attentions[path].quantizers = nn.ModuleDict(quantizers)
+    if installed is None:
+        install_clock(model, clock)
     return model
 
 

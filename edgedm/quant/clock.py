@@ -35,9 +35,19 @@ class _ReadTimestep:
 
 def clock_of(model: nn.Module) -> Clock:
     """Return the clock of `model`, installed at the first call; a deep copy of the model has a clock of its own."""
-    for hook in model._forward_pre_hooks.values():
-        if isinstance(hook, _ReadTimestep):
-            return hook.clock
-    clock = Clock()
-    model.register_forward_pre_hook(_ReadTimestep(clock), with_kwargs=True)
+    clock = find_clock(model)
+    if clock is None:
+        clock = Clock()
+        install_clock(model, clock)
     return clock
+
+
+def find_clock(model: nn.Module) -> Clock | None:
+    """Return the clock of `model`, None where none is installed."""
+    hooks = model._forward_pre_hooks.values()
+    return next((hook.clock for hook in hooks if isinstance(hook, _ReadTimestep)), None)
+
+
+def install_clock(model: nn.Module, clock: Clock) -> None:
+    """Let `clock` read the timestep of every call of `model`, which has no clock yet."""
+    model.register_forward_pre_hook(_ReadTimestep(clock), with_kwargs=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import SMALL_CONDITIONAL, SMALL_DIT
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 import edgedm
@@ -85,12 +86,50 @@ def test_a_refusal_changes_nothing():
     assert [type(m) for m in net.modules()] == [type(m) for m in before.modules()]
 
 
+def test_a_late_refusal_leaves_no_hook_and_no_other_processor():
+    model, run = conditional()
+    layers, before = [type(m) for m in model.modules()], run(model)
+    with pytest.raises(UnsupportedError):
+        quantize_layers(model, "bidm", {"attn_matmul": "A4"})
+    assert [type(m) for m in model.modules()] == layers
+    assert not model._forward_pre_hooks
+    assert not any(isinstance(p, ExplicitAttention) for p in model.attn_processors.values())
+    assert torch.equal(run(model), before)
+
+
+def test_attention_is_made_explicit_everywhere_or_nowhere():
+    model, _ = conditional()
+    *_, last = (m for m in model.modules() if isinstance(m, Attention))
+    last.norm_q = nn.LayerNorm(8)
+    with pytest.raises(UnsupportedError, match="norm_q"):
+        make_attention_explicit(model)
+    assert not any(isinstance(p, ExplicitAttention) for p in model.attn_processors.values())
+
+
+@pytest.mark.parametrize("method", ["lsq", "binarydm"])
+def test_a_module_whose_blocks_are_plain_convolutions_is_quantised(method):
+    net = nn.Module()
+    net.down_blocks = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)])
+    net.up_blocks = nn.ModuleList([nn.Conv2d(4, 4, 3)])
+    own = {f"{side}.{i}": "res_conv" for side, count in (("down_blocks", 2), ("up_blocks", 1)) for i in range(count)}
+    quantize_layers(net, method, roles=own)
+    assert not any(isinstance(net.get_submodule(path), nn.Conv2d) for path in own)
+
+
 def test_every_policy_has_a_reason_for_every_role_that_it_decides():
     for variants in POLICIES.values():
         for policy in variants.values():
             rows = policy.rows()
             assert [role for role, _, _ in rows] == list(ROLES)
             assert all(reason for _, bits, reason in rows if bits != "float"), policy.name
+
+
+@pytest.mark.parametrize("method", ["dorefa", "reactnet"])
+def test_baselines_have_the_bits_of_bidm_without_the_reasons_of_its_release(method):
+    ours, theirs = policy_of(method), policy_of("bidm")
+    assert ours.bits == theirs.bits
+    assert ours.reasons["res_conv"] == "as BiDM's comparison has it"
+    assert not any(word in why for why in ours.reasons.values() for word in ("filter", "threshold", "release"))
 
 
 def test_every_option_says_what_it_means():
