@@ -67,7 +67,9 @@ def _show(outcome: Outcome) -> None:
 @click.option("--iterations", type=click.IntRange(1), help="Training iterations (default: the method's).")
 @click.option("--batch", type=click.IntRange(1), help="Samples a process and iteration (default: the method's).")
 @click.option(
-    "--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate (default: the method's)."
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Peak learning rate; of efficientdm and dilatequant a factor of their rates (default: the method's).",
 )
 @click.option(
     "--ema",
