@@ -51,21 +51,18 @@ def main() -> None:
         return
     failed = []
     if not arguments.report:
-        base_of(arguments.runs, arguments.scale)
+        train_float(arguments.runs)
         failed = run_cells(arguments.runs, arguments.rows, arguments.seeds, arguments.scale, arguments.jobs)
-    write_report(arguments.runs, arguments.docs)
+    write_report(arguments.runs, arguments.docs, arguments.scale)
     if failed:
         sys.exit(f"{len(failed)} cells failed: {', '.join(failed)}; see {arguments.runs / 'logs'}")
 
 
-def base_of(runs: Path, scale: float) -> Path:
-    """Return the float checkpoint, trained if it isn't there."""
+def train_float(runs: Path) -> None:
+    """Train the float model unless it is there; it is the same whatever the scale."""
     folder = runs / "base" / "checkpoint"
     if not folder.exists():
-        iterations = max(1, round(BASE.iterations * min(1.0, scale)))
-        options = LoopOptions(iterations, BASE.learning_rate, batch=BASE.batch, bf16=BASE.bf16)
-        save(train_base(dict(DIGITS_8), runs / "base" / "state", options), folder)
-    return folder
+        save(train_base(dict(DIGITS_8), runs / "base" / "state", BASE), folder)
 
 
 def base_digest(runs: Path) -> str:
@@ -74,7 +71,7 @@ def base_digest(runs: Path) -> str:
 
 
 def run_cells(runs: Path, patterns: list[str], seeds: list[int], scale: float, jobs: int) -> list[str]:
-    """Run the cells that are missing or out of date, longest rows last; return the names of those that failed."""
+    """Run the cells that are missing or out of date; return the names of those that failed."""
     base = base_digest(runs)
     rows = [row for row in ROWS if any(fnmatch.fnmatch(row.key, pattern) for pattern in patterns)]
     if not rows:
@@ -125,9 +122,15 @@ def cell_name(key: str, seed: int) -> str:
     return f"{key.replace('/', '_').replace('+', '')}-{seed}"
 
 
-def write_report(runs: Path, docs: Path) -> None:
-    cells = read_cells(runs / "cells")
-    order = [row.key for row in ROWS]
+def write_report(runs: Path, docs: Path, scale: float) -> None:
+    """Write the page and the plots from the cells of this scale; those of other configurations are left out."""
+    base, rows = base_digest(runs), {row.key: row for row in ROWS}
+    cells = [
+        cell
+        for cell in read_cells(runs / "cells")
+        if cell["row"] in rows and cell["digest"] == digest(rows[cell["row"]].configuration(cell["seed"], scale, base))
+    ]
+    order = list(rows)
     text = report(cells, order)
     names = draw_all(by_row(cells, order), docs)
     pictures = "\n\n".join(f"![{name.removesuffix('.svg')}]({name})" for name in names)

@@ -243,6 +243,8 @@ def test_one_command_runs_a_cell_writes_the_page_and_skips_what_is_done(base, tm
     digest_of_base = names["base_digest"](tmp_path / "runs")
     assert names["is_done"](tmp_path / "runs", row, 0, 0.003, digest_of_base)
     assert not names["is_done"](tmp_path / "runs", row, 0, 0.01, digest_of_base)
+    names["write_report"](tmp_path / "runs", tmp_path / "other", 0.01)
+    assert "DoReFa" not in (tmp_path / "other" / "index.md").read_text()  # a cell of another budget
 
 
 def test_a_cell_that_fails_is_named_with_its_log(base, tmp_path):
