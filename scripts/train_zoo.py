@@ -1,4 +1,4 @@
-"""Train the zoo, stage by stage, on a CPU; every training stage keeps its state in --runs and resumes.
+"""Train the zoo, stage by stage, on a CPU; every stage but the classifier keeps its state in --runs and resumes.
 
     for stage in classifier base binarydm bidm xnor efficientdm dilatequant figures; do
         python scripts/train_zoo.py $stage --runs runs
