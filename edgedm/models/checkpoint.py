@@ -52,11 +52,19 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint folder, whole or not at all; floating-point tensors become float16."""
-    tensors = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().clone()
-        for name, tensor in checkpoint.module.state_dict().items()
-    }
+    """Write a checkpoint folder, whole or not at all; floating-point tensors become float16.
+
+    Raises `InvalidModelError` that names a tensor which float16 cannot hold: what is written can be loaded.
+    """
+    tensors = {}
+    for name, tensor in checkpoint.module.state_dict().items():
+        stored = tensor.half() if tensor.is_floating_point() else tensor
+        if not bool(stored.isfinite().all()):
+            largest = float(tensor.abs().max())
+            raise InvalidModelError(
+                f"{path}: tensor '{name}': expected finite numbers up to 65504, which float16 holds, got {largest:g}"
+            )
+        tensors[name] = stored.contiguous().clone()
     with atomic_dir(path) as folder:
         save_file(tensors, str(folder / WEIGHTS_FILE))
         (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it private to its writer

@@ -22,6 +22,7 @@ from edgedm.models.importers.assemble import State, assemble
 from edgedm.models.importers.containers import latent_diffusion
 from edgedm.models.importers.layout import Layout, LDMOptions, Report, make_config, name_modules
 from edgedm.models.importers.naming import Layer
+from edgedm.models.importers.uniform import check_steps
 from edgedm.quant import inference
 from edgedm.quant.policy import policy_of
 
@@ -75,8 +76,7 @@ def _step(
         layer.ignore(name)
         return {}
     step = layer.scalar(name)
-    if not float(step.half()) > 0:
-        raise layer.tensors.error(layer.name(name), f"expected a positive step, got {float(step):g}")
+    check_steps(layer.tensors, layer.name(name), step)
     return {"step": step}
 
 

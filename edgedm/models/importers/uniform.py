@@ -74,6 +74,8 @@ def activation_state(
 
 
 def check_steps(tensors: Tensors, name: str, step: Tensor) -> None:
-    """Raise `InvalidModelError` that names the tensor unless all steps are positive, also in float16."""
-    if not bool((step.half() > 0).all()):
-        raise tensors.error(name, f"expected positive steps, got {float(step.min()):g}")
+    """Raise `InvalidModelError` that names the tensor unless all steps are positive and finite, also in float16."""
+    half = step.half()
+    if not bool((half.isfinite() & (half > 0)).all()):
+        found = f"{float(step.min()):g}..{float(step.max()):g}"
+        raise tensors.error(name, f"expected positive steps that float16 holds, got {found}")
