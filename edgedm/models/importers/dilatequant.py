@@ -166,11 +166,16 @@ class _Fill:
         return self._table(module, name, factor, zero_by_default=operand == "weight")
 
     def _weight_zero(self, layer: Layer) -> Tensor:
-        if layer.has("weight_quantizer.zero_point"):
-            return layer.per_out("weight_quantizer.zero_point")
-        return Layer(self._beside(layer.name("weight_quantizer")), layer.origin, layer.shape).per_out(
-            "weight_quantizer.zero_point"
-        )
+        """Return the zero points of the state dict or of the file beside it, which must agree where both have them."""
+        suffix, name = "weight_quantizer.zero_point", layer.name("weight_quantizer.zero_point")
+        stored = layer.per_out(suffix) if layer.has(suffix) else None
+        if stored is not None and name not in self.side:
+            return stored
+        side = self._beside(layer.name("weight_quantizer"))
+        beside = Layer(side, layer.origin, layer.shape).per_out(suffix)
+        if stored is not None and not torch.equal(stored, beside):
+            raise side.error(name, f"differs from that of {self.tensors.file}: are both of the same model?")
+        return beside
 
     def _table(
         self, module: UniformQuantizer, name: str, factor: float = 1.0, zero_by_default: bool = False

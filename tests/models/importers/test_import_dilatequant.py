@@ -192,3 +192,26 @@ def test_tensors_left_over_beside_the_file_are_refused_by_name(tmp_path):
     path, options = write(tmp_path, state, beside | {"surprise.zero_point": torch.ones(1)})
     with pytest.raises(InvalidModelError, match=r"surprise\.zero_point"):
         import_checkpoint(path, "dilatequant-ldm", **options, **OPTIONS["dilatequant-ldm"])
+
+
+@pytest.mark.parametrize("layout", OPTIONS)
+def test_zero_points_of_weights_may_stand_in_both_files(tmp_path, layout):
+    state, beside = dilatequant_files(layout, dilation=False)
+    weights = {name: value for name, value in state.items() if name.endswith("weight_quantizer.zero_point")}
+    path, options = write(tmp_path, state, beside)
+    alone = import_checkpoint(path, layout, **options, **OPTIONS[layout]).checkpoint.module.state_dict()
+    path, options = write(tmp_path, state, beside | weights)
+    both = import_checkpoint(path, layout, **options, **OPTIONS[layout]).checkpoint.module.state_dict()
+    assert weights and all(torch.equal(both[name], value) for name, value in alone.items())
+    name = next(iter(weights))
+    path, options = write(tmp_path, state, beside | weights | {name: weights[name] + 1})
+    with pytest.raises(InvalidModelError, match=name.replace(".", r"\.") + ".*differs"):
+        import_checkpoint(path, layout, **options, **OPTIONS[layout])
+
+
+def test_a_step_that_float16_cannot_hold_is_refused_by_name(tmp_path):
+    state, beside = dilatequant_files("dilatequant-ldm")
+    name = "input_blocks.1.0.in_layers.2.act_quantizer.delta"
+    path, options = write(tmp_path, state | {name: torch.full_like(state[name], 7e4)}, beside)
+    with pytest.raises(InvalidModelError, match=name.replace(".", r"\.") + ".*float16"):
+        import_checkpoint(path, "dilatequant-ldm", **options, **OPTIONS["dilatequant-ldm"])
