@@ -9,7 +9,7 @@ from edgedm.errors import InvalidModelError
 from edgedm.models.attention import ExplicitAttention
 from edgedm.models.checkpoint import Checkpoint, skeleton
 from edgedm.models.config import CheckpointConfig
-from edgedm.models.importers.naming import Layer, Naming
+from edgedm.models.importers.naming import Layer, Naming, Origin
 from edgedm.models.importers.tensors import Tensors
 
 State = Mapping[str, Tensor]
@@ -17,6 +17,7 @@ Fill = Callable[[nn.Module, Layer], State | None]
 FillOperand = Callable[[str, nn.Module, Layer], State]
 """(operand name, quantiser, the attention block in the file) -> the quantiser's tensors."""
 
+_MOST_PACKED = 8  # channels in a byte
 _FLOAT = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.Embedding)
 
 
@@ -28,8 +29,8 @@ def no_operands(_operand: str, _module: nn.Module, _block: Layer) -> State:
 def check_weights(tensors: Tensors, naming: Naming, config: CheckpointConfig) -> None:
     """Compare the file's weights with the architecture before anything of its size is allocated.
 
-    Raises `InvalidModelError` that names the tensor. The output channels of a uint8 weight are not compared here:
-    they may be packed.
+    Raises `InvalidModelError` that names the tensor. The output channels of a uint8 weight are only held against the
+    most that fit a byte: they may be packed.
     """
     for path, shape in float_shapes(config).items():
         if path not in naming.origins:
@@ -37,7 +38,7 @@ def check_weights(tensors: Tensors, naming: Naming, config: CheckpointConfig) ->
         layer = Layer(tensors, naming.origins[path], shape)
         name, expected = layer.name("weight"), layer.file_shape
         found = tensors.shape(name)
-        packed = tensors.dtype(name) == torch.uint8
+        packed = tensors.dtype(name) == torch.uint8 and len(found) > 0 and _MOST_PACKED * found[0] >= expected[0]
         if found != expected and not (packed and found[1:] == expected[1:]):
             raise tensors.error(name, f"expected shape {list(expected)}, got {list(found)}")
     extra = naming.origins.keys() - float_shapes(config).keys()
@@ -79,7 +80,7 @@ def assemble(
         if isinstance(module, ExplicitAttention) and module.quantizers:
             block = path.rpartition(".")[0]
             rows = Layer(tensors, naming.origins[f"{block}.to_q"], shapes[f"{block}.to_q"])
-            at_block = Layer(tensors, type(rows.origin)(naming.attentions[block]), rows.shape)
+            at_block = Layer(tensors, Origin(naming.attentions[block]), rows.shape)
             for operand, quantizer in module.quantizers.items():
                 state |= _prefixed(f"{path}.quantizers.{operand}", operands(operand, quantizer, at_block))
     tensors.finish()

@@ -85,11 +85,11 @@ def ddim_naming(tensors: Tensors, options: DDIMOptions) -> Naming:
         ups.append(level(f"up_blocks.{index}", f"up.{theirs}", layers + 1))
         if theirs > 0:
             origins[f"up_blocks.{index}.upsamplers.0.conv"] = Origin(f"up.{theirs}.upsample.conv")
-    widths = [_width(tensors, f"down.{index}.block.0.norm2.weight") for index in range(levels)]
+    widths = [tensors.axis(f"down.{index}.block.0.norm2.weight", 0, 1) for index in range(levels)]
     architecture = {
         "sample_size": options.image_size,
-        "in_channels": _channels(tensors, "conv_in.weight"),
-        "out_channels": _width(tensors, "conv_out.bias"),
+        "in_channels": tensors.axis("conv_in.weight", 1, 4),
+        "out_channels": tensors.axis("conv_out.bias", 0, 1),
         "block_out_channels": widths,
         "layers_per_block": layers,
         "down_block_types": ["AttnDownBlock2D" if attends else "DownBlock2D" for attends in downs],
@@ -100,20 +100,6 @@ def ddim_naming(tensors: Tensors, options: DDIMOptions) -> Naming:
         "downsample_padding": 0,
         "flip_sin_to_cos": False,
         "freq_shift": 1,
-        "time_embedding_dim": _width(tensors, "temb.dense.0.bias"),
+        "time_embedding_dim": tensors.axis("temb.dense.0.bias", 0, 1),
     }
     return Naming(architecture, origins, attentions)
-
-
-def _width(tensors: Tensors, name: str) -> int:
-    shape = tensors.shape(name)
-    if len(shape) != 1 or shape[0] < 1:
-        raise tensors.error(name, f"expected one axis, got shape {list(shape)}")
-    return shape[0]
-
-
-def _channels(tensors: Tensors, name: str) -> int:
-    shape = tensors.shape(name)
-    if len(shape) != 4:
-        raise tensors.error(name, f"expected four axes, got shape {list(shape)}")
-    return shape[1]

@@ -24,14 +24,14 @@ class Origin:
 class Naming:
     """An architecture of diffusers and, for every module of it that has tensors, the module of the file.
 
-    `attentions` maps attention blocks to those of the file; `outputs` are the indices of the file's output blocks.
+    `attentions` maps attention blocks to those of the file; `inputs` counts the file's input blocks, in LDM's
+    numbering, and is 0 where it has none.
     """
 
     architecture: dict[str, Any]
     origins: dict[str, Origin]
     attentions: dict[str, str] = field(default_factory=dict)
     inputs: int = 0
-    """Input blocks of the file, LDM's numbering; 0 where it has none."""
 
 
 class Layer:

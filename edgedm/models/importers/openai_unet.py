@@ -111,7 +111,7 @@ def _architecture(
     sampler = "resnet" if walk.resnet_samplers else "conv"
     architecture: dict[str, object] = {
         "sample_size": options.image_size,
-        "in_channels": tensors.shape("input_blocks.0.0.weight")[1],
+        "in_channels": tensors.axis("input_blocks.0.0.weight", 1, 4),
         "out_channels": walk.width("out.2", "bias"),
         "block_out_channels": widths,
         "layers_per_block": layers,
@@ -151,11 +151,7 @@ class _Walk:
 
     def width(self, path: str, kind: str = "weight") -> int:
         """Channels of a norm, or of a layer by its bias: weights may be packed."""
-        name = f"{path}.{kind}"
-        shape = self.tensors.shape(name)
-        if len(shape) != 1 or shape[0] < 1:
-            raise self.tensors.error(name, f"expected one axis, got shape {list(shape)}")
-        return shape[0]
+        return self.tensors.axis(f"{path}.{kind}", 0, 1)
 
     def block(self, ours: str, index: int, theirs: str) -> bool:
         """Add a residual block and its attention; return whether there is one."""

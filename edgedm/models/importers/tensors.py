@@ -30,11 +30,21 @@ class Tensors:
         return list(self._values)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape. Raises `InvalidModelError` where the tensor is missing."""
+        """Return a tensor's shape, which memory may be allocated by.
+
+        Raises `InvalidModelError` where the tensor is missing, or isn't a plain one whose numbers are all stored.
+        """
         return tuple(self._get(name).shape)
 
+    def axis(self, name: str, axis: int, rank: int) -> int:
+        """Return the length of one axis of a tensor of `rank` axes; raises `InvalidModelError` for another or none."""
+        shape = self.shape(name)
+        if len(shape) != rank or shape[axis] < 1:
+            raise self.error(name, f"expected {rank} axes with numbers in them, got shape {list(shape)}")
+        return shape[axis]
+
     def dtype(self, name: str) -> torch.dtype:
-        """Return a tensor's dtype. Raises `InvalidModelError` where the tensor is missing."""
+        """Return a tensor's dtype; raises as `shape` does."""
         return self._get(name).dtype
 
     def take(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -79,17 +89,18 @@ class Tensors:
         value = self._get(name)
         if shape is not None and tuple(value.shape) != tuple(shape):
             raise self.error(name, f"expected shape {list(shape)}, got {list(value.shape)}")
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise self.error(name, f"expected a plain tensor, got {value.layout} on {value.device}")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise self.error(name, f"its shape {list(value.shape)} repeats fewer stored numbers")
         self._unused.discard(name)
         return value.detach()
 
     def _get(self, name: str) -> Tensor:
         if name not in self._values:
             raise InvalidModelError(f"{self.file}: tensor {self._in_file(name)!r} is missing")
-        return self._values[name]
+        value = self._values[name]
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise self.error(name, f"expected a plain tensor, got {value.layout} on {value.device}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise self.error(name, f"its shape {list(value.shape)} repeats fewer stored numbers")
+        return value
 
     def _in_file(self, name: str) -> str:
         return self._origin.get(name, name if name in self._values else self._prefix + name)

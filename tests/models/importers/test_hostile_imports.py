@@ -116,6 +116,49 @@ def test_a_spatial_transformer_is_refused_by_name(tmp_path):
         import_checkpoint(write(tmp_path, lightning(float_state(modules(Arch())), **extra)), "ldm", **OPTIONS)
 
 
+HUGE = {
+    "input_blocks.0.0.weight": torch.ones(1).expand(32, 10**8, 3, 3),  # defines in_channels, so it fits itself
+    "input_blocks.3.1.norm.weight": torch.ones(1).expand(10**10),  # the rows of qkv are counted by it
+    "input_blocks.3.1.qkv.weight": torch.ones(1).expand(10**10, 32, 1),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_few_stored_numbers_of_a_huge_shape_are_refused_before_anything_is_allocated(tmp_path, name):
+    content = lightning(float_state(modules(Arch())))
+    content["state_dict"][LDM + name] = HUGE[name]
+    with pytest.raises(InvalidModelError, match=name.replace(".", r"\.") + ".*repeats fewer stored numbers"):
+        import_checkpoint(write(tmp_path, content), "ldm", **OPTIONS)
+
+
+def test_a_packed_weight_without_rows_defines_no_channels(tmp_path):
+    content = lightning(float_state(modules(Arch())))
+    content["state_dict"][LDM + "input_blocks.0.0.weight"] = torch.empty(0, 10**8, 3, 3, dtype=torch.uint8)
+    with pytest.raises(InvalidModelError, match=r"input_blocks\.0\.0\.weight"):
+        import_checkpoint(write(tmp_path, content), "ldm", **OPTIONS)
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (32, 3), (32, 0, 3, 3)])
+def test_a_first_convolution_of_other_axes_is_refused_by_name(tmp_path, shape):
+    content = lightning(float_state(modules(Arch())))
+    content["state_dict"][LDM + "input_blocks.0.0.weight"] = torch.ones(shape)
+    with pytest.raises(InvalidModelError, match=r"input_blocks\.0\.0\.weight.*4 axes"):
+        import_checkpoint(write(tmp_path, content), "ldm", **OPTIONS)
+    state = float_state(ddim_reference.modules(ddim_reference.Arch())) | {"conv_in.weight": torch.ones(shape)}
+    with pytest.raises(InvalidModelError, match=r"conv_in\.weight.*4 axes"):
+        import_checkpoint(write(tmp_path, [state]), "ddim", weights="raw", image_size=8)
+
+
+def test_numbers_that_float16_cannot_hold_are_refused_when_written(tmp_path):
+    content = lightning(float_state(modules(Arch())))
+    content["state_dict"][CONV].view(-1)[0] = 65520.0
+    path = write(tmp_path, content)
+    assert import_checkpoint(path, "ldm", **OPTIONS).outcome.ok
+    with pytest.raises(InvalidModelError, match=r"down_blocks\.0\.resnets\.0\.conv1\.weight.*65504"):
+        import_checkpoint(path, "ldm", tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_norm_of_a_billion_channels_allocates_nothing(tmp_path):
     content = lightning(float_state(modules(Arch())))
     name = LDM + "input_blocks.1.0.out_layers.0.weight"
