@@ -8,6 +8,7 @@ it was made: whoever trusts the file's origin unpickles it there, not here.
 import os
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from safetensors.torch import load_file
 from edgedm.errors import InvalidModelError
 
 # what torch's restricted unpickler and zip reader raise on files that are cut short or altered
-_BROKEN = (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
+_BROKEN = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
+    MemoryError, struct.error,
+)
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _NAMED = 8  # classes listed in a message
 
@@ -65,7 +69,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, *_BROKEN) as error:
         raise InvalidModelError(f"{path}: not a whole file of torch.save: {error}") from error
     if packed:
         raise InvalidModelError(f"{path}: record {packed[0]!r} is compressed; torch.save stores them as they are")

@@ -1,5 +1,6 @@
 """Only tensors and plain containers are read; everything else is refused, by the names of its classes."""
 
+import contextlib
 import dataclasses
 import pickle
 import zipfile
@@ -155,6 +156,39 @@ def test_a_truncated_file_is_refused(tmp_path, state, keep, archive):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InvalidModelError, match=r"x\.ckpt"):
         read(path)
+
+
+def with_pickle(source, target, change):
+    """A copy of an archive of torch.save whose pickle is `change`d."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if name.endswith("data.pkl") else content)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pickle_cut_at_any_byte_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(2), "b": [1, 2.5, 10**30, "text"]}, tmp_path / "x.pt")
+    with_pickle(tmp_path / "x.pt", tmp_path / "y.pt", lambda content: content)
+    assert read(tmp_path / "y.pt")["b"][3] == "text"
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        whole = archive.read("x/data.pkl")
+    for size in range(len(whole)):
+        with_pickle(tmp_path / "x.pt", tmp_path / "y.pt", lambda content, size=size: content[:size])
+        with pytest.raises(InvalidModelError, match=r"y\.pt"):
+            read(tmp_path / "y.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_altered_byte_of_a_pickle_raises_nothing_else(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        whole = archive.read("x/data.pkl")
+    for place in range(len(whole)):
+        altered = whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :]
+        with_pickle(tmp_path / "x.pt", tmp_path / "y.pt", lambda _content, altered=altered: altered)
+        with contextlib.suppress(InvalidModelError):
+            read(tmp_path / "y.pt")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
