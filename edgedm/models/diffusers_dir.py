@@ -8,10 +8,13 @@ Nothing is downloaded and nothing unpickled.
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
@@ -61,20 +64,36 @@ def load_diffusers(path: str | os.PathLike[str], null_class: int | None = None) 
         noise_schedule=schedule.model_dump(mode="json"),
         null_class=null_class,
     )
-    module = skeleton(config)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise InvalidModelError(f"{weights}: no such file; save the model with safe_serialization=True, in one file")
-    wanted = module.unet.state_dict()
-    named = {name: _present(name) for name in _names(weights)}
+    names = _names(weights)
+    wanted = _expected(config, folder / CONFIG_FILE, len(names))
+    named = {name: _present(name) for name in names}
+    twice = sorted(ours for ours, count in Counter(named.values()).items() if count > 1)
+    if twice:
+        raise InvalidModelError(f"{weights}: tensors {twice[:3]} stand twice, under their former and present names")
     expected = {given: wanted[ours] for given, ours in named.items() if ours in wanted}
     expected |= {name: wanted[name] for name in wanted.keys() - set(named.values())}
     unknown = sorted(given for given, ours in named.items() if ours not in wanted)
     if unknown:
         raise InvalidModelError(f"{weights}: unknown tensors {unknown[:3]}")
     tensors = {named[given]: tensor for given, tensor in read_tensors(weights, expected).items()}
+    module = skeleton(config)
     module.unet.load_state_dict(tensors)
     return Checkpoint(config, module)
+
+
+def _expected(config: CheckpointConfig, path: Path, stored: int) -> dict[str, Tensor]:
+    """Return the UNet's tensors without memory, so that the file's are held against them before any is allocated.
+
+    Raises `InvalidModelError` for more layers than the file has tensors, which would take long even so.
+    """
+    layers = config.architecture.config.get("layers_per_block")
+    if isinstance(layers, int) and layers > stored:
+        raise InvalidModelError(f"{path}: layers_per_block: {layers} layers, but the file has {stored} tensors")
+    with torch.device("meta"):
+        return skeleton(config).unet.state_dict()
 
 
 def _architecture(path: Path) -> dict[str, Any]:

@@ -111,6 +111,30 @@ def test_missing_or_broken_files_are_named(pipeline):
         load_base(pipeline)
 
 
+def test_a_tensor_under_both_its_names_is_refused(pipeline):
+    path = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(".to_q.weight"))
+    save_file({**tensors, name.replace("to_q", "query"): tensors[name].clone()}, path)
+    with pytest.raises(InvalidModelError, match=name.replace(".", r"\.") + ".*stand twice"):
+        load_base(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"block_out_channels": [8, 1 << 22]}, "missing tensors|expected F16"),  # a terabyte of weights
+        ({"in_channels": 10**10}, r"conv_in\.weight"),
+        ({"layers_per_block": 10**8}, "layers_per_block"),
+    ],
+)
+def test_a_huge_architecture_is_refused_before_it_is_allocated(pipeline, change, complaint):
+    path = pipeline / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InvalidModelError, match=complaint):
+        load_base(pipeline)
+
+
 def test_a_missing_or_foreign_scheduler_is_refused(pipeline):
     EulerDiscreteScheduler().save_pretrained(pipeline / "scheduler")
     with pytest.raises(UnsupportedError, match="EulerDiscreteScheduler"):
