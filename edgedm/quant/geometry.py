@@ -17,6 +17,17 @@ def is_layer(module: nn.Module) -> TypeGuard[Layer]:
     return isinstance(module, nn.Conv2d | nn.Conv1d | nn.Linear)
 
 
+def bias_of(layer: Layer) -> Tensor:
+    """Return a copy of the layer's bias, zeros where it has none."""
+    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach().clone()
+
+
+def pair(values: tuple[int, ...]) -> tuple[int, int]:
+    """Return the stride or padding of a 2-d convolution with its length in the type."""
+    height, width = values
+    return height, width
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How a weight [O, I], [O, I/groups, k] or [O, I/groups, kh, kw] is applied to an activation."""

@@ -113,8 +113,3 @@ class ActivationTable(nn.Module):
         zero = self.zero.detach().round().clamp(0, 2**self.bits - 1)
         step = self.step.detach().clamp(min=SMALLEST_STEP)
         return integer.UniformQuantizer(torch.cat([step, zero], 1), self.edges.clone(), self.bits, self.clock)
-
-
-def started(tables: nn.Module) -> bool:
-    """Return whether every `ActivationTable` inside `tables` is calibrated."""
-    return all(bool(module.started) for module in tables.modules() if isinstance(module, ActivationTable))

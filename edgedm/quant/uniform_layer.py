@@ -10,9 +10,8 @@ from edgedm.ops import pack_codes
 from edgedm.quant import integer
 from edgedm.quant.clock import Clock
 from edgedm.quant.geometry import Geometry, Layer
+from edgedm.quant.inference import UNQUANTIZED
 from edgedm.quant.uniform import SMALLEST_STEP, ActivationTable, fake_quantize, minmax_grid
-
-RUNS_AS_FLOAT = 32
 
 
 class UniformLayer(nn.Module):
@@ -35,7 +34,7 @@ class UniformLayer(nn.Module):
         dilate: bool = False,
     ) -> None:
         super().__init__()
-        if weight_bits == RUNS_AS_FLOAT or weight_bits == 1:
+        if weight_bits == UNQUANTIZED or weight_bits == 1:
             raise UnsupportedError(f"uniform weights of {weight_bits} bits: expected 2, 4, 6 or 8")
         self.weight_bits, self.symmetric = weight_bits, symmetric
         self.geometry = Geometry.of(layer)
@@ -47,7 +46,7 @@ class UniformLayer(nn.Module):
         self.register_buffer("dilation", torch.ones(self.geometry.in_channels) if dilate else None)
         self.zero: Tensor
         self.dilation: Tensor | None
-        quantised = activation_bits != RUNS_AS_FLOAT
+        quantised = activation_bits != UNQUANTIZED
         self.activation = ActivationTable(activation_bits, edges, clock) if quantised else None
 
     def quantized_weight(self) -> Tensor:

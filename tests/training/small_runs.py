@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import SMALL_UNET
+from torch import nn
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.models import Checkpoint, CheckpointConfig, build
@@ -14,6 +15,7 @@ from edgedm.models.config import Architecture
 from edgedm.models.roles import FLOAT
 from edgedm.quant.api import method_options
 from edgedm.quant.policy import Policy, policy_of
+from edgedm.quant.uniform import ActivationTable
 from edgedm.training.data import Batch, Batches
 from edgedm.training.noising import add_noise
 from edgedm.training.objective import Run
@@ -113,3 +115,8 @@ def finish_after_a_kill(
         with pytest.raises(KillError):
             finish(method, folder, **options)
     return finish(method, folder, **options)
+
+
+def started(model: nn.Module) -> bool:
+    """Return whether every table of `model` is calibrated."""
+    return all(bool(module.started) for module in model.modules() if isinstance(module, ActivationTable))

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from small_runs import SIZE, Blobs, begin, finish, finish_after_a_kill
+from small_runs import SIZE, Blobs, begin, finish, finish_after_a_kill, started
 
 from edgedm.quant.policy import Policy, policy_of
-from edgedm.quant.uniform import started
 from edgedm.training.losses import l2_loss, spd_loss
 from edgedm.training.noising import add_noise
 from edgedm.training.options import LoopOptions

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from small_runs import LOOP, SIZE, Blobs, begin, finish, finish_after_a_kill
+from small_runs import LOOP, SIZE, Blobs, begin, finish, finish_after_a_kill, started
 
 from edgedm.quant.blocks import inside, outwards
 from edgedm.quant.inference import BinaryWeightConv2d, BinaryWeightLinear
 from edgedm.quant.methods.binarydm import BinaryWeightLayer, LSQActivation
-from edgedm.quant.uniform import started
 from edgedm.training.low_rank import principal_axes
 from edgedm.training.options import LoopOptions
 from edgedm.training.qat import block_outputs

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from architectures import SMALL_UNET
+from small_runs import started
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.models import CheckpointConfig, build, load, save
@@ -12,7 +13,7 @@ from edgedm.models.config import Architecture
 from edgedm.models.roles import FLOAT
 from edgedm.quant.api import method_options
 from edgedm.quant.policy import policy_of
-from edgedm.quant.uniform import ActivationTable, started
+from edgedm.quant.uniform import ActivationTable
 from edgedm.quant.uniform_layer import UniformLayer
 from edgedm.training import loop
 from edgedm.training.blockwise import BlockReconstruction, Rates, blocks_of

@@ -16,7 +16,7 @@ from edgedm.models.attention import OPERANDS
 from edgedm.quant import inference
 from edgedm.quant.blocks import head_and_tail
 from edgedm.quant.functions import lsq, lsq_initial_step, sign_ste
-from edgedm.quant.geometry import Geometry, Layer
+from edgedm.quant.geometry import Geometry, Layer, bias_of, pair
 from edgedm.quant.inference import UNQUANTIZED
 from edgedm.quant.methods.method import Method, Options, Site
 from edgedm.quant.uniform_layer import UniformLayer
@@ -124,7 +124,7 @@ class BinaryWeightLayer(nn.Module):
         self.path, self.second, self.ships = path, second, ships
         self.geometry = Geometry.of(layer)
         self.weight = nn.Parameter(layer.weight.detach().clone())
-        self.bias = nn.Parameter(_bias(layer))
+        self.bias = nn.Parameter(bias_of(layer))
         self.scale = nn.Parameter(torch.empty_like(self.bias))
         self.scale2 = None if second is None else nn.Parameter(torch.empty_like(self.bias))
         self.activation = activation
@@ -181,7 +181,7 @@ class BinaryWeightLayer(nn.Module):
         if self.ships == 2 and self.scale2 is not None:
             bits2, scale2 = inference.pack_signs(self.residual()), self.scale2.detach().clone()
         if geometry.stride:
-            stride, padding = _pair(geometry.stride), _pair(geometry.padding)
+            stride, padding = pair(geometry.stride), pair(geometry.padding)
             return inference.BinaryWeightConv2d(
                 *shared, step, stride, padding, bits2=bits2, scale2=scale2, activation_bits=width
             )
@@ -197,15 +197,6 @@ def packable(geometry: Geometry, path: str) -> Geometry:
             "dilation 1; leave its role 'float' in the policy"
         )
     return geometry
-
-
-def _bias(layer: Layer) -> Tensor:
-    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach().clone()
-
-
-def _pair(value: tuple[int, ...]) -> tuple[int, int]:
-    height, width = value
-    return height, width
 
 
 def _layer(layer: Layer, site: Site, options: BinaryDMOptions) -> nn.Module:

@@ -18,9 +18,10 @@ from edgedm.models.attention import OPERANDS
 from edgedm.models.roles import Role
 from edgedm.quant.clock import Clock
 from edgedm.quant.geometry import Layer
+from edgedm.quant.inference import UNQUANTIZED
 from edgedm.quant.methods.method import Method, Options, Site
 from edgedm.quant.uniform import ActivationTable, round_ste
-from edgedm.quant.uniform_layer import RUNS_AS_FLOAT, UniformLayer
+from edgedm.quant.uniform_layer import UniformLayer
 
 ONE_ROW: tuple[Role, ...] = ("conv_in", "conv_out")
 SOFTMAX = "weight"  # the operand that is the softmax's output
@@ -79,8 +80,8 @@ def _table(bits: int, edges: Sequence[int], clock: Clock, heads: int = 1) -> Act
 
 
 def _layer(layer: Layer, site: Site, options: DilateQuantOptions) -> nn.Module:
-    made = UniformLayer(layer, site.weight_bits, RUNS_AS_FLOAT, site.clock, dilate=options.dilate)
-    if site.activation_bits != RUNS_AS_FLOAT:
+    made = UniformLayer(layer, site.weight_bits, UNQUANTIZED, site.clock, dilate=options.dilate)
+    if site.activation_bits != UNQUANTIZED:
         made.activation = _table(site.activation_bits, _edges(site, options), site.clock)
     return made
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgedm.errors import UnsupportedError
 from edgedm.quant import inference
-from edgedm.quant.geometry import Geometry, Layer
+from edgedm.quant.geometry import Geometry, Layer, bias_of
 from edgedm.quant.methods.method import Method, Options, Site
 
 Inputs = Literal["unit", "signed"]
@@ -46,8 +46,7 @@ class DoReFaLayer(nn.Module):
         super().__init__()
         self.geometry, self.inputs = Geometry.of(layer), inputs
         self.weight = nn.Parameter(layer.weight.detach().clone())
-        bias = torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach().clone()
-        self.bias = nn.Parameter(bias)
+        self.bias = nn.Parameter(bias_of(layer))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, shaped as the float layer's."""

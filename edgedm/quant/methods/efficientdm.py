@@ -21,9 +21,10 @@ from edgedm.ops import dequantize_weight, pack_codes
 from edgedm.quant import integer
 from edgedm.quant.clock import Clock
 from edgedm.quant.geometry import Geometry, Layer
+from edgedm.quant.inference import UNQUANTIZED
 from edgedm.quant.methods.method import Method, Options, Site
 from edgedm.quant.uniform import SMALLEST_STEP, ActivationTable, fake_quantize
-from edgedm.quant.uniform_layer import RUNS_AS_FLOAT, UniformLayer, weight_grid
+from edgedm.quant.uniform_layer import UniformLayer, weight_grid
 
 EDGES: tuple[Role, ...] = ("conv_in", "time_mlp", "conv_out")  # calibrated only: no update, no table
 
@@ -129,7 +130,7 @@ class QALoRALayer(nn.Module):
             self.lora_a = nn.Parameter(torch.empty(self.rank, *self.shape[1:]))
             nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
             self.lora_b = nn.Parameter(torch.zeros(self.shape[0], self.rank))
-        quantised = activation_bits != RUNS_AS_FLOAT
+        quantised = activation_bits != UNQUANTIZED
         self.activation = TimestepTable(activation_bits, edges, clock) if quantised else None
 
     def merged_weight(self) -> Tensor:
@@ -179,7 +180,7 @@ class QALoRALayer(nn.Module):
 
 
 def _layer(layer: Layer, site: Site, options: EfficientDMOptions) -> nn.Module:
-    if site.weight_bits in (1, RUNS_AS_FLOAT):
+    if site.weight_bits in (1, UNQUANTIZED):
         raise UnsupportedError(
             f"layer '{site.path}', role {site.role}: EfficientDM has weights of 2, 4, 6 or 8 bits, the policy says "
             f"{site.bits!r}; choose one of them or 'float'"

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from edgedm.errors import UnsupportedError
 from edgedm.quant import inference
 from edgedm.quant.functions import scaled_sign_ste, sign_polynomial
-from edgedm.quant.geometry import Geometry, Layer
+from edgedm.quant.geometry import Geometry, Layer, bias_of, pair
 from edgedm.quant.methods.method import Method, Options, Site
 
 INITIAL_SLOPE = 0.25  # torch's PReLU starts there
@@ -35,10 +35,10 @@ class ReActConv2d(nn.Module):
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.geometry = Geometry.of(layer)
-        self.stride, self.padding = _pair(self.geometry.stride), _pair(self.geometry.padding)
+        self.stride, self.padding = pair(self.geometry.stride), pair(self.geometry.padding)
         inputs, outputs = layer.in_channels, layer.out_channels
         self.weight = nn.Parameter(layer.weight.detach().clone())
-        self.bias = nn.Parameter(_bias(layer))
+        self.bias = nn.Parameter(bias_of(layer))
         self.threshold = nn.Parameter(torch.zeros(inputs))
         self.shift = nn.Parameter(torch.zeros(outputs))
         self.slope = nn.Parameter(torch.full((outputs,), INITIAL_SLOPE))
@@ -103,7 +103,7 @@ class ReActLinear(nn.Module):
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.weight = nn.Parameter(layer.weight.detach().clone())
-        self.bias = nn.Parameter(_bias(layer))
+        self.bias = nn.Parameter(bias_of(layer))
         self.threshold = nn.Parameter(torch.zeros(layer.in_features))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,15 +135,6 @@ class ReActLinearInference(nn.Module):
         """Return the layer's output: f32[..., I] -> f32[..., O]."""
         y: Tensor = self.signs(x) + self.bias
         return y
-
-
-def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    return torch.zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach().clone()
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    first, second = values
-    return first, second
 
 
 class ReActNetOptions(Options):
