@@ -151,8 +151,9 @@ def _timestep_tables(module: Any) -> list[Row]:
 
     rows: list[Row] = []
     if module.taps:
-        for tap, column in zip(module.taps, module.cache_coefficients.T, strict=True):
-            rows.append(_table_row(f"cache_coefficients[{tap}]", module.edges, column))
+        for (path, tap), column in zip(module.mixes.items(), module.cache_coefficients.T, strict=True):
+            mixed = path if path == tap else f"{path} with {tap}"
+            rows.append(_table_row(f"cache_coefficients[{mixed}]", module.edges, column))
     for path, each in module.unet.named_modules():
         if isinstance(each, UniformQuantizer) and len(each.table) > 1:
             rows.append(_table_row(f"{path} step", each.edges, each.table[:, : each.heads]))

@@ -11,6 +11,7 @@ from test_import_bidm_cifar import bidm_state as cifar_state
 
 import edgedm
 from edgedm.errors import UnsupportedError
+from edgedm.inspection import inspect
 from edgedm.models import load
 from edgedm.models.importers import import_checkpoint
 
@@ -44,6 +45,13 @@ def test_the_exported_graph_has_no_label_and_agrees_with_the_module(folder, tmp_
     found = session.run(module.output_names, {name: value.numpy() for name, value in given.items()})
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=CLOSE, rtol=CLOSE)
+
+
+def test_inspect_lists_a_table_for_every_mixed_module(folder):
+    mixes = load(folder).module.mixes
+    tables = [row["table"] for row in inspect(folder).details["tables"]["Per-timestep tables"]]
+    names = [path if path == tap else f"{path} with {tap}" for path, tap in mixes.items()]
+    assert names and tables == [f"cache_coefficients[{name}]" for name in names]
 
 
 def test_torch_samples_it_and_refuses_labels_and_guidance(folder, tmp_path):
