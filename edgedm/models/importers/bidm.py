@@ -18,6 +18,7 @@ from edgedm.models.importers.assemble import State, assemble
 from edgedm.models.importers.containers import ddim_list, latent_diffusion
 from edgedm.models.importers.layout import CifarOptions, Layout, LDMOptions, Report, make_config, name_modules
 from edgedm.models.importers.naming import Layer, Naming
+from edgedm.models.importers.noise import TIMESTEPS
 from edgedm.models.importers.tensors import Tensors
 from edgedm.models.roles import output_blocks
 from edgedm.quant import inference
@@ -27,7 +28,7 @@ from edgedm.quant.policy import policy_of
 Filter = Literal["stored", "box"]
 
 _TABLE = "cache_coefficients"
-_TIMESTEPS = 1000
+_ROWS = 100
 _CONVOLUTION = ("fliter_k.weight", "fliter_k.bias", "shortcut_scale", "shortcut.weight", "shortcut.bias")
 
 
@@ -89,10 +90,10 @@ def _convolution(
 
 
 def _ldm(content: Any, file: str, options: BiDMLDMOptions, report: Report) -> Checkpoint:
-    tensors = latent_diffusion(content, file, options.weights)
+    tensors = latent_diffusion(content, file, options.weights, report=report)
     naming = name_modules(tensors, options)
     shared: dict[str, Any] = {"roles": dict(policy_of("bidm").bits), "options": {"connections": options.connections}}
-    config = make_config(tensors, naming, options, "bidm", **shared)
+    config = make_config(tensors, naming, options, report, "bidm", **shared)
     with torch.device("meta"):
         ends = output_blocks(config.float_unet())
     count = options.connections
@@ -103,7 +104,7 @@ def _ldm(content: Any, file: str, options: BiDMLDMOptions, report: Report) -> Ch
         table = _columns(tensors, naming, len(ends), count)
         edges = _edges(table)
         changes = {"taps": ends[-count:], "timestep_bins": edges}
-        config = make_config(tensors, naming, options, "bidm", **shared, **changes)
+        config = make_config(tensors, naming, options, report, "bidm", **shared, **changes)
         tables = {"edges": torch.tensor(edges), _TABLE: table}
     else:
         tensors.ignore([_TABLE])
@@ -123,6 +124,7 @@ def _cifar(content: Any, file: str, options: BiDMCifarOptions, report: Report) -
         tensors,
         naming,
         options,
+        report,
         "bidm",
         roles=dict(policy_of("bidm").bits),
         options={"attention": "conv2d", "gain": "raw", "bins": len(table)},
@@ -169,11 +171,11 @@ def _columns(tensors: Tensors, naming: Naming, outputs: int, count: int) -> Tens
 
 
 def _rows_fit(table: Tensor) -> bool:
-    return 1 <= len(table) <= _TIMESTEPS and _TIMESTEPS % len(table) == 0
+    return len(table) == _ROWS  # row floor(timestep / 10)
 
 
 def _edges(table: Tensor) -> list[int]:
-    return [i * _TIMESTEPS // len(table) for i in range(len(table))]
+    return [i * TIMESTEPS // len(table) for i in range(len(table))]
 
 
 def _tell(k: Filter, report: Report) -> None:

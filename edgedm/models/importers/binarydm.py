@@ -86,7 +86,7 @@ def _difference(stored: Tensor, mean: Tensor) -> float:
 
 
 def _ldm(content: Any, file: str, options: BinaryDMLDMOptions, report: Report) -> Checkpoint:
-    tensors = latent_diffusion(content, file, options.weights)
+    tensors = latent_diffusion(content, file, options.weights, report=report)
     naming = name_modules(tensors, options)
     try:
         weight_bits, _ = parse_bits(options.bits)
@@ -98,6 +98,7 @@ def _ldm(content: Any, file: str, options: BinaryDMLDMOptions, report: Report) -
         tensors,
         naming,
         options,
+        report,
         "binarydm",
         roles=dict(policy_of("binarydm", "code", options.bits).bits),
         options={"bases": options.bases, "activation": "dynamic" if options.activation == "dynamic" else "lsq"},

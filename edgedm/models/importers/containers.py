@@ -1,12 +1,15 @@
 """What the authors' training scripts wrap a state dict in: Lightning's file with a `state_dict`, ddim's list."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from edgedm.errors import InvalidModelError
 from edgedm.models.importers.tensors import Tensors
+
+if TYPE_CHECKING:
+    from edgedm.models.importers.layout import Report
 
 Weights = Literal["ema", "raw"]
 
@@ -35,11 +38,14 @@ _SCHEDULE = {  # DDPM's buffers
 _DDIM_EMA = 4  # index in [model, optimizer, epoch, step, ema]
 
 
-def latent_diffusion(content: Any, file: str, weights: Weights, prefix: str = UNET) -> Tensors:
+def latent_diffusion(
+    content: Any, file: str, weights: Weights, prefix: str = UNET, report: "Report | None" = None
+) -> Tensors:
     """Return the UNet's tensors of a LatentDiffusion module's state dict, and its `betas` if it has them.
 
     `weights="ema"` takes the averaged copy, `model_ema.<the name without its dots>`, of everything that has one
-    (parameters do, buffers don't). Raises `InvalidModelError` where there is none or a tensor belongs nowhere.
+    (parameters do, buffers don't); the report counts the others. Raises `InvalidModelError` where there is none or a
+    tensor, averaged or not, belongs nowhere.
     """
     state = state_dict(content.get("state_dict", content) if isinstance(content, Mapping) else content, file)
     values: dict[str, Tensor] = {}
@@ -53,7 +59,11 @@ def latent_diffusion(content: Any, file: str, weights: Weights, prefix: str = UN
     if not values:
         raise InvalidModelError(f"{file}: no tensor's name starts with {prefix!r}; is it another layout?")
     if weights == "ema":
-        _take_averages(state, values, origin, prefix, file)
+        raw = _take_averages(state, values, origin, prefix, file)
+        if report is not None:
+            report.count("ema.without_average", len(raw))
+            if raw:
+                report.say(f"weights: {len(raw)} tensors have no average and are raw: {', '.join(raw[:3])}")
     if "betas" in state:
         values["betas"] = state["betas"]
     return Tensors(file, values, origin, prefix)
@@ -100,7 +110,8 @@ def state_dict(content: Any, file: str) -> dict[str, Tensor]:
 
 def _take_averages(
     state: Mapping[str, Tensor], values: dict[str, Tensor], origin: dict[str, str], prefix: str, file: str
-) -> None:
+) -> list[str]:
+    """Replace values by their averages; return the names of the floating-point tensors that have none."""
     inner = prefix.removeprefix("model.")  # LitEma averages LatentDiffusion.model
     averages: dict[str, str] = {}
     for short in values:
@@ -111,5 +122,10 @@ def _take_averages(
     found = {short: name for name, short in averages.items() if name in state}
     if not found:
         raise InvalidModelError(f"{file}: no averaged copy ('{_EMA}...'); read the raw weights with weights=raw")
+    strangers = sorted(name for name in state if name.startswith(_EMA + "diffusion_model") and name not in averages)
+    if strangers:
+        raise InvalidModelError(f"{file}: tensor {strangers[0]!r} averages nothing of the model: weights=raw")
+    raw = [origin[short] for short in values if short not in found and values[short].is_floating_point()]
     for short, name in found.items():
         values[short], origin[short] = state[name], name
+    return raw

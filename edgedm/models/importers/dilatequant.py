@@ -25,13 +25,13 @@ from edgedm.models.importers.assemble import State, assemble
 from edgedm.models.importers.containers import plain
 from edgedm.models.importers.layout import CifarOptions, Layout, LDMOptions, Report, make_config, name_modules
 from edgedm.models.importers.naming import Layer
+from edgedm.models.importers.noise import TIMESTEPS
 from edgedm.models.importers.reading import read
 from edgedm.models.importers.tensors import Tensors
 from edgedm.models.roles import ROLES
 from edgedm.quant.integer import QuantLayer, UniformQuantizer
 from edgedm.quant.policy import policy_of
 
-_TIMESTEPS = 1000
 _OPERANDS = {"query": "q", "key": "k", "weight": "w", "value": "v"}
 _DUMP = (
     "torch.save({n + '.zero_point': torch.as_tensor(m.zero_point).float() for n, m in qnn.model.named_modules() "
@@ -84,10 +84,11 @@ def _build(
         tensors,
         naming,
         options,
+        report,
         "dilatequant",
         roles=_roles(options.bits, options.roles),
         options={"dilate": dilated, "tpq": rows > 1, "bins": rows, "softmax_bits": options.softmax_bits},
-        timestep_bins=[i * _TIMESTEPS // rows for i in range(rows)] if rows > 1 else [],
+        timestep_bins=[i * TIMESTEPS // rows for i in range(rows)] if rows > 1 else [],
     )
     fill = _Fill(tensors, side, options, report)
     checkpoint = assemble(tensors, naming, config, fill.layer, fill.operand)
@@ -119,8 +120,8 @@ def _rows(tensors: Tensors) -> int:
             for axis in tensors.shape(name):
                 count *= axis
             longest = max(longest, count)
-    if longest > _TIMESTEPS or _TIMESTEPS % longest:
-        raise InvalidModelError(f"{tensors.file}: tables of {longest} rows: expected a divisor of {_TIMESTEPS}")
+    if longest > TIMESTEPS or TIMESTEPS % longest:
+        raise InvalidModelError(f"{tensors.file}: tables of {longest} rows: expected a divisor of {TIMESTEPS}")
     return longest
 
 

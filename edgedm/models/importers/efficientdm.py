@@ -25,12 +25,12 @@ from edgedm.models.importers.assemble import State, assemble
 from edgedm.models.importers.containers import latent_diffusion, plain, state_dict
 from edgedm.models.importers.layout import Layout, LDMOptions, Report, make_config, name_modules
 from edgedm.models.importers.naming import Layer
+from edgedm.models.importers.noise import TIMESTEPS
 from edgedm.models.importers.tensors import Tensors
 from edgedm.quant.integer import QuantLayer
 from edgedm.quant.policy import policy_of
 
 FINAL = "model.diffusion_model.model."
-_TIMESTEPS = 1000
 _ACTIVATION = ("act_quantizer.delta", "act_quantizer.zero_point")
 
 
@@ -58,10 +58,11 @@ def _ldm(content: Any, file: str, options: EfficientDMLDMOptions, report: Report
         tensors,
         naming,
         options,
+        report,
         "efficientdm",
         roles=dict(policy.bits),
         options={"talsq": True, "bins": rows} if rows > 1 else {"talsq": False},
-        timestep_bins=[i * _TIMESTEPS // rows for i in range(rows)] if rows > 1 else [],
+        timestep_bins=[i * TIMESTEPS // rows for i in range(rows)] if rows > 1 else [],
     )
     return assemble(tensors, naming, config, partial(_fill, clamp=options.clamp_zero_points, report=report))
 
@@ -84,8 +85,8 @@ def _rows(tensors: Tensors) -> int:
     for name in tensors.names():
         if name.endswith("act_quantizer.delta_list"):
             shape = tensors.shape(name)
-            if len(shape) != 1 or not 1 <= shape[0] <= _TIMESTEPS or _TIMESTEPS % shape[0]:
-                raise tensors.error(name, f"expected a row a step, a divisor of {_TIMESTEPS}, got {list(shape)}")
+            if len(shape) != 1 or not 1 <= shape[0] <= TIMESTEPS or TIMESTEPS % shape[0]:
+                raise tensors.error(name, f"expected a row a step, a divisor of {TIMESTEPS}, got {list(shape)}")
             longest = max(longest, shape[0])
     return longest
 

@@ -10,17 +10,17 @@ from edgedm.models.importers.tensors import Tensors
 from edgedm.models.roles import FLOAT
 
 
-def _ldm(content: Any, file: str, options: LDMOptions, _report: Report) -> Checkpoint:
-    return _float(latent_diffusion(content, file, options.weights), options)
+def _ldm(content: Any, file: str, options: LDMOptions, report: Report) -> Checkpoint:
+    return _float(latent_diffusion(content, file, options.weights, report=report), options, report)
 
 
-def _cifar(content: Any, file: str, options: CifarOptions, _report: Report) -> Checkpoint:
-    return _float(ddim_list(content, file, options.weights), options)
+def _cifar(content: Any, file: str, options: CifarOptions, report: Report) -> Checkpoint:
+    return _float(ddim_list(content, file, options.weights), options, report)
 
 
-def _float(tensors: Tensors, options: LDMOptions | CifarOptions) -> Checkpoint:
+def _float(tensors: Tensors, options: LDMOptions | CifarOptions, report: Report) -> Checkpoint:
     naming = name_modules(tensors, options)
-    config = make_config(tensors, naming, options, "fp32", roles=FLOAT)
+    config = make_config(tensors, naming, options, report, "fp32", roles=FLOAT)
     return assemble(tensors, naming, config, lambda _module, _layer: None)
 
 

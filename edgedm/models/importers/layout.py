@@ -39,6 +39,11 @@ class Report:
     figures: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def say(self, note: str) -> None:
+        """Add a note, once."""
+        if note not in self.notes:
+            self.notes.append(note)
+
     def largest(self, name: str, value: float) -> None:
         """Keep the largest value of a figure."""
         self.figures[name] = max(self.figures.get(name, 0.0), value)
@@ -66,11 +71,24 @@ def name_modules(tensors: Tensors, options: LDMOptions | CifarOptions) -> Naming
 
 
 def make_config(
-    tensors: Tensors, naming: Naming, settings: LDMOptions | CifarOptions, method: str, /, **changes: Any
+    tensors: Tensors, naming: Naming, settings: LDMOptions | CifarOptions, report: Report, method: str, /,
+    **changes: Any,
 ) -> CheckpointConfig:
-    """Return the config of a checkpoint; `changes` are roles, options, taps, timestep_bins."""
+    """Return the config of a checkpoint; `changes` are roles, options, taps, timestep_bins.
+
+    Raises `UnsupportedError` for bins in a noise schedule of another length; the report says which betas are assumed.
+    """
     default = noise.LATENT_DIFFUSION if isinstance(settings, LDMOptions) else noise.DDIM
     schedule = noise.noise_schedule(tensors, settings, default)
+    if changes.get("timestep_bins") and schedule["num_train_timesteps"] != noise.TIMESTEPS:
+        raise UnsupportedError(
+            f"{tensors.file}: tables a timestep are read for {noise.TIMESTEPS} timesteps, but the stored betas are "
+            f"{schedule['num_train_timesteps']}"
+        )
+    assumed = [name for name in noise.NoiseOptions.model_fields if getattr(settings, name) is None]
+    if "betas" not in tensors and assumed:
+        said = ", ".join(f"{name}={schedule[name]}" for name in assumed)
+        report.say(f"betas: the file has none; assumed {said}, which are options")
     return CheckpointConfig.model_validate(
         {
             "architecture": Architecture(class_name="UNet2DModel", config=naming.architecture),

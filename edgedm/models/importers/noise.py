@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from edgedm.errors import UnsupportedError
 from edgedm.models.importers.tensors import Tensors
 
+TIMESTEPS = 1000  # of every release; rows of their tables are counted in it
 _CLOSE = 1e-4  # relative; betas are stored in float32
 
 
@@ -23,7 +24,7 @@ class NoiseOptions(BaseModel):
 
 # LSUN models of latent-diffusion; its DDIM sampler takes timesteps 1, 11, ... and ends at alphas_cumprod[0]
 LATENT_DIFFUSION = {
-    "num_train_timesteps": 1000,
+    "num_train_timesteps": TIMESTEPS,
     "beta_start": 0.0015,
     "beta_end": 0.0195,
     "beta_schedule": "scaled_linear",
@@ -33,7 +34,7 @@ LATENT_DIFFUSION = {
 }
 # CIFAR-10 of ddim: timesteps 0, 10, ..., ends at alpha 1
 DDIM = {
-    "num_train_timesteps": 1000,
+    "num_train_timesteps": TIMESTEPS,
     "beta_start": 0.0001,
     "beta_end": 0.02,
     "beta_schedule": "linear",

@@ -210,3 +210,34 @@ def test_the_verb_writes_a_checkpoint_and_refuses_with_exit_code_2(tmp_path):
         assert done.exit_code == 2
     path.write_bytes(b"PK")
     assert CliRunner().invoke(main, [*call, *chosen]).exit_code == 2
+
+
+def test_an_average_of_nothing_is_refused_and_a_missing_one_is_reported(tmp_path):
+    state = float_state(modules(Arch()))
+    options = OPTIONS | {"weights": "ema"}
+    with pytest.raises(InvalidModelError, match=r"model_ema\.diffusion_modelsurprise"):
+        import_checkpoint(write(tmp_path, lightning(state, state | {"surprise": torch.ones(1)})), "ldm", **options)
+    fewer = {name: value for name, value in state.items() if name != "out.2.bias"}
+    outcome = import_checkpoint(write(tmp_path, lightning(state, fewer)), "ldm", **options).outcome
+    assert outcome.figures["ema.without_average"] == 1
+    assert any(LDM + "out.2.bias" in note for note in outcome.details["notes"])
+
+
+def test_a_table_of_timesteps_needs_a_schedule_of_a_thousand_and_a_hundred_rows(tmp_path):
+    content = lightning(bidm_state(ARCH))
+    content["state_dict"]["betas"] = torch.linspace(1e-4, 2e-2, 500)
+    with pytest.raises(UnsupportedError, match=r"1000 timesteps.*500"):
+        import_checkpoint(write(tmp_path, content), "bidm-ldm", connections=3, **OPTIONS)
+    content = lightning(bidm_state(ARCH))
+    table = LDM + "cache_coefficients"
+    content["state_dict"][table] = content["state_dict"][table][:50].clone()
+    with pytest.raises(InvalidModelError, match=r"cache_coefficients.*100"):
+        import_checkpoint(write(tmp_path, content), "bidm-ldm", connections=3, **OPTIONS)
+
+
+def test_assumed_betas_are_reported(tmp_path):
+    content = lightning(float_state(modules(Arch())))
+    assert not import_checkpoint(write(tmp_path, content), "ldm", **OPTIONS).outcome.details["notes"]
+    del content["state_dict"]["betas"]
+    notes = import_checkpoint(write(tmp_path, content), "ldm", beta_end=0.02, **OPTIONS).outcome.details["notes"]
+    assert any("beta_start=0.0015" in note and "beta_end" not in note for note in notes)
