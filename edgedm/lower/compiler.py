@@ -77,7 +77,7 @@ def compile(
 
 def _lower(name: str, model: ir.Model, target: Target, weights: Weights) -> Graph:
     """Lower one graph; `model` becomes channels-last in place."""
-    _refuse_four_bit_weights(model)
+    _refuse_uniform_weights(model)
     InlinePass(criteria=lambda function: function.domain == DOMAIN and function.name not in OPS)(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     infer_shapes(model)
@@ -90,15 +90,20 @@ def _lower(name: str, model: ir.Model, target: Target, weights: Weights) -> Grap
     return Graph(name, plan, inputs, [_port(value, after[value.name or ""]) for value in model.graph.outputs])
 
 
-def _refuse_four_bit_weights(model: ir.Model) -> None:
-    for node in model.graph:
-        for value in (*node.inputs, *node.outputs):
-            if value is not None and value.dtype == ir.DataType.UINT4:
-                raise UnsupportedError(
-                    f"node {node.name!r} ({node.op_type}, module {node.metadata_props.get(MODULE, '')!r}): kernels for "
-                    "4-bit weights with 4-bit activations are not there yet; run the graph under ONNX Runtime "
-                    "(edgedm verify GRAPH.onnx --against CHECKPOINT holds it against PyTorch)"
-                )
+def _refuse_uniform_weights(model: ir.Model) -> None:
+    """Name the first weight of 2 to 4 bits, else the first activation of 4; 8-bit weights run as floats."""
+    unsigned = [
+        (node, node.op_type == "DequantizeLinear" and value is node.inputs[0] and value.const_value is not None)
+        for node in model.graph
+        for value in (*node.inputs, *node.outputs)
+        if value is not None and value.dtype == ir.DataType.UINT4
+    ]
+    for node, weight in sorted(unsigned, key=lambda each: not each[1])[:1]:
+        raise UnsupportedError(
+            f"node {node.name!r} ({node.op_type}, module {node.metadata_props.get(MODULE, '')!r}): uniform integer "
+            f"{'weights' if weight else 'activations of 4 bits'} have no kernels yet; run the graph under ONNX Runtime "
+            "(edgedm verify GRAPH.onnx --against CHECKPOINT holds it against PyTorch)"
+        )
 
 
 def _port(value: ir.Value, role: str) -> Port:

@@ -54,8 +54,8 @@ def verify(
     `levels` are some of `LEVELS` or, of a graph, of `GRAPH_LEVELS`; all by default. `ok` is False if any level is
     off; `details["first_failure"]` then says where first, what was expected and what came. Figures are
     `<level>.<name>`; `details["levels"]` holds a row for everything that was compared. Raises `InvalidModelError`
-    for a file or checkpoint that is broken or of another model, `UnsupportedError` for an unknown level or a
-    schedule outside the trained timesteps.
+    for a file or checkpoint that is broken or of another model, `UnsupportedError` for an unknown level, a
+    schedule outside the trained timesteps, or fewer than the ten images that a fault takes to show.
     """
     if os.fspath(artefact).endswith(".onnx"):
         from edgedm.verify.graph_main import run as run_graph

@@ -1,7 +1,9 @@
 """Level "weights" of a graph: the integers, scales and tables in the file are the checkpoint's, bit for bit.
 
 Nothing here is computed but the lookup of table rows, which is run at both ends of every timestep bin: a row that is
-one bin off, or a column taken for another, shows as a wrong number.
+one bin off, or a column taken for another, shows as a wrong number. Of an optimised graph the scales, thresholds, means
+and steps of binary layers and the float parameters are left out, since passes fold them into other constants; what
+they became is held by the levels that run the graph.
 """
 
 from collections.abc import Iterator
@@ -13,15 +15,18 @@ from torch import Tensor, nn
 
 from edgedm.models.denoiser import Denoiser
 from edgedm.ops import unpack_codes
-from edgedm.quant.inference import LOW_BIT_LAYERS
+from edgedm.quant.inference import ActivationQuantizer
 from edgedm.quant.integer import QuantLayer, UniformQuantizer
+from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
 from edgedm.verify.cut import Atlas, Quantiser
 from edgedm.verify.graphs import Part
 from edgedm.verify.report import Level, Row
 from edgedm.verify.whole_graph import WholeGraph
 
 Array = NDArray[Any]
-DEMAND = "integers, zero points, steps and tables are the checkpoint's, bit for bit"
+DEMAND = "integers, zero points, steps and tables are the checkpoint's, bit for bit; exported, all that is stored"
+_COMPARED_APART = ("bits", "bits2", "edges", "table")
+"""Buffers that have a comparison of their own."""
 _PACKED = {
     **dict.fromkeys(("UnpackBits", "UnpackBitsLinear"), 0),
     **dict.fromkeys(("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm"), 1),
@@ -34,7 +39,11 @@ def contents_level(graph: WholeGraph, module: Denoiser, trained: int) -> Level:
     comparison = _Comparison(graph, trained)
     rows, values = [], 0
     for path, layer in module.unet.named_modules():
-        if isinstance(layer, (QuantLayer, UniformQuantizer, *LOW_BIT_LAYERS)):
+        if isinstance(layer, UniformQuantizer) and path.endswith(".activation"):
+            continue  # compared with its layer, whose product leads to it
+        if isinstance(layer, ActivationQuantizer) and (layer.step is None or not comparison.exported):
+            continue  # a dynamic step is stored nowhere
+        if isinstance(layer, (*RUNNING_LAYERS, *RUNNING_QUANTIZERS)):
             comparison.values = 0
             note = next((each for each in comparison.complaints(path, layer) if each), "")
             rows.append(Row(f"{type(layer).__name__} {path}", not note, {"values": float(comparison.values)}, note))
@@ -42,7 +51,7 @@ def contents_level(graph: WholeGraph, module: Denoiser, trained: int) -> Level:
     if module.taps:
         note = comparison.anywhere("cache_coefficients", module.cache_coefficients)
         rows.append(Row("cache_coefficients", not note, {"values": float(module.cache_coefficients.numel())}, note))
-    if graph.info.level == "exported":  # passes fold these into other constants
+    if comparison.exported:  # passes fold these into other constants
         for name, parameter in module.unet.named_parameters():
             note = comparison.anywhere(name, parameter)
             rows.append(Row(name, not note, {"values": float(parameter.numel())}, note))
@@ -55,29 +64,37 @@ class _Comparison:
     def __init__(self, graph: WholeGraph, trained: int) -> None:
         self.graph, self.trained, self.atlas = graph, trained, Atlas(graph)
         self.timestep = next((name for name, role in graph.info.inputs.items() if role == "timestep"), "timestep")
+        self.exported = graph.info.level == "exported"
         self.values = 0
 
     def complaints(self, path: str, layer: nn.Module) -> Iterator[str]:
         """Yield what is off with one layer."""
         if isinstance(layer, UniformQuantizer):
-            if path.endswith(".activation"):
-                return  # compared with its layer, whose product leads to it
             yield from self._quantiser(path, layer, layer)
         elif isinstance(layer, QuantLayer):
             yield from self._quant_layer(path, layer)
         else:
             yield from self._signs(path, layer)
+            for name, stored in layer.named_buffers(recurse=False) if self.exported else ():
+                if name not in _COMPARED_APART:
+                    yield self.anywhere(f"{path}.{name}", stored)
 
     def anywhere(self, name: str, stored: Tensor) -> str:
-        """A constant whose node can't be told: the graph holds these numbers under some name."""
+        """A constant whose node can't be told: the graph holds these numbers under their own name, or else any.
+
+        Equal constants of an exported graph are one, under one of their names; passes may reuse a name.
+        """
         wanted = stored.detach().numpy()
         self.values += wanted.size
-        for held in self.graph.constants.values():
+        own = self.graph.constants.get(name) if self.exported else None
+        for held in self.graph.constants.values() if own is None else (own,):
             if held.size == wanted.size and wanted.size and held.dtype == wanted.dtype:
                 same = np.array_equal(held.reshape(-1), wanted.reshape(-1))
                 turned = wanted.ndim == 2 and np.array_equal(held.reshape(wanted.T.shape), wanted.T)
                 if same or turned:
                     return ""
+        if own is not None and own.size == wanted.size:
+            return self._equal(name, own.reshape(-1), wanted.reshape(-1)) or f"{name}: unexpected dtype {own.dtype}"
         return f"no constant of the graph holds the checkpoint's {name} {list(wanted.shape)}"
 
     def _quant_layer(self, path: str, layer: QuantLayer) -> Iterator[str]:
@@ -92,7 +109,7 @@ class _Comparison:
         if layer.activation is not None:
             yield from self._quantiser(path, layer, layer.activation)
         if layer.bias is not None:
-            yield self.anywhere("bias", layer.bias)
+            yield self.anywhere(f"{path}.bias", layer.bias)
 
     def _quantiser(self, path: str, owner: nn.Module, stored: UniformQuantizer) -> Iterator[str]:
         found = self.atlas.quantiser(path, owner)
@@ -164,13 +181,16 @@ class _Comparison:
         return f"{what}: expected {expected[place]:.9g}, got {got[place]:.9g}"
 
     def _signs(self, path: str, layer: nn.Module) -> Iterator[str]:
-        """The packed weight, and that of a second basis; an op reads each."""
-        found = [node.input[_PACKED[node.op_type]] for node in self.atlas.nodes(path, *_PACKED)]
+        """The packed weight, and that of a second basis; an op reads each, under its own name if it kept that."""
+        read = [node.input[_PACKED[node.op_type]] for node in self.atlas.nodes(path, *_PACKED)]
+        names = {f"{path}.{name}" for name in ("bits", "bits2")}
         for name in ("bits", "bits2"):
-            stored: Tensor | None = getattr(layer, name, None)
-            if stored is None:
+            stored = getattr(layer, name, None)
+            if not isinstance(stored, Tensor):  # absent, or the width of an activation
                 continue
-            known = [each for each in (*found, f"{path}.{name}") if each in self.graph.constants]
+            own = f"{path}.{name}"
+            candidates = [own] if own in self.graph.constants else [each for each in read if each not in names]
+            known = [each for each in candidates if each in self.graph.constants]
             if not known:
                 yield f"its packed weight {name} is not in the graph"
             elif not any(not self._equal(name, self.graph.constants[each], stored.numpy()) for each in known):

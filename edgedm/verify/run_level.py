@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from edgedm import progress
 from edgedm.diffusion.sampler import trajectory
+from edgedm.errors import UnsupportedError
 from edgedm.verify.comparison import at_least, psnr_db, relative_error, snr_db
 from edgedm.verify.report import Level, Row
 from edgedm.verify.torch_reference import TorchReference, Trajectories
@@ -63,7 +64,13 @@ class Runs:
 
 
 def draw_runs(reference: TorchReference, images: int, steps: int, sampler: str, keep: Sequence[int]) -> Runs:
-    """Sample `images` trajectories in torch; labels go round through the classes, the null class first."""
+    """Sample `images` trajectories in torch; labels go round through the classes, the null class first.
+
+    `UnsupportedError` for fewer than the sign test can fail with: 2^-images must be below `CHANCE`.
+    """
+    least = math.ceil(-math.log2(CHANCE))
+    if images < least:
+        raise UnsupportedError(f"images: expected at least {least}, with which a fault shows, got {images}")
     labels = [(image + reference.null_class) % (reference.null_class + 1) for image in range(images)]
     progress.stage(f"{images} trajectories of torch in float32 and float64")
     noise = [(SEED, image) for image in range(images)]

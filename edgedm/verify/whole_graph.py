@@ -57,13 +57,17 @@ class WholeGraph(Graph):
 
 
 def _joined(prepare: ir.Model, step: ir.Model) -> ir.Model:
-    """Both graphs as one: the rows that cross become ordinary values. What both hold is a constant of both."""
+    """Both graphs as one: the rows that cross become ordinary values. What both hold is a constant of both.
+
+    `InvalidModelError` where they hold something else under one name.
+    """
     first, second = ir.serde.serialize_model(prepare), ir.serde.serialize_model(step)
     rows = {item.name for item in first.graph.output}
     whole = onnx.ModelProto()
     whole.CopyFrom(second)
     for field in ("node", "input", "initializer", "value_info"):
         whole.graph.ClearField(field)
+    _check_shared(first.graph, second.graph)
     seen: set[str] = set(rows)
     whole.graph.input.extend(first.graph.input)
     whole.graph.input.extend(item for item in second.graph.input if item.name not in rows)
@@ -75,6 +79,28 @@ def _joined(prepare: ir.Model, step: ir.Model) -> ir.Model:
         whole.graph.value_info.extend(item for item in graph.value_info if item.name not in seen)
         seen |= {node.output[0] for node in graph.node} | {item.name for item in graph.initializer}
     return ir.serde.deserialize_model(whole)
+
+
+def _check_shared(prepare: onnx.GraphProto, step: onnx.GraphProto) -> None:
+    """Raise `InvalidModelError` unless each name that both graphs define means the same in both."""
+    first, second = _definitions(prepare), _definitions(step)
+    for name in first.keys() & second.keys():
+        if first[name] != second[name]:
+            raise InvalidModelError(
+                f"{name!r}: the prepare graph holds something else under this name than the step graph; "
+                "optimise the exported graph again"
+            )
+
+
+def _definitions(graph: onnx.GraphProto) -> dict[str, tuple[object, ...]]:
+    """Name -> what tells a constant, or a node by its first output, from another."""
+    found: dict[str, tuple[object, ...]] = {}
+    for node in graph.node:
+        attributes = sorted(each.SerializeToString(deterministic=True) for each in node.attribute)
+        found[node.output[0]] = (node.domain, node.op_type, *node.input, None, *node.output, None, *attributes)
+    for item in graph.initializer:
+        found[item.name] = (item.data_type, *item.dims, onnx.numpy_helper.to_array(item).tobytes())
+    return found
 
 
 class GraphRunner:
@@ -128,7 +154,7 @@ class GraphRunner:
 def feeds_of(
     graph: WholeGraph, timestep: int, x: Floats, label: int, state: Mapping[str, Array] | None
 ) -> Iterator[tuple[str, Array]]:
-    """Yield the graph's inputs by name; InvalidModelError for a role that a denoiser hasn't."""
+    """Yield the graph's inputs by name; UnsupportedError for a role that a denoiser hasn't."""
     for name in graph.inputs:
         role = graph.info.inputs.get(name, name)
         if role == "x":

@@ -167,8 +167,10 @@ def test_a_quantiser_that_was_left_out_is_found(exported, broken) -> None:
             if y in node.input:
                 node.input[list(node.input).index(y)] = x
 
-    outcome = check(broken(edit), exported, "weights")
+    outcome = check(broken(edit), exported, "weights", "layer")
     assert "no QuantizeLinear" in outcome.details["first_failure"]["what"]
+    missing = "the graph doesn't have this layer by itself"
+    assert off(outcome)["layer"] == [f"QuantLayer {LAYER}: step 0, image 0: {missing}"]
 
 
 def test_float_weights_are_compared_too(exported, broken) -> None:
@@ -183,6 +185,12 @@ def test_a_checkpoint_of_another_model_is_refused(exported) -> None:
     other = w4a4_checkpoint(edges=(0, 100))
     with pytest.raises(InvalidModelError, match="timestep_bins differ"):
         verify(exported[0], other)
+
+
+@pytest.mark.parametrize("level", ["step", "trajectory"])
+def test_so_few_images_that_no_fault_could_show_are_refused(exported, level: str) -> None:
+    with pytest.raises(UnsupportedError, match="expected at least 10, with which a fault shows, got 9"):
+        verify(*exported, levels=[level], steps=STEPS, images=9)
 
 
 def test_the_levels_of_a_bundle_are_refused(exported) -> None:
@@ -216,8 +224,21 @@ def test_a_table_of_an_optimised_graph_shifted_by_a_row_is_found(exported, optim
     assert all(len(each) == 1 and LAYER in each[0] for each in rows.values())
 
 
+def test_a_constant_that_differs_between_step_and_prepare_graph_is_refused(exported, optimised, tmp_path) -> None:
+    for path in (optimised, optimised.with_suffix(".prepare.onnx")):
+        shutil.copyfile(path, tmp_path / path.name)
+    step, prepare = (onnx.load(tmp_path / name) for name in ("deploy.onnx", "deploy.prepare.onnx"))
+    extra = numpy_helper.from_array(np.zeros(3, np.float32), "shared")
+    prepare.graph.initializer.append(extra)
+    step.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "shared"))
+    onnx.save(step, tmp_path / "deploy.onnx")
+    onnx.save(prepare, tmp_path / "deploy.prepare.onnx")
+    with pytest.raises(InvalidModelError, match="'shared': the prepare graph holds something else"):
+        check(tmp_path / "deploy.onnx", exported, "weights")
+
+
 def test_compiling_a_four_bit_graph_is_refused_by_name(optimised, tmp_path) -> None:
-    with pytest.raises(UnsupportedError, match="kernels for 4-bit weights"):
+    with pytest.raises(UnsupportedError, match="uniform integer weights have no kernels yet"):
         compile_graph(optimised, tmp_path / "model.bundle")
     assert list(tmp_path.iterdir()) == []
 
@@ -229,3 +250,21 @@ def test_graphs_of_binary_models_hold_too(method: str, tmp_path) -> None:
     outcome = verify(tmp_path / "model.onnx", checkpoint, steps=STEPS)
     assert outcome.ok, outcome.details["first_failure"]
     assert outcome.figures["layer.layers"] >= 30 and outcome.figures["layer.layers.fused"] == 0
+
+
+BINARY = "mid_block.resnets.0.conv1"
+
+
+@pytest.mark.parametrize("name", ["scale", "threshold"])
+def test_a_changed_constant_of_a_binary_layer_is_found(name: str, tmp_path) -> None:
+    checkpoint = tiny.checkpoint("bidm")
+    export(checkpoint, tmp_path / "model.onnx")
+    assert not off(verify(tmp_path / "model.onnx", checkpoint, levels=["weights"]))["weights"]
+    proto = onnx.load(tmp_path / "model.onnx")
+    (constant,) = [item for item in proto.graph.initializer if item.name == f"{BINARY}.{name}"]
+    array = numpy_helper.to_array(constant).copy()
+    array.reshape(-1)[2] += np.float32(0.125)
+    constant.CopyFrom(numpy_helper.from_array(array, constant.name))
+    onnx.save(proto, tmp_path / "model.onnx")
+    rows = off(verify(tmp_path / "model.onnx", checkpoint, levels=["weights"]))["weights"]
+    assert len(rows) == 1 and f"BinaryConv2d {BINARY}: {BINARY}.{name} [2]: expected" in rows[0]
