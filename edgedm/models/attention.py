@@ -1,7 +1,7 @@
 """Attention of diffusers' denoisers in plain operations, with optional quantisers on its four operands.
 
 Written out so that the exported graph shows every product: softmax((q d^-1/4)(k d^-1/4)^T) v, the form of LDM's
-`QKVAttentionLegacy`, whose operands BinaryDM quantises (methods.md 1.1).
+`QKVAttentionLegacy`, whose operands BinaryDM quantises.
 """
 
 from typing import Any

@@ -94,7 +94,7 @@ def output_blocks(unet: nn.Module) -> list[str]:
     """Return the paths of the modules that end the UNet's output blocks, first one first.
 
     An output block is that of LDM's UNet: a residual block, its attention if there is one, and the upsampler if
-    it is the last of its level (methods.md 0.2).
+    it is the last of its level.
     """
     ends = []
     for level, block in enumerate(unet.get_submodule("up_blocks").children()):
@@ -109,7 +109,8 @@ def output_blocks(unet: nn.Module) -> list[str]:
 
 
 def block_ends(unet: nn.Module) -> list[str]:
-    """Return the modules that end the input, middle and output blocks, LDM's `TimestepEmbedSequential`s."""
+    """Return the modules that end the input, middle and output blocks: LDM's `TimestepEmbedSequential`s but the first,
+    which is conv_in alone and full precision."""
     ends = []
     for level, block in enumerate(unet.get_submodule("down_blocks").children()):
         part = "resnets" if getattr(block, "attentions", None) is None else "attentions"

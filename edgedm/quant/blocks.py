@@ -1,5 +1,5 @@
 """Where a block lies in a UNet of diffusers: BinaryDM treats the first and last ones differently, and starts in the
-middle. Blocks are those of LDM's UNet (methods.md 0.2), given as prefixes of module paths."""
+middle. Blocks are those of LDM's UNet, given as prefixes of module paths."""
 
 from torch import nn
 
@@ -8,8 +8,8 @@ def head_and_tail(model: nn.Module, count: int | None = None) -> list[str]:
     """Return the modules of the first and last `count` blocks, BinaryDM's head and tail.
 
     By default they are the blocks whose features are at least half as large as the input: levels 0 and 1 without
-    the second level's downsampler, input_blocks 0..5 and output_blocks 6..11 of LDM-4, six at each end (methods.md
-    1.1). conv_in counts as the first input block. Empty for a model that isn't a UNet of diffusers.
+    the second level's downsampler, input_blocks 0..5 and output_blocks 6..11 of LDM-4, six at each end. conv_in counts
+    as the first input block. Empty for a model that isn't a UNet of diffusers.
     """
     if not _is_unet(model):
         return []

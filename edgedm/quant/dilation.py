@@ -1,4 +1,4 @@
-"""Weight dilation (DilateQuant, arXiv 2409.14307, eq. 10-12; methods.md 4.2): small weights grow, activations shrink.
+"""Weight dilation (DilateQuant, arXiv 2409.14307, eq. 10-12): small weights grow, activations shrink.
 
     A    = { i : some weight of input channel i is the extremum W_max[o] or W_min[o] of an output channel o }
     s_i  = 1 for i in A, else min over o of W_max[o] / max(W[i, o], 0) and of W_min[o] / min(W[i, o], 0)

@@ -69,7 +69,7 @@ def _apply(function: Any, *inputs: Any) -> Tensor:
 
 
 def sign_ste(weight: Tensor) -> Tensor:
-    """Return sign(weight) with sign(0) = +1; its gradient passes where |weight| <= 1 (methods.md 1.2)."""
+    """Return sign(weight) with sign(0) = +1; its gradient passes where |weight| <= 1."""
     return _apply(_SignSTE, weight)
 
 

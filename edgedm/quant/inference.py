@@ -1,7 +1,7 @@
 """The low-bit layers as they run: packed bits, scales, no latent weights, no training state.
 
-Their `forward`, operation by operation, is the specification of the exported graph (methods.md's inference
-graphs: BinaryDM with one or two bases, BiDM). Everything a layer needs is a buffer or a parameter, so `state_dict`
+Their `forward`, operation by operation, is the specification of the exported graph (BinaryDM with one or two
+bases, BiDM). Everything a layer needs is a buffer or a parameter, so `state_dict`
 is what a checkpoint stores. O and I are output and input channels, Cb = 8 * ceil(I / 64) packed bytes.
 """
 
@@ -166,7 +166,7 @@ class ActivationQuantizer(nn.Module):
 def quantize_signed(x: Tensor, step: Tensor | None, bits: int) -> Tensor:
     """Return `x` on the signed grid of `bits` bits, or as it is for 32; without a step, with that of `x` itself.
 
-    The dynamic step 2 mean|x| / sqrt(2^(bits - 1) - 1) is what BinaryDM's release computes (methods.md 1.2); its
+    The dynamic step 2 mean|x| / sqrt(2^(bits - 1) - 1) is what BinaryDM's release computes; its
     mean runs over the whole tensor, the batch included.
     """
     if bits == UNQUANTIZED:

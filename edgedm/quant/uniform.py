@@ -1,7 +1,7 @@
 """Uniform quantisers on the unsigned grid 0 .. 2^bits - 1: fake quantisation with its gradients, calibration, and
 the per-timestep activation quantiser that EfficientDM (TALSQ) and DilateQuant (TPQ) train.
 
-    q = clip(round(v / step) + zero, 0, 2^bits - 1);  v^ = (q - zero) step        (methods.md 3.2, 4.2)
+    q = clip(round(v / step) + zero, 0, 2^bits - 1);  v^ = (q - zero) step
 
 Rounding is half to even. A signed symmetric grid is the same with zero = 2^(bits - 1).
 """
@@ -28,7 +28,7 @@ def fake_quantize(v: Tensor, step: Tensor, zero: Tensor, bits: int) -> Tensor:
     """Return `v` on the grid; `step` and `zero` broadcast to `v`, `step` > 0.
 
     Gradients: to v 1 inside the range, 0 outside; to step round(v / step) - v / step inside, bound - zero outside;
-    to zero 0 inside, -step outside (methods.md 3.2). `zero` need not be an integer while training.
+    to zero 0 inside, -step outside. `zero` need not be an integer while training.
     """
     codes = (round_ste(v / step) + zero).clamp(0, 2**bits - 1)
     return (codes - zero) * step

@@ -1,4 +1,4 @@
-"""Block-wise distillation (BKD of DilateQuant, arXiv 2409.14307, methods.md 4.2): one block after the other learns to
+"""Block-wise distillation (BKD of DilateQuant, arXiv 2409.14307): one block after the other learns to
 give the full-precision block's output from what the low-bit blocks before it give.
 
     L_k = MSE( B_k(... B_1(x)), Bhat_k(... Bhat_1(x)) ),    gradients in Bhat_k alone

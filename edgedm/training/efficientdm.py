@@ -1,4 +1,4 @@
-"""EfficientDM's data-free distillation along the full-precision trajectory (arXiv 2310.03270, methods.md 3.2)."""
+"""EfficientDM's data-free distillation along the full-precision trajectory (arXiv 2310.03270)."""
 
 from collections.abc import Callable
 from typing import Any

@@ -11,7 +11,7 @@ SMALLEST_NORM = 1e-12
 
 
 def spd_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """Return BiDM's space-patched distillation loss (arXiv 2412.05926, section 3.3; methods.md 2.2), a scalar.
+    """Return BiDM's space-patched distillation loss (arXiv 2412.05926, section 3.3), a scalar.
 
     Each feature f32[N, C, H, W] is cut into a 4x4 grid of patches P; Q = P P^T over the rows of a patch, for each
     image and channel; both Q are divided by their norm over the whole patch tensor, and the norm of their

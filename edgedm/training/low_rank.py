@@ -1,4 +1,4 @@
-"""Low-rank representation mimicking, BinaryDM's distillation (arXiv 2404.05662, methods.md 1.2)."""
+"""Low-rank representation mimicking, BinaryDM's distillation (arXiv 2404.05662)."""
 
 from typing import Literal
 

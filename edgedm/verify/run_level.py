@@ -37,7 +37,7 @@ Sample = Callable[[int, int, int], NDArray[np.float32]]
 """(count, seed, first image) -> images."""
 
 RATIO = 2.0
-"""Design, section 8: at most twice torch float32's error."""
+"""At most twice torch float32's error."""
 
 CHANCE = 1e-3
 """A sign test below this is no chance; with ten runs that takes all of them."""

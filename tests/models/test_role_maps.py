@@ -27,14 +27,14 @@ def test_ddpm_cifar10_has_35_7_million_weights_in_22_residual_blocks():
     assert found["res_conv"] == 2 * found["res_time"] == 44
     assert (found["attn_qkv"], found["attn_out"], found["shortcut"]) == (18, 6, 13)
     assert (found["down"], found["up"], found["conv_in"], found["conv_out"], found["time_mlp"]) == (3, 3, 1, 1, 2)
-    assert weights(unet) == pytest.approx(35.69, abs=0.01)  # methods.md 0.1
+    assert weights(unet) == pytest.approx(35.69, abs=0.01)
 
 
 def test_ldm4_has_273_9_million_weights():
     unet = on_meta(UNet2DModel, LDM4_BEDROOMS)
     found = Counter(roles(unet).values())
     assert (found["attn_qkv"], found["attn_out"], found["shortcut"]) == (48, 16, 15)
-    assert weights(unet) == pytest.approx(273.87, abs=0.01)  # methods.md 0.2
+    assert weights(unet) == pytest.approx(273.87, abs=0.01)
 
 
 def test_stable_diffusions_unet_has_cross_attention_and_feed_forward_layers():

@@ -1,4 +1,4 @@
-"""Uniform quantisers against numpy, gradients included (methods.md 3.2), and per-timestep tables."""
+"""Uniform quantisers against numpy, gradients included, and per-timestep tables."""
 
 import numpy as np
 import pytest

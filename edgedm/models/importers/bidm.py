@@ -1,4 +1,4 @@
-"""BiDM's checkpoints (arXiv 2412.05926, methods.md 2.6): latent weights, thresholds, filters k, shortcuts, table.
+"""BiDM's checkpoints (arXiv 2412.05926): latent weights, thresholds, filters k, shortcuts, table.
 
 Bits are the weights' signs and alpha[o] their mean absolute value, as the release computes them at every forward.
 Of `fliter_k` the release stores the learned weight but overwrites it by the box 1 / (kh kw) at the first forward
@@ -138,7 +138,7 @@ def _cifar(content: Any, file: str, options: BiDMCifarOptions, report: Report) -
 
 
 def _cifar_mixes(tensors: Tensors, naming: Naming) -> dict[str, str]:
-    """Return {module: tap} of the release for CIFAR-10 (methods.md 2.2), which reads column 1 everywhere.
+    """Return {module: tap} of the release for CIFAR-10, which reads column 1 everywhere.
 
     Its attention blocks of up.1 are mixed with what left up.2.upsample in the previous step, up.1.upsample with its
     own previous output. Raises `UnsupportedError` for a UNet in which these don't have the same shape.

@@ -1,4 +1,4 @@
-"""BinaryDM's checkpoints (arXiv 2404.05662, methods.md 1.6): latent weights, two scales a layer, activation steps.
+"""BinaryDM's checkpoints (arXiv 2404.05662): latent weights, two scales a layer, activation steps.
 
 Nothing binary is stored: bits are the signs of W and of R = W - s1 sign(W). Two things that the released code does
 after loading differ from its file, because its "already set" flags aren't stored or are misnamed:

@@ -1,6 +1,6 @@
 """ermongroup/ddim's UNet as a diffusers `UNet2DModel`, that of google/ddpm-cifar10-32: architecture and names.
 
-What makes both the same function (methods.md 0.1): the sinusoid is [sin, cos] with frequencies
+What makes both the same function: the sinusoid is [sin, cos] with frequencies
 10000^(-i / (half - 1)) (freq_shift 1); GroupNorm of 32 groups with eps 1e-6; downsampling pads right and below only
 (downsample_padding 0); attention has one head, its 1x1 convolutions are linear layers. up.i is processed last to
 first.

@@ -1,4 +1,4 @@
-"""DilateQuant's files (arXiv 2409.14307, methods.md 4.6), in the layout of EDA-DM, which its code builds on.
+"""DilateQuant's files (arXiv 2409.14307), in the layout of EDA-DM, which its code builds on.
 
     model.<path>.weight            the dilation s is in it
     model.<path>.weight_quantizer.{delta,zero_point}     and `.alpha` where rounding was learned (AdaRound)
@@ -8,7 +8,7 @@
 Activation zero points are plain attributes there, so they are in no state dict: `zero_points` names a file with
 `<path>.act_quantizer.zero_point` (and the weights', where they aren't stored either), to be dumped beside it. It may
 also hold `<path>.dilation` [I]: s where 1 / s was left to the input and not folded into the layer before. The
-layout of the authors' own code could not be read ([U] in methods.md); what is not certain is an option.
+layout of the authors' own code could not be read; what is not certain is an option.
 """
 
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""EfficientDM's files (arXiv 2310.03270, methods.md 3.6): three stages, told apart by their tensors.
+"""EfficientDM's files (arXiv 2310.03270): three stages, told apart by their tensors.
 
 naive   `model.<path>.weight` float, `.weight_quantizer`, `.act_quantizer`: one activation row
 packed  the same with integer weights, packed along the output channels, lowest channel in the low bits

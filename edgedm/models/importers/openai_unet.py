@@ -1,6 +1,6 @@
 """CompVis' `openaimodel.UNetModel` (latent-diffusion) as a diffusers `UNet2DModel`: architecture and names.
 
-What makes both the same function (methods.md 0.2): the sinusoid is [cos, sin] with frequencies 10000^(-i / half)
+What makes both the same function: the sinusoid is [cos, sin] with frequencies 10000^(-i / half)
 (flip_sin_to_cos, freq_shift 0); GroupNorm of 32 groups with eps 1e-5; downsampling pads 1 on every side; attention
 scales q and k by d^-1/4 each. Blocks are counted differently: input_blocks and output_blocks run through all levels,
 a level's last one downsamples or upsamples.

@@ -1,4 +1,4 @@
-"""What EfficientDM's and DilateQuant's files share: uniform quantisers and integer weights (methods.md 3.2, 4.2)."""
+"""What EfficientDM's and DilateQuant's files share: uniform quantisers and integer weights."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""BiDM (arXiv 2412.05926, methods.md 2): W1A1. XNOR-Net (arXiv 1603.05279) is the same with a fixed filter k.
+"""BiDM (arXiv 2412.05926): W1A1. XNOR-Net (arXiv 1603.05279) is the same with a fixed filter k.
 
 Not built: in the release for CIFAR-10 the connection mixes into the outputs of attention the previous step's output
 of another module, the upsampler before them. The paper's connection, and this one, mixes a block's own output.

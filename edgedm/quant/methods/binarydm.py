@@ -1,4 +1,4 @@
-"""BinaryDM (arXiv 2404.05662, methods.md 1): 1-bit weights with learned scales, activations on a signed LSQ grid.
+"""BinaryDM (arXiv 2404.05662): 1-bit weights with learned scales, activations on a signed LSQ grid.
 
 Two published variants. EBB (v5, the default) trains two bases on the first and last blocks, is regularised and
 drops to one basis on the way, and ships one; LMB (v1 to v3, the release) ships both. `bases="none"` is the vanilla
@@ -109,7 +109,7 @@ class BinaryWeightLayer(nn.Module):
     The weight is s1 sign(W), or with a second basis s1 sign(W) + s2 sign(R), R = W - s1 sign(W), one scale an
     output channel, which start at mean|W| and mean|R|. `order` says how many bases take part: 2, 1, or 0 for the
     float layer, which the warm-up begins with; the scales start anew when it ends. `ships` is how many bases the
-    layer has at inference. R is a function of W and s1, so both get gradients through it (methods.md 1.2).
+    layer has at inference. R is a function of W and s1, so both get gradients through it.
     """
 
     def __init__(

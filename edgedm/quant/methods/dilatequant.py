@@ -1,4 +1,4 @@
-"""DilateQuant's training layers (arXiv 2409.14307, methods.md 4): W4A4 and W6A6, every product quantised.
+"""DilateQuant's training layers (arXiv 2409.14307): W4A4 and W6A6, every product quantised.
 
 Weights are asymmetric, one step an output channel, dilated in closed form (WD, `edgedm.quant.dilation`) before they
 are trained. Activations have one (step, zero) a timestep bin (TPQ), the operands of attention one a bin and head;

@@ -1,4 +1,4 @@
-"""EfficientDM's training layers (arXiv 2310.03270, methods.md 3): integer weights corrected by a low-rank update
+"""EfficientDM's training layers (arXiv 2310.03270): integer weights corrected by a low-rank update
 (QALoRA), activation quantisers with a row a timestep (TALSQ).
 
     W^ = Q(W0 + B A; step, zero)        y = conv(Q(x; step_x[t], zero_x[t]), W^) + bias

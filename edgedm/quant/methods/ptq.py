@@ -1,7 +1,7 @@
 """Plain post-training quantisation: rounding to the nearest code on calibrated grids, nothing learned.
 
 The floor of every comparison at 2 to 8 bits. Weights are asymmetric, one step and zero point an output channel;
-activations have one row a tensor, calibrated by the least mean |v^ - v|^2.4 (methods.md 3.2).
+activations have one row a tensor, calibrated by the least mean |v^ - v|^2.4.
 """
 
 from collections.abc import Mapping

@@ -41,7 +41,7 @@ def bidm_state(arch, seed=0):
 
 
 def bidm_layer(state, k="stored"):
-    """methods.md 2.2, as the release computes it."""
+    """As the release computes it."""
     plain = float_layer(state)
 
     def sign(x):

@@ -46,7 +46,7 @@ def grid(x, alpha, bits, dynamic):
 
 
 def binarydm_layer(state, scales="stored", bits=4, dynamic=False, bases="lmb"):
-    """methods.md 1.2, as the release computes it."""
+    """As the release computes it."""
     plain = float_layer(state)
 
     def sign(x):

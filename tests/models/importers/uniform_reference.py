@@ -1,4 +1,4 @@
-"""Uniform quantisers in numpy's terms (methods.md 3.2, 4.2) and seeded parameters for them."""
+"""Uniform quantisers in numpy's terms and seeded parameters for them."""
 
 import torch
 
