@@ -1,4 +1,4 @@
-"""The published networks at their real size, by shapes alone: nothing is allocated."""
+"""The published networks at their real size, by shapes alone: all tensors are views of one that is never written."""
 
 import math
 
@@ -16,10 +16,11 @@ from edgedm.models.roles import FLOAT
 
 
 def shapes_of(modules):
-    values = {}
+    shapes = {}
     for path, (kind, out, inside, kernel) in modules.items():
-        values[f"{path}.weight"] = torch.empty(weight_shape(kind, out, inside, kernel), device="meta")
-        values[f"{path}.bias"] = torch.empty(out, device="meta")
+        shapes[f"{path}.weight"], shapes[f"{path}.bias"] = weight_shape(kind, out, inside, kernel), (out,)
+    memory = torch.empty(max(math.prod(shape) for shape in shapes.values()))
+    values = {name: memory[: math.prod(shape)].view(shape) for name, shape in shapes.items()}
     return Tensors("file", values)
 
 
