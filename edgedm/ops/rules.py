@@ -70,6 +70,23 @@ def _quantize_codes(shapes: Sequence[Shape], attributes: Attributes) -> list[Ten
     return [(_I8, x)]
 
 
+def _quantize_uniform(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
+    x, divisor, step, zero = shapes
+    if divisor != (1,):
+        _equal("divisor", divisor, x[-1:])
+    _equal("step", step, ())
+    _equal("zero", zero, ())
+    _check_bits(attributes, "bits")
+    return [(_U8, x)]
+
+
+def _quantize_heads(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
+    x, step, zero = shapes
+    _one_a_head(x, step=step, zero=zero)
+    _check_bits(attributes, "bits")
+    return [(_U8, x)]
+
+
 def _binary_conv(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
     bits, weight, multiplier, pixel_scale, addend, residual, residual_scale = shapes
     _equal("bytes in a row of bits", bits[-1], packed_bytes(attributes["channels"]))
@@ -104,6 +121,58 @@ def _binary_weight_gemm(shapes: Sequence[Shape], _: Attributes) -> list[TensorTy
     return [(_F32, (*codes[:-1], weight[0]))]
 
 
+def _quant_conv(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
+    codes, zero, weight, weight_zero, multiplier, step, *epilogue = shapes
+    _equal("input channels of the weight", weight[3:], codes[-1:])
+    out = _convolved(codes, weight[0], weight[1:3], attributes)
+    _quant_operands(out, zero, weight_zero, step, attributes)
+    _epilogue(out, multiplier, *epilogue)
+    return [(_F32, out)]
+
+
+def _quant_gemm(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
+    codes, zero, weight, weight_zero, multiplier, step, *epilogue = shapes
+    _equal("weight", weight, (weight[0], codes[-1]))
+    out = (*codes[:-1], weight[0])
+    _quant_operands(out, zero, weight_zero, step, attributes)
+    _epilogue(out, multiplier, *epilogue)
+    return [(_F32, out)]
+
+
+def _quant_operands(out: Shape, zero: Shape, weight_zero: Shape, step: Shape, attributes: Attributes) -> None:
+    _equal("zero", zero, ())
+    _equal("weight_zero", weight_zero, out[-1:])
+    _equal("step", step, ())
+    _check_bits(attributes, "bits", "weight_bits")
+
+
+def _quant_matmul(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
+    a, a_zero, a_step, b, b_zero, b_step = shapes
+    _one_a_head(a, a_zero=a_zero, a_step=a_step)
+    _one_a_head(b, b_zero=b_zero, b_step=b_step)
+    _equal("heads of b", b[1], a[1])
+    transposed = attributes.get("transposed", 1)
+    if transposed not in (0, 1):
+        raise ValueError(f"transposed: expected 0 or 1, got {transposed}")
+    columns, depth = b[2:] if transposed else b[:1:-1]
+    _equal("depth of b", depth, a[3])
+    _check_bits(attributes, "bits", "other_bits")
+    return [(_F32, (*a[:3], columns))]
+
+
+def _one_a_head(x: Shape, **operands: Shape) -> None:
+    if len(x) != 4 or x[0] != 1:
+        raise ValueError(f"expected one image in heads, [1, H, T, D], got {x}")
+    for what, shape in operands.items():
+        _equal(what, shape, x[1:2])
+
+
+def _check_bits(attributes: Attributes, *names: str) -> None:
+    for name in names:
+        if not 2 <= attributes.get(name, 4) <= 8:
+            raise ValueError(f"{name}: expected 2..8, got {attributes[name]}")
+
+
 def _group_norm(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
     x, gamma, beta = shapes
     groups = attributes["groups"]
@@ -123,6 +192,12 @@ def _group_norm_silu_quantize(shapes: Sequence[Shape], attributes: Attributes) -
     x, *affine, step = shapes
     _group_norm([x, *affine], attributes)
     return _quantize_codes([x, step], attributes)
+
+
+def _group_norm_silu_quantize_uniform(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
+    x, gamma, beta, *grid = shapes
+    _group_norm([x, gamma, beta], attributes)
+    return _quantize_uniform([x, *grid], attributes)
 
 
 def _float_conv(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
@@ -192,14 +267,20 @@ _RULES: dict[str, Callable[[Sequence[Shape], Attributes], list[TensorType]]] = {
     "PackBits": _pack_bits,
     "PackBitsMeanAbs": _pack_bits_mean_abs,
     "QuantizeCodes": _quantize_codes,
+    "QuantizeUniform": _quantize_uniform,
+    "QuantizeHeads": _quantize_heads,
     "BinaryConv": _binary_conv,
     "BinaryGemm": _binary_gemm,
     "BinaryWeightConv": _binary_weight_conv,
     "BinaryWeightGemm": _binary_weight_gemm,
+    "QuantConv": _quant_conv,
+    "QuantGemm": _quant_gemm,
+    "QuantMatMul": _quant_matmul,
     "GroupNorm": _group_norm,
     "GroupNormSilu": _group_norm,
     "GroupNormSiluPack": _group_norm_silu_pack,
     "GroupNormSiluQuantize": _group_norm_silu_quantize,
+    "GroupNormSiluQuantizeUniform": _group_norm_silu_quantize_uniform,
     "FloatConv": _float_conv,
     "UpsampleNearest": _upsample_nearest,
     "AveragePool2d": _average_pool,

@@ -50,9 +50,7 @@ def test_every_function_stands_alone_on_standard_ops(name: str) -> None:
     function = FUNCTIONS[name]
     assert {node.domain for node in function} == {""}
     assert dict(function.opset_imports) == {"": ONNX_OPSET}
-    onnx.checker.check_function(
-        ir.serde.serialize_function(function), _context()
-    )
+    onnx.checker.check_function(ir.serde.serialize_function(function), _context())
 
 
 def test_shapes_flow_through_our_ops_and_standard_ones() -> None:

@@ -2,23 +2,12 @@
 
 import numpy as np
 import pytest
+from op_formulas import CHANNELS, EPILOGUE, GEOMETRIES, INF, NAN, close, convolve, normal, rng_of
 
 from edgedm.ops import packing
 
-CHANNELS = [1, 3, 65, 130]
-NAN, INF = float("nan"), float("inf")
-# float32 epilogues of at most four operations on exact integers
-EPILOGUE = 4 * 2.0**-24
 # float32 group norm: mean, variance and affine of up to 130 * 35 values, relative to the largest output
 NORM = 1e-5
-
-
-def _rng(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def _normal(seed: int, *shape: int) -> np.ndarray:
-    return _rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def _signs(x: np.ndarray, threshold: np.ndarray) -> np.ndarray:
@@ -27,29 +16,12 @@ def _signs(x: np.ndarray, threshold: np.ndarray) -> np.ndarray:
 
 def _with_hard_cases(seed: int, channels: int, *leading: int) -> tuple[np.ndarray, np.ndarray]:
     """Activations and thresholds with exact ties, both zeros and NaN among ordinary numbers."""
-    x, threshold = _normal(seed, *leading, channels), _normal(seed + 1, channels)
+    x, threshold = normal(seed, *leading, channels), normal(seed + 1, channels)
     threshold[0] = 0.0
     flat = x.reshape(-1, channels)
     flat[0] = -threshold
     flat[1, 0], flat[2, 0], flat[3, 0] = 0.0, -0.0, NAN
     return x, threshold
-
-
-def _convolve(x: np.ndarray, weight: np.ndarray, strides: list[int], pads: list[int]) -> np.ndarray:
-    """Exact int64 convolution of [1, H, W, C] by [O, kh, kw, C]; zeros outside."""
-    x = np.pad(x.astype(np.int64), [(0, 0), (pads[0], pads[2]), (pads[1], pads[3]), (0, 0)])
-    kh, kw = weight.shape[1:3]
-    rows, columns = (x.shape[1] - kh) // strides[0] + 1, (x.shape[2] - kw) // strides[1] + 1
-    y = np.zeros((1, rows, columns, weight.shape[0]), np.int64)
-    for i in range(kh):
-        for j in range(kw):
-            window = x[:, i : i + rows * strides[0] : strides[0], j : j + columns * strides[1] : strides[1]]
-            y += np.einsum("nhwc,oc->nhwo", window, weight[:, i, j].astype(np.int64))
-    return y
-
-
-def _close(got: np.ndarray, expected: np.ndarray, relative: float) -> bool:
-    return bool(np.abs(got - expected).max() <= relative * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
@@ -62,13 +34,13 @@ def test_binarize_decides_ties_zeros_and_nan(run_op, channels: int) -> None:
 
 
 def test_binarize_broadcasts_its_threshold_as_given(run_op) -> None:
-    x, threshold = _normal(0, 1, 5, 3, 3), _normal(1, 1, 5, 1, 1)
+    x, threshold = normal(0, 1, 5, 3, 3), normal(1, 1, 5, 1, 1)
     assert np.array_equal(run_op("Binarize", x, threshold)[0], _signs(x, threshold))
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_unpack_bits_gives_the_signs_that_were_packed(run_op, channels: int) -> None:
-    weight = _normal(channels, 4, channels, 3, 2)
+    weight = normal(channels, 4, channels, 3, 2)
     (unpacked,) = run_op("UnpackBits", packing.pack_signs(weight), channels=channels)
     assert np.array_equal(unpacked, np.where(weight >= 0, 1, -1))
     rows = weight[:, :, 0, 0]
@@ -80,7 +52,7 @@ def test_unpack_bits_gives_the_signs_that_were_packed(run_op, channels: int) -> 
     ("timestep", "row"), [(0, 0), (9, 0), (10, 1), (11, 1), (499, 1), (500, 2), (999, 2), (5000, 2), (-3, 0)]
 )
 def test_timestep_lookup_takes_the_last_bin_that_has_begun(run_op, timestep: int, row: int) -> None:
-    table, edges = _normal(0, 3, 7), np.array([0, 10, 500])
+    table, edges = normal(0, 3, 7), np.array([0, 10, 500])
     (found,) = run_op("TimestepLookup", table, edges, np.array([timestep]))
     assert np.array_equal(found, table[row])
 
@@ -94,7 +66,7 @@ def test_pack_bits_packs_the_signs_and_zero_padding(run_op, channels: int, leadi
     x = np.nan_to_num(x)
     bits, mean_abs = run_op("PackBitsMeanAbs", x, threshold, outputs=2)
     assert np.array_equal(bits, packing.pack_rows(x + threshold >= 0))
-    assert _close(mean_abs, np.abs(x.astype(np.float64)).mean(-1, keepdims=True), channels * 2.0**-24)
+    assert close(mean_abs, np.abs(x.astype(np.float64)).mean(-1, keepdims=True), channels * 2.0**-24)
 
 
 def test_quantize_codes_rounds_half_to_even_and_clips(run_op) -> None:
@@ -108,29 +80,20 @@ def test_quantize_codes_rounds_half_to_even_and_clips(run_op) -> None:
 
 def test_quantize_codes_divides(run_op) -> None:
     step = np.array(0.3, np.float32)
-    x = ((_rng(0).integers(-9, 9, 4096) + 0.5) * 0.3).astype(np.float32)
+    x = ((rng_of(0).integers(-9, 9, 4096) + 0.5) * 0.3).astype(np.float32)
     (codes,) = run_op("QuantizeCodes", x, step)
     assert np.array_equal(codes, np.clip(np.rint(x / step), -8, 7))
     assert not np.array_equal(codes, np.clip(np.rint(x * (np.float32(1) / step)), -8, 7))
 
 
-GEOMETRIES = [
-    (3, [1, 1], [1, 1, 1, 1]),
-    (3, [2, 2], [1, 1, 1, 1]),
-    (3, [2, 2], [0, 0, 1, 1]),
-    (2, [1, 2], [1, 0, 0, 2]),
-    (1, [1, 1], [0, 0, 0, 0]),
-]
-
-
 def _epilogue(seed: int, y: np.ndarray, *, pixel: bool, residual: bool) -> tuple[list[np.ndarray], np.ndarray]:
     """Operands (multiplier, [pixel_scale,] addend, residual, residual_scale) and the float64 result."""
     out = y.shape[-1]
-    multiplier = -np.abs(_normal(seed, out))
-    addend = _normal(seed + 1, out)
-    other = _normal(seed + 2, *y.shape) if residual else np.zeros((1,) * y.ndim, np.float32)
-    gain = _normal(seed + 3, 1)
-    scale = _normal(seed + 4, *y.shape[:-1], 1) if pixel else np.ones((1,) * y.ndim, np.float32)
+    multiplier = -np.abs(normal(seed, out))
+    addend = normal(seed + 1, out)
+    other = normal(seed + 2, *y.shape) if residual else np.zeros((1,) * y.ndim, np.float32)
+    gain = normal(seed + 3, 1)
+    scale = normal(seed + 4, *y.shape[:-1], 1) if pixel else np.ones((1,) * y.ndim, np.float32)
     operands = [multiplier, addend, other, gain]
     if y.ndim == 4:
         operands.insert(1, scale)
@@ -141,10 +104,10 @@ def _epilogue(seed: int, y: np.ndarray, *, pixel: bool, residual: bool) -> tuple
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize(("kernel", "strides", "pads"), GEOMETRIES)
 def test_binary_conv_is_exact_with_zero_padding_after_the_sign(run_op, channels, kernel, strides, pads) -> None:
-    x, weight = _normal(channels, 1, 6, 7, channels), _normal(1, 5, channels, kernel, kernel)
+    x, weight = normal(channels, 1, 6, 7, channels), normal(1, 5, channels, kernel, kernel)
     bits, filters = packing.pack_rows(x >= 0), packing.pack_signs(weight)
     signs = np.moveaxis(np.where(weight >= 0, 1, -1), 1, -1)
-    accumulator = _convolve(np.where(x >= 0, 1, -1), signs, strides, pads)
+    accumulator = convolve(np.where(x >= 0, 1, -1), signs, strides, pads)
     neutral = [np.ones(5), np.ones((1, 1, 1, 1)), np.zeros(5), np.zeros((1, 1, 1, 1)), np.ones(1)]
     attributes = {"channels": channels, "strides": strides, "pads": pads}
     (y,) = run_op("BinaryConv", bits, filters, *[each.astype(np.float32) for each in neutral], **attributes)
@@ -152,20 +115,20 @@ def test_binary_conv_is_exact_with_zero_padding_after_the_sign(run_op, channels,
     for pixel, residual in [(True, True), (False, True), (True, False)]:
         operands, expected = _epilogue(channels, accumulator, pixel=pixel, residual=residual)
         (y,) = run_op("BinaryConv", bits, filters, *operands, **attributes)
-        assert _close(y, expected, EPILOGUE)
+        assert close(y, expected, EPILOGUE)
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("leading", [(1,), (1, 9), (1, 3, 4)])
 def test_binary_gemm_is_exact(run_op, channels: int, leading: tuple[int, ...]) -> None:
-    x, weight = _normal(channels, *leading, channels), _normal(1, 6, channels)
+    x, weight = normal(channels, *leading, channels), normal(1, 6, channels)
     accumulator = np.where(x >= 0, 1, -1) @ np.where(weight >= 0, 1, -1).T
     operands, expected = _epilogue(channels, accumulator, pixel=False, residual=True)
     if accumulator.ndim == 4:
         del operands[1]
     inputs = [packing.pack_rows(x >= 0), packing.pack_signs(weight)]
     (y,) = run_op("BinaryGemm", *inputs, *operands, channels=channels)
-    assert _close(y, expected, EPILOGUE)
+    assert close(y, expected, EPILOGUE)
     neutral = [np.ones(6, np.float32), np.zeros(6, np.float32), np.zeros(1, np.float32), np.ones(1, np.float32)]
     assert np.array_equal(run_op("BinaryGemm", *inputs, *neutral, channels=channels)[0], accumulator)
 
@@ -173,14 +136,14 @@ def test_binary_gemm_is_exact(run_op, channels: int, leading: tuple[int, ...]) -
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize(("kernel", "strides", "pads"), GEOMETRIES)
 def test_binary_weight_conv_is_exact_with_code_zero_padding(run_op, channels, kernel, strides, pads) -> None:
-    codes = _rng(channels).integers(-8, 8, (1, 6, 7, channels)).astype(np.int8)
-    weight = _normal(1, 5, channels, kernel, kernel)
+    codes = rng_of(channels).integers(-8, 8, (1, 6, 7, channels)).astype(np.int8)
+    weight = normal(1, 5, channels, kernel, kernel)
     signs = np.moveaxis(np.where(weight >= 0, 1, -1), 1, -1)
-    accumulator = _convolve(codes, signs, strides, pads)
+    accumulator = convolve(codes, signs, strides, pads)
     operands, expected = _epilogue(channels, accumulator, pixel=False, residual=True)
     del operands[1]
     (y,) = run_op("BinaryWeightConv", codes, packing.pack_signs(weight), *operands, strides=strides, pads=pads)
-    assert _close(y, expected, EPILOGUE)
+    assert close(y, expected, EPILOGUE)
 
 
 def test_binary_weight_ops_are_exact_at_the_limit_of_int8_codes(run_op) -> None:
@@ -198,12 +161,12 @@ def test_binary_weight_ops_are_exact_at_the_limit_of_int8_codes(run_op) -> None:
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_binary_weight_gemm_is_exact(run_op, channels: int) -> None:
-    codes = _rng(channels).integers(-8, 8, (1, 9, channels)).astype(np.int8)
-    weight = _normal(1, 6, channels)
+    codes = rng_of(channels).integers(-8, 8, (1, 9, channels)).astype(np.int8)
+    weight = normal(1, 6, channels)
     accumulator = codes.astype(np.int64) @ np.where(weight >= 0, 1, -1).T
     operands, expected = _epilogue(channels, accumulator, pixel=False, residual=True)
     (y,) = run_op("BinaryWeightGemm", codes, packing.pack_signs(weight), *operands)
-    assert _close(y, expected, EPILOGUE)
+    assert close(y, expected, EPILOGUE)
 
 
 def _group_norm(x, gamma, beta, groups: int, epsilon: float) -> np.ndarray:
@@ -216,19 +179,19 @@ def _group_norm(x, gamma, beta, groups: int, epsilon: float) -> np.ndarray:
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (3, 3), (65, 5), (130, 13), (64, 8)])
 @pytest.mark.parametrize("leading", [(1, 5, 7), (1, 35)])
 def test_group_norms_normalise_over_all_axes_but_channels(run_op, channels, groups, leading) -> None:
-    x = _normal(channels, *leading, channels) * 3 + 1
-    gamma, beta, threshold = _normal(1, channels), _normal(2, channels), _normal(3, channels)
+    x = normal(channels, *leading, channels) * 3 + 1
+    gamma, beta, threshold = normal(1, channels), normal(2, channels), normal(3, channels)
     attributes = {"groups": groups, "epsilon": 1e-5}
-    normal = _group_norm(x, gamma, beta, groups, 1e-5)
-    silu = normal / (1 + np.exp(-normal))
-    assert _close(run_op("GroupNorm", x, gamma, beta, **attributes)[0], normal, NORM)
+    normed = _group_norm(x, gamma, beta, groups, 1e-5)
+    silu = normed / (1 + np.exp(-normed))
+    assert close(run_op("GroupNorm", x, gamma, beta, **attributes)[0], normed, NORM)
     (activated,) = run_op("GroupNormSilu", x, gamma, beta, **attributes)
-    assert _close(activated, silu, NORM)
+    assert close(activated, silu, NORM)
 
     y, bits, mean_abs = run_op("GroupNormSiluPack", x, gamma, beta, threshold, outputs=3, **attributes)
     assert np.array_equal(y, activated)
     assert np.array_equal(bits, packing.pack_rows(y + threshold >= 0))
-    assert _close(mean_abs, np.abs(y.astype(np.float64)).mean(-1, keepdims=True), channels * 2.0**-24)
+    assert close(mean_abs, np.abs(y.astype(np.float64)).mean(-1, keepdims=True), channels * 2.0**-24)
 
     step = np.array(0.07, np.float32)
     (codes,) = run_op("GroupNormSiluQuantize", x, gamma, beta, step, **attributes)
@@ -239,19 +202,19 @@ def test_group_norms_normalise_over_all_axes_but_channels(run_op, channels, grou
 @pytest.mark.parametrize(("kernel", "strides", "pads"), GEOMETRIES)
 def test_float_conv_is_a_channels_last_convolution(run_op, channels, kernel, strides, pads) -> None:
     """On small integers, which float32 adds exactly, so the result must be equal."""
-    x = _rng(channels).integers(-9, 10, (1, 6, 7, channels))
-    weight, bias = _rng(1).integers(-9, 10, (5, channels, kernel, kernel)), _rng(2).integers(-9, 10, 5)
+    x = rng_of(channels).integers(-9, 10, (1, 6, 7, channels))
+    weight, bias = rng_of(1).integers(-9, 10, (5, channels, kernel, kernel)), rng_of(2).integers(-9, 10, 5)
     inputs = [each.astype(np.float32) for each in (x, weight, bias)]
     (y,) = run_op("FloatConv", *inputs, strides=strides, pads=pads)
-    assert np.array_equal(y, _convolve(x, np.moveaxis(weight, 1, -1), strides, pads) + bias)
+    assert np.array_equal(y, convolve(x, np.moveaxis(weight, 1, -1), strides, pads) + bias)
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_resampling_repeats_and_averages_pixels(run_op, channels: int) -> None:
-    x = _normal(channels, 1, 4, 6, channels)
+    x = normal(channels, 1, 4, 6, channels)
     for factor in (2, 3):
         (y,) = run_op("UpsampleNearest", x, factor=factor)
         assert np.array_equal(y, x.repeat(factor, 1).repeat(factor, 2))
     (y,) = run_op("AveragePool2d", x, kernel=[2, 3])
     expected = x.astype(np.float64).reshape(1, 2, 2, 2, 3, channels).mean((2, 4))
-    assert _close(y, expected, 6 * 2.0**-24)
+    assert close(y, expected, 6 * 2.0**-24)

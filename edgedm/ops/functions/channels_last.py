@@ -1,9 +1,9 @@
 """FloatConv, UpsampleNearest, AveragePool2d: standard image ops on channels-last tensors.
 
-    FloatConv(x f32[1, H, W, C], weight f32[O, C, kh, kw], bias f32[O]; strides [2], pads [top, left, bottom, right])
-        -> f32[1, OH, OW, O]
-    UpsampleNearest(x f32[1, H, W, C]; factor) -> f32[1, factor H, factor W, C], every pixel repeated
-    AveragePool2d(x f32[1, H, W, C]; kernel [2]) -> f32[1, H / kernel[0], W / kernel[1], C], stride = kernel
+FloatConv(x f32[1, H, W, C], weight f32[O, C, kh, kw], bias f32[O]; strides [2], pads [top, left, bottom, right])
+    -> f32[1, OH, OW, O]
+UpsampleNearest(x f32[1, H, W, C]; factor) -> f32[1, factor H, factor W, C], every pixel repeated
+AveragePool2d(x f32[1, H, W, C]; kernel [2]) -> f32[1, H / kernel[0], W / kernel[1], C], stride = kernel
 """
 # ruff: noqa: N802, D103 - a script function's name is the name of its ONNX op; the module describes it
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"

@@ -59,6 +59,16 @@ def Codes(x, step, low, high):
 
 
 @script(PARTS, default_opset=op)
+def UniformCodes(x, step, zero, bits):
+    """uint8 codes clamp(round_half_even(x / step) + zero, 0, 2^bits - 1); NaN becomes 0; bits an int64 scalar."""
+    nought = op.Constant(value_float=0.0)
+    top = op.Sub(op.Pow(op.Constant(value_float=2.0), bits), op.Constant(value_float=1.0))
+    rounded = op.Round(op.Div(x, step))
+    clipped = op.Clip(op.Add(rounded, op.Cast(zero, to=1)), nought, top)
+    return op.Cast(op.Where(op.IsNaN(rounded), nought, clipped), to=2)
+
+
+@script(PARTS, default_opset=op)
 def Normalize(x, gamma, beta, groups, epsilon):
     """Group norm of f32[1, ..., C] over all axes but the last, C in `groups` int64[1] groups, biased variance."""
     grouped = op.Concat(op.Constant(value_ints=[1, -1]), groups, op.Div(op.Shape(gamma), groups), axis=0)
