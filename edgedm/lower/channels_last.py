@@ -20,7 +20,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from edgedm.export.graph_io import graph_info
 from edgedm.ops import DOMAIN
 from edgedm.passes.base import GraphPass
-from edgedm.passes.editing import Editor, constant, dims, integer, ints, operand
+from edgedm.passes.editing import Editor, constant, dims, integer, ints, is_op, operand
 
 _F32 = ir.DataType.FLOAT
 _ELEMENTWISE = {"Abs", "Add", "Cast", "Clip", "Div", "Erf", "Exp", "Identity", "Max", "Min", "Mul", "Neg", "Pow"}
@@ -222,7 +222,10 @@ class _Walk:
         return self.add(node, "UpsampleNearest", [self.twin(x, node)], {"factor": factor}, DOMAIN)
 
     def average_pool(self, node: ir.Node) -> ir.Value | None:
-        x, kernel = operand(node, 0), ints(node, "kernel_shape", ())
+        kernel = ints(node, "kernel_shape", ())
+        x = _without_unread_border(
+            operand(node, 0), [n * k for n, k in zip(dims(node.outputs[0])[2:], kernel, strict=False)]
+        )
         shape = dims(x)
         plain = not _pads_itself(node) and set(ints(node, "pads", (0,))) == {0}
         plain = plain and set(ints(node, "dilations", (1,))) == {1}
@@ -259,6 +262,20 @@ class _Walk:
         inputs += [value for value in node.inputs[2:3] if value is not None]
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         return self.add(node, "Pad", inputs, attributes)
+
+
+def _without_unread_border(x: ir.Value, read: list[int]) -> ir.Value:
+    """What was padded behind its end, where the first `read` rows and columns are exactly what was padded.
+
+    diffusers pads a downsampler's input by one row and column, which the pool beside the convolution never reads.
+    """
+    pad = x.producer()
+    if pad is None or not is_op(pad, "Pad") or len(pad.inputs) > 3:
+        return x
+    amounts, whole = constant(operand(pad, 1)), operand(pad, 0)
+    if amounts is None or np.any(amounts[:4]) or np.any(amounts[4:6]) or list(dims(whole)[2:]) != read:
+        return x
+    return whole
 
 
 def _pads_itself(node: ir.Node) -> bool:

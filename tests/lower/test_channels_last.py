@@ -90,6 +90,19 @@ def test_pooling_resizing_padding_and_concatenation_move_along():
     _check(model, expected, (1, 3, 4, 4))
 
 
+def test_a_pool_does_not_see_the_border_that_it_never_reads():
+    model = _model(
+        """g (float[1,3,4,4] x) => (float[1,3,2,2] y, float[1,3,5,5] z) {
+          a = Conv (x, w)
+          z = Pad (a, amounts)
+          y = AveragePool <kernel_shape = [2,2], strides = [2,2]> (z)
+        }""",
+        w=_normal(3, 3, 1, 1),
+        amounts=np.array([0, 0, 0, 0, 0, 0, 1, 1], np.int64),
+    )
+    _check(model, {"Transpose": 3, "FloatConv": 1, "AveragePool2d": 1, "Pad": 1}, (1, 3, 4, 4))
+
+
 def test_flattening_pixels_for_attention_costs_nothing():
     model = _model(
         """g (float[1,3,2,2] x) => (float[1,4,3] y) {
