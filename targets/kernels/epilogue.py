@@ -1,7 +1,7 @@
-"""The float end of the binary products: ((acc * multiplier) * pixel_scale + addend) + residual_scale * residual.
+"""The float end of the products: ((acc * multiplier) * pixel_scale + addend) + residual_scale * residual.
 
-Neutral constants are dropped, so a kernel does only what its node asks for. LLVM may contract a product and a sum
-into one rounding.
+The products of uniform codes have a scalar `step` in place of `pixel_scale`. Neutral constants are dropped, so a kernel
+does only what its node asks for. LLVM may contract a product and a sum into one rounding.
 """
 
 import math
@@ -12,7 +12,8 @@ from edgedm.errors import InvalidModelError
 from edgedm.targets.kernels.builder import Buffer, Expr, block, load, local, loop, splat, store
 from edgedm.targets.kernels.spec import Operand
 
-_NEUTRAL = {"multiplier": 1.0, "pixel_scale": 1.0, "addend": 0.0, "residual": 0.0, "residual_scale": 1.0}
+_FACTORS = ("multiplier", "pixel_scale", "step")
+_NEUTRAL = {**dict.fromkeys(_FACTORS, 1.0), "addend": 0.0, "residual": 0.0, "residual_scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Epilogue:
         def term(name: str) -> Expr:
             return self._load(name, buffers[name], row, channel, lanes)
 
-        for name in ("multiplier", "pixel_scale"):
+        for name in _FACTORS:
             if name in self.terms:
                 acc = acc * term(name)
         if "addend" in self.terms:

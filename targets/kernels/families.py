@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets.kernels import bitserial, dense, float_conv, generic, lookup, norm, pack
+from edgedm.targets.kernels import bitserial, dense, float_conv, generic, lookup, norm, pack, quant_families, quantize
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
 from edgedm.targets.kernels.shapes import Convolution
@@ -67,6 +67,11 @@ def _norm(request: Request) -> Draft:
         _require_finite(request.op, request.operands["threshold"])
     elif request.op == "GroupNormSiluQuantize":
         outputs = [TensorSpec(x.shape, "int8")]
+    specs = _specs(request)
+    if request.op == "GroupNormSiluQuantizeUniform":
+        outputs = [TensorSpec(x.shape, "uint8")]
+        specs, divisors = quant_families.grid_specs(request, 1, channels)
+        top = quant_families.top_code(request, "bits")
 
     def body(inputs: Mapping[str, Any], outs: Any, scratch: Any) -> None:
         sums, mean, scale = scratch
@@ -77,10 +82,13 @@ def _norm(request: Request) -> Draft:
         elif request.op == "GroupNormSiluQuantize":
             low, high = request.attrs.get("low", -8), request.attrs.get("high", 7)
             form.quantize(operands, inputs["step"], outs[0], low, high)
+        elif request.op == "GroupNormSiluQuantizeUniform":
+            grid = quantize.Uniform(inputs["step"], inputs["zero"], inputs.get("divisor"), divisors, top)
+            form.quantize_uniform(operands, grid, outs[0])
         else:
             form.write(operands, outs[0])
 
-    return Draft(f"norm {lanes}", body, _specs(request), outputs, [TensorSpec((channels,), "float32")] * 3)
+    return Draft(f"norm {lanes}", body, specs, outputs, [TensorSpec((channels,), "float32")] * 3)
 
 
 def _binary(request: Request) -> Draft:
@@ -246,9 +254,11 @@ _FAMILIES: Mapping[str, Callable[[Request], Draft]] = {
     "GroupNormSilu": _norm,
     "GroupNormSiluPack": _norm,
     "GroupNormSiluQuantize": _norm,
+    "GroupNormSiluQuantizeUniform": _norm,
     "FloatConv": _float_conv,
     "UpsampleNearest": _upsample,
     "AveragePool2d": _average_pool,
     "MatMul": _matmul,
     "Softmax": _softmax,
+    **quant_families.FAMILIES,
 }

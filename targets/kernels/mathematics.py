@@ -73,6 +73,19 @@ def codes(x: Expr, step: Expr, low: int, high: int, lanes: int) -> Expr:
     return cast(nearest(q, lanes), "int8", lanes)
 
 
+def uniform_codes(x: Expr, step: Expr, zero: Expr, top: int, lanes: int) -> Expr:
+    """uint8 lanes clamp(round_half_even(x / step) + zero, 0, top), NaN to 0; `step`, `zero` are float32 of `lanes`.
+
+    It clips to -zero..top - zero before it rounds, which is the same for a whole zero point.
+    """
+    lowest = hold(const(0.0, "float32", lanes) - zero, lanes)
+    highest = const(top, "float32", lanes) - zero
+    q = hold(x / step, lanes)
+    q = hold(where(q >= lowest, q, lowest), lanes)  # false for NaN
+    q = hold(where(q <= highest, q, highest), lanes)
+    return cast(nearest(q, lanes) + cast(zero, "int32", lanes), "uint8", lanes)
+
+
 def _power_of_two(n: Expr, lanes: int) -> Expr:
     bits = (n + const(_EXPONENT_BIAS, "int32", lanes)) * const(1 << _MANTISSA_BITS, "int32", lanes)
     return reinterpret(bits, _lanes("float32", lanes))

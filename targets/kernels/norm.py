@@ -30,6 +30,7 @@ from edgedm.targets.kernels.builder import (
 )
 from edgedm.targets.kernels.mathematics import codes, silu
 from edgedm.targets.kernels.pack import pack_row
+from edgedm.targets.kernels.quantize import Uniform
 
 F32 = "float32"
 STRIP_VECTORS = 8  # accumulators of a pass down the pixels
@@ -122,6 +123,17 @@ class Norm:
             def emit(channel: Expr, lanes: int) -> None:
                 code = codes(value(channel, lanes), splat(load(step, 0), lanes), low, high, lanes)
                 store(out, code, row * self.channels + channel, lanes)
+
+            in_lanes(self.channels, self.lanes, emit)
+
+    def quantize_uniform(self, inputs: Sequence[Buffer], grid: Uniform, out: Buffer) -> None:
+        """The last pass of GroupNormSiluQuantizeUniform."""
+        with parallel(self.rows, self.worthwhile) as row:
+            value = self.value(inputs, row)
+            code = grid.codes(0)
+
+            def emit(channel: Expr, lanes: int) -> None:
+                store(out, code(value(channel, lanes), channel, lanes), row * self.channels + channel, lanes)
 
             in_lanes(self.channels, self.lanes, emit)
 

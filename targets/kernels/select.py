@@ -16,6 +16,8 @@ from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.spec import Array, Kernel, Operand, Request, TensorSpec, words
 from edgedm.targets.target import Target
 
+_UNIFORM_TERMS = ("multiplier", "step", "addend", "residual", "residual_scale")
+
 _INPUTS: Mapping[str, tuple[str, ...]] = {
     "PackBits": ("x", "threshold"),
     "PackBitsMeanAbs": ("x", "threshold"),
@@ -28,6 +30,12 @@ _INPUTS: Mapping[str, tuple[str, ...]] = {
     "GroupNormSilu": ("x", "gamma", "beta"),
     "GroupNormSiluPack": ("x", "gamma", "beta", "threshold"),
     "GroupNormSiluQuantize": ("x", "gamma", "beta", "step"),
+    "GroupNormSiluQuantizeUniform": ("x", "gamma", "beta", "divisor", "step", "zero"),
+    "QuantizeUniform": ("x", "divisor", "step", "zero"),
+    "QuantizeHeads": ("x", "step", "zero"),
+    "QuantConv": ("codes", "zero", "weight", "weight_zero", *_UNIFORM_TERMS),
+    "QuantGemm": ("codes", "zero", "weight", "weight_zero", *_UNIFORM_TERMS),
+    "QuantMatMul": ("a", "a_zero", "a_step", "b", "b_zero", "b_step"),
     "FloatConv": ("x", "weight", "bias"),
     "UpsampleNearest": ("x",),
     "AveragePool2d": ("x",),
@@ -37,7 +45,8 @@ _INPUTS: Mapping[str, tuple[str, ...]] = {
 
 OPS = tuple(_INPUTS)
 
-_DTYPES = {"bits": "uint64", "weight": None, "codes": "int8"}
+_DTYPES = {"bits": "uint64", "weight": None, "codes": "int8", **dict.fromkeys(("zero", "weight_zero"), "uint8")}
+_UNIFORM_DTYPES = {**_DTYPES, **dict.fromkeys(("codes", "a", "a_zero", "b", "b_zero"), "uint8")}
 
 
 def select(op: str, inputs: Sequence[TensorSpec | Array], attrs: Mapping[str, Any], target: Target) -> Kernel:
@@ -67,7 +76,7 @@ def _operand(op: str, name: str, value: TensorSpec | Array) -> Operand:
             spec = words(spec)
         except ValueError as error:
             raise InvalidModelError(f"{op}: input {name!r}: {error}") from None
-    expected = _DTYPES.get(name, "float32")
+    expected = (_UNIFORM_DTYPES if op.startswith("Quant") else _DTYPES).get(name, "float32")
     if expected is not None and spec.dtype != expected:
         raise InvalidModelError(f"{op}: input {name!r}: expected {expected}, got {spec.dtype}{list(spec.shape)}")
     return Operand(spec, constant)
