@@ -88,6 +88,7 @@ class Manifest(_Record):
     inputs: dict[Literal["step", "prepare"], list[Port]]
     outputs: dict[Literal["step", "prepare"], list[Port]]
     nodes: list[Node]
+    slow: list[str] = []  # nodes that run in float32 because no kernel serves their bits
 
     @field_validator("files")
     @classmethod

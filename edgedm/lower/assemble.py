@@ -127,4 +127,5 @@ def _manifest(lowered: Lowered) -> Manifest:
         inputs={"step": step.inputs, "prepare": prepare.inputs},
         outputs={"step": step.outputs, "prepare": prepare.outputs},
         nodes=[*manifest_nodes(step, lowered.prefix), *manifest_nodes(prepare, lowered.prefix)],
+        slow=[*step.slow, *prepare.slow],
     )

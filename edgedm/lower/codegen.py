@@ -1,7 +1,7 @@
 """Plans -> C: the tables of model.c, and the runtime's own sources beside them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import numpy as np
 
 from edgedm.bundle.manifest import Node, Operand, Port
 from edgedm.diffusion.normal_table import ROWS
+from edgedm.errors import UnsupportedError
 from edgedm.lower.interface import Interface
-from edgedm.lower.memory import align
+from edgedm.lower.memory import ALIGNMENT, align
 from edgedm.lower.objects import SYMBOL
 from edgedm.lower.plan import Call, Plan, Tensor
 
@@ -46,7 +47,7 @@ _ROLES = {
 }
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # DLPack's, by numpy's kind
 _PREDICTIONS = {"epsilon": "EDM_EPSILON", "v_prediction": "EDM_V_PREDICTION", "sample": "EDM_SAMPLE"}
-_MAX_PORTS = 256  # EDM_MAX_PORTS in runtime.h
+_MAX_TENSORS = 1 << 16  # their numbers are uint16_t
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Graph:
     plan: Plan
     inputs: list[Port]
     outputs: list[Port]
+    slow: tuple[str, ...] = ()  # nodes that run in float32 for want of a kernel of their bits
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,12 @@ class Layout:
 
 
 def lay_out(step: Graph, prepare: Graph) -> Layout:
-    """Place the rows that prepare makes and the carried state, each 64-byte aligned."""
-    rows, row_bytes = _consecutive([port for port in prepare.outputs if port.role == "row"])
-    states, states_bytes = _consecutive([port for port in step.inputs if port.role == "state"])
+    """Place the rows that prepare makes, packed densely, and the carried state, each 64-byte aligned.
+
+    A session holds a set of rows for each step of its schedule, and most are steps and zero points: single numbers.
+    """
+    rows, row_bytes = _consecutive([port for port in prepare.outputs if port.role == "row"], _row_alignment)
+    states, states_bytes = _consecutive([port for port in step.inputs if port.role == "state"], lambda _: ALIGNMENT)
     sized = {port.name: (states[port.name], _bytes(port)) for port in step.inputs if port.role == "state"}
     return Layout(rows, row_bytes, sized, states_bytes)
 
@@ -196,7 +201,10 @@ def _graph(graph: Graph, prefix: str, layout: Layout) -> dict[str, Any]:
         calls.append(_call(call, prefix, arguments, first))
         first += len(arguments)
     copies = {number: tensors.number(tensor) for number, tensor in graph.plan.copies.items()}
-    assert len(tensors.rows) < 1 << 16 and max(len(graph.inputs), len(graph.outputs)) <= _MAX_PORTS
+    if len(tensors.rows) > _MAX_TENSORS:
+        raise UnsupportedError(
+            f"graph {graph.name!r} has {len(tensors.rows)} tensors; the runtime counts {_MAX_TENSORS}"
+        )
     return {
         "name": graph.name,
         "extents": tensors.extents,
@@ -273,9 +281,16 @@ def _bytes(port: Port) -> int:
     return int(np.prod(port.shape, dtype=np.int64)) * np.dtype(port.dtype).itemsize
 
 
-def _consecutive(ports: Sequence[Port]) -> tuple[dict[str, int], int]:
+def _consecutive(ports: Sequence[Port], alignment: Callable[[Port], int]) -> tuple[dict[str, int], int]:
+    """Offsets by name, the widest alignment first so that nothing is lost between two; and the bytes of them all."""
     offsets, used = {}, 0
-    for port in ports:
+    for port in sorted(ports, key=lambda port: -alignment(port)):
+        used = -(-used // alignment(port)) * alignment(port)
         offsets[port.name] = used
-        used += align(_bytes(port))
-    return offsets, used
+        used += _bytes(port)
+    return offsets, align(used)
+
+
+def _row_alignment(port: Port) -> int:
+    """The least power of two that holds the row: no access to it is wider, so none needs more."""
+    return min(ALIGNMENT, 1 << (_bytes(port) - 1).bit_length())

@@ -29,7 +29,7 @@ from edgedm.lower.weights import Weights
 from edgedm.lower.widen_codes import WidenCodes
 from edgedm.ops import DOMAIN, infer_shapes
 from edgedm.outcome import Outcome
-from edgedm.passes.editing import MODULE, dims
+from edgedm.passes.editing import dims
 from edgedm.targets import Target, resolve
 from edgedm.targets.kernels.select import OPS
 
@@ -48,7 +48,8 @@ def compile(
 
     `steps` and `sampler` become the bundle's default schedule. Raises InvalidModelError for broken graphs,
     UnsupportedError for what has no kernel or a schedule outside the trained timesteps, ToolchainError without a
-    compiler. Figures: bytes of weights, program, library and arena, seconds, kernels, MACs.
+    compiler. Figures: bytes of weights, program, library, arena and a step's rows, seconds, kernels, MACs, and how many
+    nodes no fast kernel serves; `details["slow"]` names those.
     """
     started = time.perf_counter()
     if sampler not in SAMPLERS:
@@ -77,33 +78,18 @@ def compile(
 
 def _lower(name: str, model: ir.Model, target: Target, weights: Weights) -> Graph:
     """Lower one graph; `model` becomes channels-last in place."""
-    _refuse_uniform_weights(model)
     InlinePass(criteria=lambda function: function.domain == DOMAIN and function.name not in OPS)(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     infer_shapes(model)
-    for phase in (SplitGemm(), WidenCodes(), ChannelsLast()):
+    widen = WidenCodes()
+    for phase in (widen, SplitGemm(), ChannelsLast()):
         phase(model)
     module, calls = import_graph(ir.serde.serialize_model(model), target)
     plan = _tidied(make_plan(module, calls, weights, target.tvm()), name)
     before, after = graph_info(model).inputs, output_roles(model)
     inputs = [_port(value, before[value.name or ""]) for value in model.graph.inputs]
-    return Graph(name, plan, inputs, [_port(value, after[value.name or ""]) for value in model.graph.outputs])
-
-
-def _refuse_uniform_weights(model: ir.Model) -> None:
-    """Name the first weight of 2 to 4 bits, else the first activation of 4; 8-bit weights run as floats."""
-    unsigned = [
-        (node, node.op_type == "DequantizeLinear" and value is node.inputs[0] and value.const_value is not None)
-        for node in model.graph
-        for value in (*node.inputs, *node.outputs)
-        if value is not None and value.dtype == ir.DataType.UINT4
-    ]
-    for node, weight in sorted(unsigned, key=lambda each: not each[1])[:1]:
-        raise UnsupportedError(
-            f"node {node.name!r} ({node.op_type}, module {node.metadata_props.get(MODULE, '')!r}): uniform integer "
-            f"{'weights' if weight else 'activations of 4 bits'} have no kernels yet; run the graph under ONNX Runtime "
-            "(edgedm verify GRAPH.onnx --against CHECKPOINT holds it against PyTorch)"
-        )
+    outputs = [_port(value, after[value.name or ""]) for value in model.graph.outputs]
+    return Graph(name, plan, inputs, outputs, tuple(widen.slow))
 
 
 def _port(value: ir.Value, role: str) -> Port:
@@ -142,10 +128,12 @@ def _outcome(manifest: Manifest, path: Path, seconds: float) -> Outcome:
         "bytes.program": float(manifest.files[SAMPLER].bytes),
         "bytes.library": float(manifest.files[LIBRARY].bytes),
         "bytes.arena": float(manifest.arena_bytes),
+        "bytes.row": float(manifest.row_bytes),
         "kernels": float(len({node.kernel for node in manifest.nodes})),
         "calls.step": float(len(steps)),
         "calls.prepare": float(len(manifest.nodes) - len(steps)),
     }
     for family in sorted({node.family for node in steps if node.macs}):
         figures[f"macs.{family}"] = float(sum(node.macs for node in steps if node.family == family))
-    return Outcome(True, figures, {"bundle": str(path), "target": manifest.target.name})
+    figures["slow"] = float(len(manifest.slow))
+    return Outcome(True, figures, {"bundle": str(path), "target": manifest.target.name, "slow": manifest.slow})

@@ -14,16 +14,15 @@ static size_t bytes_of(const edm_graph *graph, const edm_tensor *tensor) {
 /* While a node is probed, inputs and outputs of its graph lie in one block that the caller frees. */
 static void *bind_ports(edm_instance *instance) {
   const edm_graph *graph = instance->graph;
-  void *inputs[EDM_MAX_PORTS], *outputs[EDM_MAX_PORTS];
-  size_t bytes = EDM_ALIGNMENT, used = 0;
+  size_t pointers = edm_align((graph->input_count + graph->output_count) * sizeof(void *)), bytes = pointers;
   for (uint32_t i = 0; i < graph->input_count; ++i) bytes += edm_align((size_t)graph->inputs[i].bytes);
   for (uint32_t i = 0; i < graph->output_count; ++i) bytes += edm_align((size_t)graph->outputs[i].bytes);
   uint8_t *block = aligned_alloc(EDM_ALIGNMENT, bytes);
   if (!block) return NULL;
-  for (uint32_t i = 0; i < graph->input_count; used += edm_align((size_t)graph->inputs[i++].bytes))
-    inputs[i] = block + used;
-  for (uint32_t i = 0; i < graph->output_count; used += edm_align((size_t)graph->outputs[i++].bytes))
-    outputs[i] = block + used;
+  void **inputs = (void **)(void *)block, **outputs = inputs + graph->input_count;
+  uint8_t *next = block + pointers;
+  for (uint32_t i = 0; i < graph->input_count; next += edm_align((size_t)graph->inputs[i++].bytes)) inputs[i] = next;
+  for (uint32_t i = 0; i < graph->output_count; next += edm_align((size_t)graph->outputs[i++].bytes)) outputs[i] = next;
   edm_instance_bind(instance, inputs, outputs);
   return block;
 }

@@ -134,10 +134,15 @@ void edm_advance(const edm_coefficients *row, float clip, const float *output, c
 void edm_guide(const float *conditional, const float *unconditional, float guidance, uint64_t count, float *output);
 
 /* --- session.c ------------------------------------------------------------------------------------------- */
-enum { EDM_CONDITIONAL = 0, EDM_UNCONDITIONAL = 1, EDM_PASSES = 2, EDM_MAX_PORTS = 256 };
+enum { EDM_CONDITIONAL = 0, EDM_UNCONDITIONAL = 1, EDM_PASSES = 2 };
+
+typedef struct { /* where a graph finds its inputs and leaves its outputs: one aligned pointer a port */
+  void **inputs, **outputs;
+} edm_ports;
 
 typedef struct { /* what one image needs while it is drawn */
   edm_instance step;
+  edm_ports ports;
   uint8_t *arena;
   uint8_t *states[EDM_PASSES][2]; /* read from one, written to the other */
   int current;                    /* which of the two is read */
@@ -149,6 +154,7 @@ struct edm_session {
   edm_model *model;
   edm_pool *pool;
   edm_instance prepare; /* runs in lane 0's arena */
+  edm_ports prepare_ports;
   edm_lane *lanes;
   int lane_count;
   void *memory, *owned; /* owned: to be freed */

@@ -24,6 +24,13 @@ static void *cut(cutter *block, uint64_t bytes) {
   return piece;
 }
 
+static edm_ports cut_ports(cutter *block, const edm_graph *graph) {
+  edm_ports ports = {NULL, NULL};
+  ports.inputs = cut(block, graph->input_count * sizeof *ports.inputs);
+  ports.outputs = cut(block, graph->output_count * sizeof *ports.outputs);
+  return ports;
+}
+
 static void lay_out(edm_session *session, cutter *block, int lanes, edm_lane *lane_table, const uint8_t *weights) {
   const edm_description *it = &edm_compiled;
   uint64_t image_bytes = edm_image_floats() * sizeof(float);
@@ -31,6 +38,7 @@ static void lay_out(edm_session *session, cutter *block, int lanes, edm_lane *la
     edm_lane lane = {0};
     lane.arena = cut(block, it->arena_bytes);
     void *tables = cut(block, edm_instance_bytes(&it->step));
+    lane.ports = cut_ports(block, &it->step);
     for (int pass = 0; pass < EDM_PASSES; ++pass) {
       lane.states[pass][0] = cut(block, it->states_bytes);
       lane.states[pass][1] = cut(block, it->states_bytes);
@@ -47,7 +55,10 @@ static void lay_out(edm_session *session, cutter *block, int lanes, edm_lane *la
     edm_lane_reset(&lane_table[i]);
   }
   void *tables = cut(block, edm_instance_bytes(&it->prepare));
-  if (block->base) edm_instance_init(&session->prepare, &it->prepare, tables, weights, lane_table[0].arena);
+  edm_ports ports = cut_ports(block, &it->prepare);
+  if (!block->base) return;
+  session->prepare_ports = ports;
+  edm_instance_init(&session->prepare, &it->prepare, tables, weights, lane_table[0].arena);
 }
 
 static int threads_of(const edm_session_options *options) { return options->threads > 0 ? options->threads : 1; }
@@ -163,14 +174,14 @@ static edm_status reserve_plan(edm_session *session, int steps) {
 static edm_status prepare_row(edm_session *session, int pass, int step) {
   const edm_graph *graph = &edm_compiled.prepare;
   edm_lane *lane = &session->lanes[0];
-  void *inputs[EDM_MAX_PORTS] = {NULL}, *outputs[EDM_MAX_PORTS] = {NULL};
+  edm_ports ports = session->prepare_ports;
   *lane->timestep = session->timesteps[step];
   *lane->label = session->labels[pass];
   for (uint32_t i = 0; i < graph->input_count; ++i)
-    inputs[i] = graph->inputs[i].role == EDM_ROLE_TIMESTEP ? lane->timestep : lane->label;
+    ports.inputs[i] = graph->inputs[i].role == EDM_ROLE_TIMESTEP ? lane->timestep : lane->label;
   for (uint32_t i = 0; i < graph->output_count; ++i)
-    outputs[i] = session->rows[pass] + (size_t)step * edm_compiled.row_bytes + graph->outputs[i].index;
-  return edm_instance_run(&session->prepare, inputs, outputs);
+    ports.outputs[i] = session->rows[pass] + (size_t)step * edm_compiled.row_bytes + graph->outputs[i].index;
+  return edm_instance_run(&session->prepare, ports.inputs, ports.outputs);
 }
 
 static edm_status plan_steps(edm_session *session, const edm_schedule *schedule) {
@@ -232,36 +243,30 @@ static void *input_of(const edm_session *session, edm_lane *lane, int pass, int 
   }
 }
 
-typedef struct {
-  void *inputs[EDM_MAX_PORTS], *outputs[EDM_MAX_PORTS];
-} ports;
-
-/* Where the graph finds its inputs and leaves its outputs in this pass of this step. */
-static void find_ports(const edm_session *session, edm_lane *lane, int pass, int step, ports *found) {
+/* Fill lane->ports for this pass of this step. */
+static void find_ports(const edm_session *session, edm_lane *lane, int pass, int step) {
   const edm_graph *graph = &edm_compiled.step;
   *lane->timestep = session->timesteps[step];
   *lane->label = session->labels[pass];
   for (uint32_t i = 0; i < graph->input_count; ++i)
-    found->inputs[i] = input_of(session, lane, pass, step, &graph->inputs[i]);
+    lane->ports.inputs[i] = input_of(session, lane, pass, step, &graph->inputs[i]);
   for (uint32_t i = 0; i < graph->output_count; ++i) {
     const edm_port *port = &graph->outputs[i];
     uint8_t *next = lane->states[pass][1 - lane->current];
-    found->outputs[i] = port->role == EDM_ROLE_OUTPUT ? (void *)lane->outputs[pass]
-                                                      : next + edm_compiled.state_offsets[port->index];
+    lane->ports.outputs[i] = port->role == EDM_ROLE_OUTPUT ? (void *)lane->outputs[pass]
+                                                           : next + edm_compiled.state_offsets[port->index];
   }
 }
 
 void edm_lane_bind(const edm_session *session, edm_lane *lane, int pass, int step) {
-  ports found;
-  find_ports(session, lane, pass, step, &found);
-  edm_instance_bind(&lane->step, found.inputs, found.outputs);
+  find_ports(session, lane, pass, step);
+  edm_instance_bind(&lane->step, lane->ports.inputs, lane->ports.outputs);
 }
 
 edm_status edm_lane_step(const edm_session *session, edm_lane *lane, int step) {
   for (int pass = 0; pass < session->passes; ++pass) {
-    ports found;
-    find_ports(session, lane, pass, step, &found);
-    edm_status status = edm_instance_run(&lane->step, found.inputs, found.outputs);
+    find_ports(session, lane, pass, step);
+    edm_status status = edm_instance_run(&lane->step, lane->ports.inputs, lane->ports.outputs);
     if (status) return status;
   }
   lane->current = 1 - lane->current;
