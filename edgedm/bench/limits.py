@@ -14,9 +14,10 @@ from tvm import tirx
 
 from edgedm.targets import Target
 from edgedm.targets.kernels.builder import block, build, const, let, load, local, loop, splat, store
-from edgedm.targets.kernels.lookup import STEP_BYTES, Window
+from edgedm.targets.kernels.lookup import STEP_BYTES
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import TensorSpec
+from edgedm.targets.kernels.tiles import Window
 from edgedm.targets.tuning import tiling
 
 _CYCLE = 64  # different inputs that the loop meets: 64 steps of any kind stay in L1

@@ -184,4 +184,10 @@ def byte_shuffle(table: Expr, indices: Expr, lanes: int) -> Expr:
     return intrinsic(f"int8x{lanes}", _BYTE_SHUFFLE[lanes], table, indices)
 
 
+def sum_bytes(bytes_: Expr, size: int) -> Expr:
+    """Add up each 8 of `size` unsigned bytes (int8 lanes): int64 lanes, a lane for 8 bytes."""
+    return intrinsic(f"int64x{size // 8}", _SUM_BYTES[size], bytes_, const(0, "int8", size))
+
+
+_SUM_BYTES = {16: "llvm.x86.sse2.psad.bw", 32: "llvm.x86.avx2.psad.bw", 64: "llvm.x86.avx512.psad.bw.512"}
 _BYTE_SHUFFLE = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}

@@ -15,7 +15,6 @@ channels. A table costs two operations and serves all taps and output channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from tvm import tirx
@@ -44,7 +43,7 @@ from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue, store_few
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Array, TensorSpec
-from edgedm.targets.kernels.tiles import Border, grid, output_groups
+from edgedm.targets.kernels.tiles import Border, Pixel, Window, sum_fields, sweep
 
 TABLE_CHANNELS = 4
 TABLE_BYTES = 16
@@ -53,19 +52,7 @@ STEP_CHANNELS = STEP_TABLES * TABLE_CHANNELS
 STEP_BYTES = STEP_TABLES * TABLE_BYTES
 
 PARALLEL_MACS = 1 << 23  # about 20 us of one core
-L1_BYTES = 16 * 1024  # of the tables that are reused for one group of weights
-_FIELD_LANES = 8
 _ZERO_LANE = -128  # a shuffle index with its high bit set gives 0
-
-
-@dataclass(frozen=True)
-class Window:
-    """Where a tile's tables stand: `at(pixel, kernel row)` is the first step's offset, in steps."""
-
-    rows: int  # of the kernel
-    row_steps: int  # consecutive steps of a kernel row
-    pixels: Sequence[tuple[Expr, Expr]]
-    at: Callable[[tuple[Expr, Expr], Expr], Expr]
 
 
 class Reader(Protocol):
@@ -148,7 +135,6 @@ class _Kernel:
         self.height = self.border.height if shape.padded else shape.height
         self.width = self.border.width if shape.padded else shape.width
         self.steps = steps_of(shape.channels, reader.even_steps)
-        self.grid = grid(shape.out_height, shape.out_width, reader.pixels)
         self.worthwhile = shape.macs >= PARALLEL_MACS
 
     def scratch(self) -> list[TensorSpec]:
@@ -163,7 +149,7 @@ class _Kernel:
         tables, sums, fields = scratch
         self._build_tables(inputs["codes"], tables, sums)
         if self.shape.taps > 1 or self.shape.strides != (1, 1):
-            self._sum_fields(sums, fields)
+            sum_fields(self.shape, self.width, sums, fields)
         else:
             fields = sums
         self._product(inputs, tables, fields, y)
@@ -232,47 +218,12 @@ class _Kernel:
                 total = total + byte_shuffle(repeated, index, lanes)
             store(tables, total, at + first, lanes)
 
-    def _sum_fields(self, sums: Buffer, fields: Buffer) -> None:
-        """Per output pixel the sum of codes over its receptive field."""
-        (kh, kw), (sh, sw) = self.shape.kernel, self.shape.strides
-        lanes = _FIELD_LANES if sw == 1 else 1
-        whole = self.shape.out_width // lanes
-
-        def add(oh: Expr, ow: Expr, lanes: int) -> None:
-            total = const(0, "int32", lanes)
-            for i in range(kh):
-                for j in range(kw):
-                    total = total + load(sums, (oh * sh + i) * self.width + ow * sw + j, lanes)
-            store(fields, total, oh * self.shape.out_width + ow, lanes)
-
-        with loop(self.shape.out_height) as oh:
-            if whole:
-                with loop(whole) as index:
-                    add(oh, index * lanes, lanes)
-            if self.shape.out_width - whole * lanes:
-                with loop(self.shape.out_width - whole * lanes, whole * lanes) as ow:
-                    add(oh, ow, 1)
-
     def _product(self, inputs: Mapping[str, Buffer], tables: Buffer, fields: Buffer, y: Buffer) -> None:
-        full = self.shape.out_channels // self.reader.block
-        row_bytes = self.width * self.steps * STEP_BYTES * self.shape.strides[0] * self.grid.rows
-        for region in self.grid.regions:
-            chunk = max(1, min(region.row_blocks, L1_BYTES // row_bytes))
-            chunks = -(-region.row_blocks // chunk)
-            for first, count, together in output_groups(full, self.reader.groups, self.blocks):
-                tail = (first + count * together) * self.reader.block > self.shape.out_channels
-                with parallel(chunks * count, self.worthwhile) as unit:
-                    index = let(first + (unit % count) * together)
-                    start = let((unit // count) * chunk)
-                    with (
-                        loop(tirx.min(chunk, region.row_blocks - start), start) as row,
-                        loop(region.column_blocks) as column,
-                        block(),
-                    ):
-                        oh = region.first_row + row * region.rows
-                        ow = region.first_column + column * region.columns
-                        pixels = [(oh + i, ow + j) for i in range(region.rows) for j in range(region.columns)]
-                        self._tile(inputs, tables, fields, y, pixels, index, together, tail)
+        def tile(pixels: Sequence[Pixel], index: Expr, together: int, tail: bool) -> None:
+            self._tile(inputs, tables, fields, y, pixels, index, together, tail)
+
+        row_bytes = self.width * self.steps * STEP_BYTES
+        sweep(self.shape, self.reader, row_bytes, self.worthwhile, tile)
 
     def _tile(
         self,
@@ -280,14 +231,14 @@ class _Kernel:
         tables: Buffer,
         fields: Buffer,
         y: Buffer,
-        pixels: Sequence[tuple[Expr, Expr]],
+        pixels: Sequence[Pixel],
         index: Expr,
         together: int,
         tail: bool,
     ) -> None:
         (kh, kw), (sh, sw) = self.shape.kernel, self.shape.strides
 
-        def at(pixel: tuple[Expr, Expr], i: Expr) -> Expr:
+        def at(pixel: Pixel, i: Expr) -> Expr:
             return ((pixel[0] * sh + i) * self.width + pixel[1] * sw) * self.steps
 
         # the steps of a kernel row's taps are neighbours

@@ -29,8 +29,9 @@ from edgedm.targets.kernels.builder import (
     reinterpret,
     store,
 )
-from edgedm.targets.kernels.lookup import STEP_BYTES, STEP_CHANNELS, STEP_TABLES, Window
+from edgedm.targets.kernels.lookup import STEP_BYTES, STEP_CHANNELS, STEP_TABLES
 from edgedm.targets.kernels.spec import Array
+from edgedm.targets.kernels.tiles import Window
 
 _PERMUTE = "llvm.x86.avx512.permvar.qi.512"
 _DOT = "llvm.x86.avx512.vpdpbusd.512"

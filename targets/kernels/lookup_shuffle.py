@@ -32,8 +32,9 @@ from edgedm.targets.kernels.builder import (
     repeat,
     store,
 )
-from edgedm.targets.kernels.lookup import STEP_CHANNELS, STEP_TABLES, TABLE_BYTES, TABLE_CHANNELS, Window
+from edgedm.targets.kernels.lookup import STEP_CHANNELS, STEP_TABLES, TABLE_BYTES, TABLE_CHANNELS
 from edgedm.targets.kernels.spec import Array
+from edgedm.targets.kernels.tiles import Window
 
 _BIAS = 32  # makes the smallest entry, 4 * -8, zero
 WIDENINGS = 65535 // (STEP_TABLES * (_BIAS + TABLE_CHANNELS * 7))  # bytes that add up within 16 bits: 273

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets.kernels import generic, quantize
+from edgedm.targets.kernels import dot, generic, quantize
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
 from edgedm.targets.kernels.quant_operands import Operands, require_exact, require_exact_length
@@ -17,6 +17,7 @@ from edgedm.targets.tuning import tiling
 
 _TERMS = ("multiplier", "step", "addend", "residual", "residual_scale")
 _FEWEST, _MOST = 1, 8  # bits of a code
+_NIBBLE = 4  # bits of a weight that shares its byte
 
 
 def quantizer(request: Request) -> Draft:
@@ -76,7 +77,11 @@ def bits_of(request: Request, name: str) -> int:
 def product(request: Request) -> Draft:
     """QuantConv and QuantGemm."""
     shape, operands = _operands(request)
-    return generic.quant_product(shape, operands.weight_bits, operands)
+    pixels, nibbles = shape.out_height * shape.out_width, operands.weight_bits <= _NIBBLE
+    tile = tiling.dot(request.target, pixels, operands.bits, operands.weight_bits, nibbles)
+    if tile is None:
+        return generic.quant_product(shape, operands.weight_bits, operands)
+    return dot.draft(shape, operands, tile)
 
 
 def matmul(request: Request) -> Draft:

@@ -1,14 +1,19 @@
 """How an output image is cut into register tiles, and what its zero border means."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm import tirx
 
-from edgedm.targets.kernels.builder import Buffer, Expr, in_lanes, load, loop, store
+from edgedm.targets.kernels.builder import Buffer, Expr, block, const, in_lanes, let, load, loop, parallel, store
 from edgedm.targets.kernels.shapes import Convolution
 
 COPY_LANES = 8
+L1_BYTES = 16 * 1024  # of the image that is reused for one group of weights
+_FIELD_LANES = 8
+
+Pixel = tuple[Expr, Expr]  # of the output: row, column
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,80 @@ def output_groups(full: int, groups: int, blocks: int) -> list[tuple[int, int, i
     whole = full // groups
     parts = [(0, whole, groups), (whole * groups, full - whole * groups, 1), (full, blocks - full, 1)]
     return [part for part in parts if part[1]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where a tile's operands stand in the image: `at(pixel, kernel row)` is the offset of the first step's."""
+
+    rows: int  # of the kernel
+    row_steps: int  # consecutive steps of a kernel row
+    pixels: Sequence[Pixel]
+    at: Callable[[Pixel, Expr], Expr]
+
+
+class RegisterTile(Protocol):
+    """`pixels` pixels against `groups` vectors of `block` output channels."""
+
+    @property
+    def block(self) -> int:
+        """Output channels of a vector."""
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a tile."""
+
+    @property
+    def groups(self) -> int:
+        """Vectors of output channels of a tile."""
+
+
+def sweep(
+    shape: Convolution,
+    tile: RegisterTile,
+    row_bytes: int,
+    worthwhile: bool,
+    emit: Callable[[Sequence[Pixel], Expr, int, bool], None],
+) -> None:
+    """Emit `emit(pixels, first block of output channels, how many, whether the last of them is part)` for all tiles.
+
+    Loop order: unit (rows x output channel groups, over threads), row block, column block. A unit's rows, `row_bytes`
+    each, stay in L1 while the groups' weights pass.
+    """
+    blocks, full = -(-shape.out_channels // tile.block), shape.out_channels // tile.block
+    cut = grid(shape.out_height, shape.out_width, tile.pixels)
+    for region in cut.regions:
+        chunk = max(1, min(region.row_blocks, L1_BYTES // (row_bytes * shape.strides[0] * cut.rows)))
+        chunks = -(-region.row_blocks // chunk)
+        for first, count, together in output_groups(full, tile.groups, blocks):
+            tail = (first + count * together) * tile.block > shape.out_channels
+            with parallel(chunks * count, worthwhile) as unit:
+                index = let(first + (unit % count) * together)
+                start = let((unit // count) * chunk)
+                with (
+                    loop(tirx.min(chunk, region.row_blocks - start), start) as row,
+                    loop(region.column_blocks) as column,
+                    block(),
+                ):
+                    oh = region.first_row + row * region.rows
+                    ow = region.first_column + column * region.columns
+                    pixels = [(oh + i, ow + j) for i in range(region.rows) for j in range(region.columns)]
+                    emit(pixels, index, together, tail)
+
+
+def sum_fields(shape: Convolution, width: int, sums: Buffer, fields: Buffer) -> None:
+    """Fill `fields`, int32 an output pixel, with the sum over its window of `sums`, int32 an image of `width`."""
+    (kh, kw), (sh, sw) = shape.kernel, shape.strides
+
+    def add(oh: Expr, ow: Expr, lanes: int) -> None:
+        total = const(0, "int32", lanes)
+        for i in range(kh):
+            for j in range(kw):
+                total = total + load(sums, (oh * sh + i) * width + ow * sw + j, lanes)
+        store(fields, total, oh * shape.out_width + ow, lanes)
+
+    with loop(shape.out_height) as oh:
+        in_lanes(shape.out_width, _FIELD_LANES if sw == 1 else 1, lambda ow, lanes: add(oh, ow, lanes))
 
 
 def _columns(width: int, pixels: int) -> int:

@@ -2,6 +2,7 @@
 
 from edgedm.targets.kernels import bitserial as _bitserial
 from edgedm.targets.kernels import float_conv as _float_conv
+from edgedm.targets.kernels.dot_tiles import Dot, PairDot, VnniDot, WideDot
 from edgedm.targets.kernels.lookup import Reader
 from edgedm.targets.kernels.lookup_permute import PermuteReader
 from edgedm.targets.kernels.lookup_shuffle import ShuffleReader
@@ -9,6 +10,7 @@ from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target
 
 _WORD_BYTES = 8
+_FEWEST_STEPS = 8  # in 16 bits before they are widened: with fewer, 16-bit factors are faster
 
 
 def float_lanes(target: Target) -> int:
@@ -50,3 +52,22 @@ def float_conv(target: Target, shape: Convolution) -> _float_conv.Tile:
     if target.vector_bytes == 64:
         return _float_conv.Tile(lanes, 6, 4) if pixels >= 6 else _float_conv.Tile(lanes, pixels, 4)
     return _float_conv.Tile(lanes, 6, 2) if pixels >= 6 else _float_conv.Tile(lanes, pixels, 4)
+
+
+def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool) -> Dot | None:
+    """Sixteen accumulators in 32 registers, eight in 16; None where nothing multiplies bytes.
+
+    `nibbles` says whether the weights lie two to a byte.
+    """
+    if "ssse3" not in target.features:
+        return None
+    lanes = target.vector_bytes // 4
+    many = lanes == 16
+    height, groups = (8, 2) if many else (4, 2)
+    if pixels < height:
+        height, groups = pixels, min(4, height * groups // pixels)
+    values = (lanes, height, groups, bits, weight_bits, nibbles)
+    if (many and "vnni" in target.features) or (lanes == 8 and "avxvnni" in target.features):
+        return VnniDot(*values)
+    pairs = PairDot(*values)
+    return pairs if pairs.most_steps >= _FEWEST_STEPS else WideDot(*values)

@@ -1,0 +1,261 @@
+"""Register tiles of integer dot products: how int32 sums come from bytes, by instruction set.
+
+A *word* is four channels' codes of one pixel, in 32 bits. It is broadcast and multiplied with a vector that holds, of
+as many output channels as it has int32 lanes, the weights of the same four channels; an instruction's result is the
+sum of the four products in each output channel's lane.
+
+- `VnniDot`: vpdpbusd does all of it, 64 MACs in 512 bits.
+- `PairDot`: vpmaddubsw adds pairs of products in 16 bits, which hold a number of them that follows from the codes'
+  widths (72 of 4-bit ones); they are widened to int32 sums in memory before they would overflow.
+- `WideDot`: vpmaddwd of codes widened to 16 bits, for codes too wide for `PairDot`; the image holds each word as two
+  words of two 16-bit codes, its even and its odd bytes, which is how masks and shifts widen the weights too.
+
+These instructions multiply unsigned by signed bytes: codes of up to 7 bits are either. Where both factors have 8 bits,
+128 is taken off the weights (`offset`), and off their zero points.
+
+Weights: uint8[O / lanes][tap][step][4 lanes]. Up to 4 bits, two words of channels share a vector, the earlier one in
+the low nibbles; a step is 8 channels, one load, a mask, and a shift and a mask, which serve all pixels of the tile.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from edgedm.targets.kernels.builder import (
+    Buffer,
+    Expr,
+    const,
+    intrinsic,
+    let,
+    load,
+    local,
+    loop,
+    reinterpret,
+    splat,
+    store,
+)
+from edgedm.targets.kernels.spec import Array
+from edgedm.targets.kernels.tiles import Window
+
+WORD_CHANNELS = 4
+_SIGN = 128
+_INT16_MAX = 2**15 - 1
+
+
+@dataclass(frozen=True)
+class Dot:
+    """`pixels` broadcast words against `groups` vectors of `lanes` output channels; codes of `bits`."""
+
+    lanes: int
+    pixels: int
+    groups: int
+    bits: int
+    weight_bits: int
+    nibbles: bool  # whether the weights are packed two to a byte
+    name = ""
+    image_words = 1  # words of the image for four channels
+
+    @property
+    def block(self) -> int:
+        """Output channels of a vector."""
+        return self.lanes
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a vector."""
+        return 4 * self.lanes
+
+    @property
+    def step_words(self) -> int:
+        """Words of four channels in a vector of packed weights."""
+        return 2 if self.nibbles else 1
+
+    @property
+    def step_channels(self) -> int:
+        """Channels of a step."""
+        return self.step_words * WORD_CHANNELS
+
+    @property
+    def offset(self) -> int:
+        """What is taken off the weights."""
+        return _SIGN if self.bits == self.weight_bits == 8 else 0
+
+    def steps(self, channels: int) -> int:
+        """Steps that hold `channels`."""
+        return -(-channels // self.step_channels)
+
+    def pack(self, weight: Array) -> Array:
+        """Codes [O, (kh, kw,) C] -> uint8[ceil(O / lanes), taps, steps, 4 lanes]; missing channels are zeros."""
+        rows = weight.astype(np.uint8).reshape(weight.shape[0], -1, weight.shape[-1]) ^ np.uint8(self.offset)
+        rows = np.pad(rows, [(0, -rows.shape[0] % self.lanes), (0, 0), (0, -rows.shape[2] % self.step_channels)])
+        blocks = rows.reshape(-1, self.lanes, rows.shape[1], self.steps(rows.shape[2]), self.step_words, WORD_CHANNELS)
+        words = blocks.transpose(0, 2, 3, 4, 1, 5)  # block, tap, step, word, lane, channel
+        words = words.reshape(*words.shape[:4], self.bytes)
+        packed = words[..., 0, :] | words[..., 1, :] << np.uint8(4) if self.nibbles else words[..., 0, :]
+        return np.ascontiguousarray(packed)
+
+    def accumulate(
+        self, weight: Buffer, image: Buffer, window: Window, index: Expr, together: int
+    ) -> Callable[[int], Expr]:
+        """Add up a tile's products; return slot (pixel * together + group) -> its int32 vector.
+
+        `window.at` counts words of the image.
+        """
+        raise NotImplementedError
+
+    def vectors(self, raw: Expr) -> list[Expr]:
+        """The weights of the words of a packed vector, int8 lanes."""
+        if not self.nibbles:
+            return [reinterpret(raw, f"int8x{self.bytes}")]
+        half = self.bytes // 2
+        high = (reinterpret(raw, f"uint16x{half}") >> const(4, "uint16", half)) & const(0x0F0F, "uint16", half)
+        low = raw & const(15, "uint8", self.bytes)
+        return [let(reinterpret(each, f"int8x{self.bytes}")) for each in (low, high)]
+
+    def operands(self, word: Expr, vector: Expr) -> tuple[Expr, Expr]:
+        """A broadcast word and weights as the unsigned and the signed factor."""
+        codes = reinterpret(splat(word, self.lanes), f"int8x{self.bytes}")
+        return (vector, codes) if self.bits < 8 else (codes, vector)
+
+    def _load(self, weight: Buffer, window: Window, index: Expr, i: Expr, k: Expr, together: int) -> list[Expr]:
+        """The packed vectors of step k in kernel row i."""
+        return [
+            let(load(weight, (((index + g) * window.rows + i) * window.row_steps + k) * self.bytes, self.bytes))
+            for g in range(together)
+        ]
+
+    def _clear(self, buffer: Buffer, dtype: str, slots: int, lanes: int) -> None:
+        for slot in range(slots):
+            store(buffer, const(0, dtype, lanes), slot * lanes, lanes)
+
+
+class VnniDot(Dot):
+    """See the module."""
+
+    name = "dot-vnni"
+
+    def accumulate(
+        self, weight: Buffer, image: Buffer, window: Window, index: Expr, together: int
+    ) -> Callable[[int], Expr]:
+        """See `Dot`."""
+
+        def add(acc: Expr, word: Expr, vector: Expr) -> Expr:
+            return intrinsic(f"int32x{self.lanes}", _VNNI[self.lanes], acc, *self.operands(word, vector))
+
+        return self._in_registers(weight, image, window, index, together, lambda vector: [vector], add)
+
+    def _in_registers(
+        self,
+        weight: Buffer,
+        image: Buffer,
+        window: Window,
+        index: Expr,
+        together: int,
+        widen: Callable[[Expr], Sequence[Expr]],
+        add: Callable[[Expr, Expr, Expr], Expr],
+    ) -> Callable[[int], Expr]:
+        """Sums stay int32 in registers: add(acc, image word, one of widen(vector)) for every product."""
+        lanes, slots = self.lanes, len(window.pixels) * together
+        acc = local(slots * lanes, "int32")
+        self._clear(acc, "int32", slots, lanes)
+        with loop(window.rows) as i, loop(window.row_steps) as k:
+            raw = self._load(weight, window, index, i, k, together)
+            for number, vectors in enumerate(zip(*(self.vectors(each) for each in raw), strict=True)):
+                for part, factors in enumerate(zip(*(widen(each) for each in vectors), strict=True)):
+                    at = (k * self.step_words + number) * self.image_words + part
+                    for p, pixel in enumerate(window.pixels):
+                        word = let(load(image, window.at(pixel, i) + at))
+                        for g in range(together):
+                            slot = (p * together + g) * lanes
+                            store(acc, add(load(acc, slot, lanes), word, factors[g]), slot, lanes)
+        return lambda slot: load(acc, slot * lanes, lanes)
+
+
+class WideDot(VnniDot):
+    """See the module."""
+
+    name = "dot-wide"
+    image_words = 2
+
+    @property
+    def offset(self) -> int:
+        """Nothing: 16 bits hold all codes."""
+        return 0
+
+    def accumulate(
+        self, weight: Buffer, image: Buffer, window: Window, index: Expr, together: int
+    ) -> Callable[[int], Expr]:
+        """See `Dot`."""
+        lanes, half = self.lanes, 2 * self.lanes
+
+        def widen(vector: Expr) -> list[Expr]:
+            both = reinterpret(vector, f"uint16x{half}")
+            pair = (both & const(255, "uint16", half), both >> const(8, "uint16", half))
+            return [let(reinterpret(each, f"int16x{half}")) for each in pair]
+
+        def add(acc: Expr, word: Expr, factor: Expr) -> Expr:
+            codes = reinterpret(splat(word, lanes), f"int16x{half}")
+            return acc + intrinsic(f"int32x{lanes}", _ADD_WORDS[lanes], codes, factor)
+
+        return self._in_registers(weight, image, window, index, together, widen, add)
+
+
+class PairDot(Dot):
+    """See the module."""
+
+    name = "dot-pairs"
+
+    @property
+    def most_steps(self) -> int:
+        """Steps whose sums fit 16 bits."""
+        product = (2**self.bits - 1) * (2**self.weight_bits - 1)
+        return _INT16_MAX // (2 * product * self.step_words)
+
+    def accumulate(
+        self, weight: Buffer, image: Buffer, window: Window, index: Expr, together: int
+    ) -> Callable[[int], Expr]:
+        """See `Dot`."""
+        lanes, half, slots = self.lanes, 2 * self.lanes, len(window.pixels) * together
+        narrow = local(slots * half, "int16")
+
+        def step(i: Expr, k: Expr) -> None:
+            raw = self._load(weight, window, index, i, k, together)
+            for number, vectors in enumerate(zip(*(self.vectors(each) for each in raw), strict=True)):
+                for p, pixel in enumerate(window.pixels):
+                    word = let(load(image, window.at(pixel, i) + k * self.step_words + number))
+                    for g in range(together):
+                        slot = (p * together + g) * half
+                        product = intrinsic(f"int16x{half}", _PAIRS[lanes], *self.operands(word, vectors[g]))
+                        store(narrow, load(narrow, slot, half) + product, slot, half)
+
+        def widened(slot: int) -> Expr:
+            ones = const(1, "int16", half)
+            return intrinsic(f"int32x{lanes}", _ADD_WORDS[lanes], load(narrow, slot * half, half), ones)
+
+        if window.rows * window.row_steps <= self.most_steps:
+            self._clear(narrow, "int16", slots, half)
+            with loop(window.rows) as i, loop(window.row_steps) as k:
+                step(i, k)
+            return widened
+        wide = local(slots * lanes, "int32")
+        self._clear(wide, "int32", slots, lanes)
+        parts = -(-window.row_steps // self.most_steps)
+        size = -(-window.row_steps // parts)
+        with loop(window.rows) as i, loop(parts) as part:
+            self._clear(narrow, "int16", slots, half)
+            with loop(tirx.min(size, window.row_steps - part * size), part * size) as k:
+                step(i, k)
+            for slot in range(slots):
+                store(wide, load(wide, slot * lanes, lanes) + widened(slot), slot * lanes, lanes)
+        return lambda slot: load(wide, slot * lanes, lanes)
+
+
+_VNNI = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
+_PAIRS = {
+    4: "llvm.x86.ssse3.pmadd.ub.sw.128",
+    8: "llvm.x86.avx2.pmadd.ub.sw",
+    16: "llvm.x86.avx512.pmaddubs.w.512",
+}
+_ADD_WORDS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
