@@ -28,6 +28,8 @@ _MOVES = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Identity")
 _DECIDED = ("DequantizeLinear", "Binarize")
 """Results that enter an old region's bound as they were computed: rounding must not decide twice."""
 
+_PACKING = ("PackBits", "PackBitsMeanAbs", "GroupNormSiluPack")
+"""Ops whose bytes are packed signs."""
 
 SIGMOID_ERROR = 2.0**-22
 """ONNX Runtime's Sigmoid errs by up to 1.7e-7 whatever its value (measured over -25..25), so far below 0, where the
@@ -177,17 +179,25 @@ def _signature(node: onnx.NodeProto) -> bytes:
 
 def _flips(before: Side, after: Side, region: Region, values: Feeds, new: Array) -> Flips:
     """Codes or packed bits that differ, and whether rounding on either side explains them."""
+    packed = _is_packed(after, region.name)
     low, high = (
-        [_codes(each.value.astype(new.dtype)) for each in _evaluate(before, after, region, values, lean)]
+        [_codes(each.value.astype(new.dtype), packed) for each in _evaluate(before, after, region, values, lean)]
         for lean in (-1, 1)
     )
-    return count_flips(_codes(new), _codes(values[region.name]), np.minimum(*low), np.maximum(*high))
+    return count_flips(_codes(new, packed), _codes(values[region.name], packed), np.minimum(*low), np.maximum(*high))
 
 
-def _codes(array: Array) -> NDArray[np.int64]:
+def _is_packed(side: Side, name: str) -> bool:
+    """Whether the bytes of `name` hold eight signs each, rather than a code."""
+    maker = side.makers.get(name)
+    while maker is not None and maker.op_type in _MOVES:
+        maker = side.makers.get(maker.input[0])
+    return maker is not None and maker.op_type in _PACKING
+
+
+def _codes(array: Array, packed: bool) -> NDArray[np.int64]:
     """One integer a decision: packed bits are taken apart."""
-    bits = array.dtype == np.uint8
-    return (np.unpackbits(array, axis=-1, bitorder="little") if bits else array).astype(np.int64)
+    return (np.unpackbits(array, axis=-1, bitorder="little") if packed else array).astype(np.int64)
 
 
 def _bound(before: Side, after: Side, region: Region, values: Feeds) -> NDArray[np.float64]:

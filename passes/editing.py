@@ -3,6 +3,7 @@
 Values replaced by a rewrite keep their names, so the graphs before and after a pass can be compared value by value.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -261,7 +262,8 @@ class Editor:
 
 
 def _key(array: Array) -> tuple[Any, ...]:
-    return (array.dtype.name, array.shape, array.tobytes())
+    """What equal arrays have in common: a digest, since weights are large."""
+    return (array.dtype.name, array.shape, hashlib.blake2b(array.tobytes()).digest())
 
 
 def _in_graph(value: ir.Value) -> bool:

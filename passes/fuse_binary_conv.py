@@ -17,8 +17,8 @@ from edgedm.ops import DOMAIN
 from edgedm.ops.packing import packed_bytes
 from edgedm.passes.base import GraphPass
 from edgedm.passes.editing import Editor, constant, describe, dims, is_edgedm, operand
-from edgedm.passes.low_bit import Vector, add_product, channel_vector
-from edgedm.passes.weights import Match, match_product
+from edgedm.passes.low_bit import Vector, channel_vector
+from edgedm.passes.weights import Match, fused_product, match_binary
 
 LARGEST_EXACT_SUM = 2**24
 """float32 holds every integer up to this one, so sums of at most so many signs are exact in any order."""
@@ -30,7 +30,7 @@ class FuseBinaryConv(GraphPass):
     def rewrite(self, model: ir.Model, editor: Editor) -> None:
         """See the module."""
         for node in editor.nodes():
-            match = match_product(node)
+            match = match_binary(node)
             if match is None or not is_edgedm(match.activation.producer(), "Binarize"):
                 continue
             threshold = _threshold(match)
@@ -58,67 +58,28 @@ def _fuse(editor: Editor, match: Match, threshold: Vector) -> None:
     check_packing(match)
     x = operand(binarize, 0)
     x = editor.to_last(x, node) if match.is_conv else x
-    limit = editor.constant(threshold, f"{match.bits.name}.threshold")
+    limit = editor.constant(threshold, f"{match.weight.name}.threshold")
     shape = (*dims(x)[:-1], packed_bytes(match.channels))
     (bits,) = editor.add("PackBits", [x, limit], node, [(f"{x.name}.bits", ir.DataType.UINT8, shape)], domain=DOMAIN)
-    attributes: dict[str, int | list[int]] = {"channels": match.channels}
-    y = fused_product(editor, match, "Binary", bits, attributes)
+    operands = {"activation": bits, "weight": match.weight}
+    y = fused_product(editor, match, "Binary", operands, {"channels": match.channels})
     editor.replace(node.outputs[0], y)
     editor.rewritten.append(describe(node))
 
 
-def fused_product(
-    editor: Editor,
-    match: Match,
-    family: str,
-    activation: ir.Value,
-    attributes: dict[str, int | list[int]],
-    multiplier: Vector | None = None,
-) -> ir.Value:
-    """Add the product `family`Conv or `family`Gemm for `match`; the result has the axes of the node it replaces."""
-    node, outputs = match.node, dims(match.bits)[0]
-    if not match.is_conv:
-        shape = (*dims(activation)[:-1], outputs)
-        return add_product(
-            editor,
-            f"{family}Gemm",
-            activation,
-            match.bits,
-            node,
-            shape,
-            attributes,
-            multiplier=multiplier,
-            addend=match.bias,
-        )
-    _, _, height, width = dims(node.outputs[0])
-    attributes |= {"strides": list(match.strides), "pads": list(match.pads)}
-    y = add_product(
-        editor,
-        f"{family}Conv",
-        activation,
-        match.bits,
-        node,
-        (1, height, width, outputs),
-        attributes,
-        multiplier=multiplier,
-        addend=match.bias,
-    )
-    return editor.to_first(y, node)
-
-
 def check_packing(match: Match) -> None:
     """`InvalidModelError` if the packed weight does not fit the channels or its padding bits are not zero."""
-    bits = constant(match.bits)
+    bits = constant(match.weight)
     assert bits is not None
     where, expected = describe(match.node), packed_bytes(match.channels)
     if bits.dtype != np.uint8 or bits.shape[-1] != expected:
         raise InvalidModelError(
-            f"{where}: packed weight {match.bits.name!r} of {match.channels} channels: expected uint8 with {expected} "
-            f"bytes in the last axis, got {bits.dtype} {bits.shape}"
+            f"{where}: packed weight {match.weight.name!r} of {match.channels} channels: expected uint8 with "
+            f"{expected} bytes in the last axis, got {bits.dtype} {bits.shape}"
         )
     taps = int(np.prod(bits.shape[1:-1], dtype=np.int64)) * match.channels
     if taps > LARGEST_EXACT_SUM:
         raise InvalidModelError(f"{where}: {taps} products a sum exceed {LARGEST_EXACT_SUM}")
     padding = np.unpackbits(bits, axis=-1, bitorder="little")[..., match.channels :]
     if padding.any():
-        raise InvalidModelError(f"{where}: packed weight {match.bits.name!r} has padding bits that are not zero")
+        raise InvalidModelError(f"{where}: packed weight {match.weight.name!r} has padding bits that are not zero")

@@ -15,8 +15,8 @@ from edgedm.ops import DOMAIN
 from edgedm.ops.domain import INT4_MAX, INT4_MIN
 from edgedm.passes.base import GraphPass
 from edgedm.passes.editing import Array, Editor, constant, describe, dims, is_op, operand
-from edgedm.passes.fuse_binary_conv import check_packing, fused_product
-from edgedm.passes.weights import Match, match_product
+from edgedm.passes.fuse_binary_conv import check_packing
+from edgedm.passes.weights import Match, fused_product, match_binary
 
 
 class FuseBinaryWeightConv(GraphPass):
@@ -27,7 +27,7 @@ class FuseBinaryWeightConv(GraphPass):
     def rewrite(self, model: ir.Model, editor: Editor) -> None:
         """See the module."""
         for node in editor.nodes():
-            match = match_product(node)
+            match = match_binary(node)
             if match is None or not is_op(match.activation.producer(), "DequantizeLinear"):
                 continue
             quantize = operand(match.activation.producer(), 0).producer()  # type: ignore[arg-type]
@@ -67,13 +67,14 @@ def _fuse(editor: Editor, match: Match, quantize: ir.Node, step: Array) -> None:
     x = editor.to_last(x, node) if match.is_conv else x
     (codes,) = editor.add(
         "QuantizeCodes",
-        [x, editor.constant(step, f"{match.bits.name}.step")],
+        [x, editor.constant(step, f"{match.weight.name}.step")],
         node,
         [(f"{x.name}.codes", ir.DataType.INT8, dims(x))],
         {"low": INT4_MIN, "high": INT4_MAX},
         domain=DOMAIN,
     )
-    multiplier = np.full(dims(match.bits)[0], step, np.float32)
-    y = fused_product(editor, match, "BinaryWeight", codes, {}, multiplier)
+    multiplier = editor.constant(np.full(match.outputs, step, np.float32), f"{match.weight.name}.multiplier")
+    operands = {"activation": codes, "weight": match.weight, "multiplier": multiplier}
+    y = fused_product(editor, match, "BinaryWeight", operands, {})
     editor.replace(node.outputs[0], y)
     editor.rewritten.append(describe(node))

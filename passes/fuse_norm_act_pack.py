@@ -4,6 +4,7 @@ Given   y = GroupNormSilu(x, gamma, beta);  bits, m = PackBitsMeanAbs(y, t)
 Result  y, bits, m = GroupNormSiluPack(x, gamma, beta, t)
 Given   y = GroupNormSilu(x, gamma, beta);  codes = QuantizeCodes(y, s)        y read by nothing else
 Result  codes = GroupNormSiluQuantize(x, gamma, beta, s)
+        and likewise QuantizeUniform(y, divisor, s, z) to GroupNormSiluQuantizeUniform(x, gamma, beta, divisor, s, z)
 
 Exact: the fused ops are defined as these very compositions.
 """
@@ -14,9 +15,11 @@ from edgedm.ops import DOMAIN
 from edgedm.passes.base import GraphPass
 from edgedm.passes.editing import Editor, describe, dims, is_edgedm, operand, sole_consumer
 
+_FUSED = {"QuantizeCodes": "GroupNormSiluQuantize", "QuantizeUniform": "GroupNormSiluQuantizeUniform"}
+
 
 class FuseNormActPack(GraphPass):
-    """GroupNormSilu and the packing or quantising of its result -> GroupNormSiluPack, GroupNormSiluQuantize."""
+    """GroupNormSilu and the packing or quantising of its result -> GroupNormSiluPack, GroupNormSiluQuantize, ..."""
 
     def rewrite(self, model: ir.Model, editor: Editor) -> None:
         """See the module."""
@@ -25,7 +28,7 @@ class FuseNormActPack(GraphPass):
                 continue
             y = node.outputs[0]
             packs = [user for user in y.consumers() if is_edgedm(user, "PackBitsMeanAbs")]
-            codes = [user for user in y.consumers() if is_edgedm(user, "QuantizeCodes")]
+            codes = [user for user in y.consumers() if is_edgedm(user, *_FUSED)]
             if len(packs) == 1:
                 _fuse_pack(editor, node, packs[0])
             elif packs:
@@ -43,7 +46,7 @@ def _fuse_pack(editor: Editor, norm: ir.Node, pack: ir.Node) -> None:
         [operand(norm, 0), operand(norm, 1), operand(norm, 2), operand(pack, 1)],
         norm,
         [(f"{value.name}.fused", value.dtype or ir.DataType.FLOAT, dims(value)) for value in old],
-        _attributes(norm),
+        norm_attributes(norm),
         domain=DOMAIN,
     )
     for before, after in zip(old, new, strict=True):
@@ -52,19 +55,20 @@ def _fuse_pack(editor: Editor, norm: ir.Node, pack: ir.Node) -> None:
 
 
 def _fuse_quantize(editor: Editor, norm: ir.Node, quantize: ir.Node) -> None:
-    limits = {name: attribute.as_int() for name, attribute in quantize.attributes.items()}
-    codes = quantize.outputs[0]
+    widths = {name: attribute.as_int() for name, attribute in quantize.attributes.items()}
+    codes, grid = quantize.outputs[0], [operand(quantize, index) for index in range(1, len(quantize.inputs))]
     (fused,) = editor.add(
-        "GroupNormSiluQuantize",
-        [operand(norm, 0), operand(norm, 1), operand(norm, 2), operand(quantize, 1)],
+        _FUSED[quantize.op_type],
+        [operand(norm, 0), operand(norm, 1), operand(norm, 2), *grid],
         norm,
-        [(f"{codes.name}.fused", ir.DataType.INT8, dims(codes))],
-        _attributes(norm) | limits,
+        [(f"{codes.name}.fused", codes.dtype or ir.DataType.UINT8, dims(codes))],
+        norm_attributes(norm) | widths,
         domain=DOMAIN,
     )
     editor.replace(codes, fused)
     editor.rewritten.append(describe(norm))
 
 
-def _attributes(norm: ir.Node) -> dict[str, int | float]:
+def norm_attributes(norm: ir.Node) -> dict[str, int | float]:
+    """Groups and epsilon of a norm."""
     return {"groups": norm.attributes["groups"].as_int(), "epsilon": norm.attributes["epsilon"].as_float()}

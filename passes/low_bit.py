@@ -1,12 +1,14 @@
-"""The four deployed products and their epilogue: which operand is which, and what each holds when absent.
+"""The deployed products and their epilogue: which operand is which, and what each holds when absent.
 
-    y = ((acc * multiplier) * pixel_scale + addend) + residual_scale * residual
+    y = ((acc * multiplier) * factor + addend) + residual_scale * residual
+
+`factor` is the pixel_scale of a BinaryConv, the activation's step of QuantConv and QuantGemm; the others have none.
 
 Absent operands are neutral constants. Zeros are written as -0.0, because v + -0.0 is v for every v, while
 -0.0 + 0.0 is +0.0: so a fusion that adds a neutral operand changes no bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,6 @@ from edgedm.passes.editing import (
     constant,
     describe,
     dims,
-    integer,
     is_edgedm,
     operand,
     sole_consumer,
@@ -29,19 +30,25 @@ from edgedm.passes.editing import (
 )
 
 _GEMM = ("activation", "weight", "multiplier", "addend", "residual", "residual_scale")
+_QUANT = (
+    *("activation", "zero", "weight", "weight_zero"),
+    *("multiplier", "step", "addend", "residual", "residual_scale"),
+)
 OPERANDS = {
     "BinaryConv": ("activation", "weight", "multiplier", "pixel_scale", "addend", "residual", "residual_scale"),
     "BinaryGemm": _GEMM,
     "BinaryWeightConv": _GEMM,
     "BinaryWeightGemm": _GEMM,
+    "QuantConv": _QUANT,
+    "QuantGemm": _QUANT,
 }
-_NEUTRAL = {"multiplier": 1.0, "pixel_scale": 1.0, "addend": -0.0, "residual": -0.0, "residual_scale": 1.0}
+_NEUTRAL = {"multiplier": 1.0, "pixel_scale": 1.0, "step": 1.0, "addend": -0.0, "residual": -0.0, "residual_scale": 1.0}
 
 Vector = NDArray[np.float32]
 
 
 def is_product(node: ir.Node | None) -> bool:
-    """Whether `node` is one of the four products."""
+    """Whether `node` is one of the products."""
     return is_edgedm(node, *OPERANDS)
 
 
@@ -104,35 +111,23 @@ def absorb(editor: Editor, product: ir.Node, tail: Tail, consumed: ir.Node) -> N
 def add_product(
     editor: Editor,
     op_type: str,
-    activation: ir.Value,
-    weight: ir.Value,
+    operands: Mapping[str, ir.Value],
     like: ir.Node,
     shape: Sequence[int],
     attributes: dict[str, int | list[int]],
-    *,
-    multiplier: Vector | None = None,
-    addend: Vector | None = None,
 ) -> ir.Value:
-    """Add a product with output f32 `shape`; what is not given is neutral."""
-    channels = shape[-1]
-    ones = np.ones(channels, np.float32)
-    minus_zeros = np.full(channels, -0.0, np.float32)
-    residual = np.full((1,) * len(shape), -0.0, np.float32)
-    values = {
-        "multiplier": editor.constant(ones if multiplier is None else multiplier, f"{weight.name}.multiplier"),
-        "pixel_scale": editor.constant(np.ones((1, 1, 1, 1), np.float32), "neutral.pixel_scale"),
-        "addend": editor.constant(minus_zeros if addend is None else addend, f"{weight.name}.addend"),
-        "residual": editor.constant(residual, f"neutral.residual{len(shape)}"),
-        "residual_scale": editor.constant(np.ones(1, np.float32), "neutral.residual_scale"),
-    }
-    inputs = [activation, weight, *(values[name] for name in OPERANDS[op_type][2:])]
+    """Add a product with output f32 `shape`; operands that are not given are neutral."""
+    channels = tuple(shape[-1:])
+    shapes = {"multiplier": channels, "addend": channels, "residual": (1,) * len(shape), "residual_scale": (1,)}
+    shapes |= {"pixel_scale": (1, 1, 1, 1), "step": ()}
+    inputs = [
+        operands[name]
+        if name in operands
+        else editor.constant(np.full(shapes[name], _NEUTRAL[name], np.float32), f"neutral.{name}")
+        for name in OPERANDS[op_type]
+    ]
     outputs = [(f"{like.outputs[0].name}.last", ir.DataType.FLOAT, shape)]
     return editor.add(op_type, inputs, like, outputs, attributes, domain=DOMAIN)[0]
-
-
-def channels_of(unpack: ir.Node) -> int:
-    """Number of input channels that an UnpackBits or UnpackBitsLinear yields."""
-    return integer(unpack, "channels", 0)
 
 
 def channel_vector(array: Array, channels: int, axis: int, rank: int) -> Vector | None:

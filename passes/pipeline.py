@@ -11,12 +11,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgedm.passes.base import GraphPass, Report
+from edgedm.passes.fold_weight_dilation import FoldWeightDilation
 from edgedm.passes.fuse_binary_conv import FuseBinaryConv
 from edgedm.passes.fuse_binary_weight_conv import FuseBinaryWeightConv
 from edgedm.passes.fuse_epilogue import FuseEpilogue
 from edgedm.passes.fuse_group_norm import FuseGroupNorm
 from edgedm.passes.fuse_mean_abs import FuseMeanAbs
 from edgedm.passes.fuse_norm_act_pack import FuseNormActPack
+from edgedm.passes.fuse_quant_conv import FuseQuantConv
+from edgedm.passes.fuse_quant_matmul import FuseQuantMatMul
 from edgedm.passes.fuse_row_addend import FuseRowAddend
 from edgedm.passes.lookup_timestep_parameters import LookupTimestepParameters
 from edgedm.passes.merge_scales import MergeScales
@@ -39,6 +42,8 @@ PIPELINE: list[Callable[[Schedule], GraphPass]] = [
     # 2. integer cores: float convolutions of signs and codes become products of packed bits and integers
     lambda _: FuseBinaryConv(),
     lambda _: FuseBinaryWeightConv(),
+    lambda _: FuseQuantConv(),
+    lambda _: FuseQuantMatMul(),
     # 3. epilogues: what is done to a product's result while it is at hand
     lambda _: MergeScales(),
     lambda _: FuseEpilogue(),
@@ -46,6 +51,7 @@ PIPELINE: list[Callable[[Schedule], GraphPass]] = [
     # 4. prologues: what is done to a tensor while it is packed or quantised
     lambda _: FuseMeanAbs(),
     lambda _: FuseGroupNorm(),
+    lambda _: FoldWeightDilation(),
     lambda _: FuseNormActPack(),
     # 5. two graphs; last, so that every pass before sees the whole model and leaves its interface alone
     lambda _: SplitPrepare(),

@@ -1,10 +1,11 @@
-"""Recognise a convolution or matrix product whose weight is unpacked signs, in every form that exports produce."""
+"""Recognise a convolution or matrix product whose weight is stored in few bits, in every form that exports produce."""
 
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from edgedm.passes.editing import (
+    Editor,
     constant,
     dims,
     integer,
@@ -15,17 +16,16 @@ from edgedm.passes.editing import (
     operand,
     transposed_by,
 )
-from edgedm.passes.low_bit import Vector, channel_vector, channels_of
+from edgedm.passes.low_bit import Vector, add_product, channel_vector
 
 
 @dataclass(frozen=True)
 class Match:
-    """A product of `activation` with the signs `bits`; or the `refusal`, why it cannot be fused."""
+    """A product of `activation` with a weight that `unpack` makes a float; or the `refusal`, why it cannot be fused."""
 
     node: ir.Node
     activation: ir.Value
-    bits: ir.Value
-    channels: int
+    unpack: ir.Node
     bias: Vector | None = None
     strides: tuple[int, ...] = ()
     pads: tuple[int, ...] = ()
@@ -36,57 +36,86 @@ class Match:
         """Whether this is a convolution (channels first) rather than a matrix product (channels last)."""
         return self.node.op_type == "Conv"
 
+    @property
+    def weight(self) -> ir.Value:
+        """The weight as it is stored."""
+        return operand(self.unpack, 0)
 
-def match_product(node: ir.Node) -> Match | None:
+    @property
+    def outputs(self) -> int:
+        """Number of output channels."""
+        return dims(self.unpack.outputs[0])[0]
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return dims(self.unpack.outputs[0])[1]
+
+
+def match_binary(node: ir.Node) -> Match | None:
     """Match Conv(a, UnpackBits), MatMul(a, Transpose(UnpackBitsLinear)) or Gemm(a, UnpackBitsLinear, transB=1)."""
-    if is_op(node, "Conv") and is_edgedm(operand(node, 1).producer(), "UnpackBits"):
+    match = _match(node)
+    kind = "UnpackBits" if is_op(node, "Conv") else "UnpackBitsLinear"
+    return match if match is not None and is_edgedm(match.unpack, kind) else None
+
+
+def match_uniform(node: ir.Node) -> Match | None:
+    """Match the same with DequantizeLinear(codes, step, zero) as the weight, unless its codes are computed."""
+    match = _match(node)
+    if match is None or not is_op(match.unpack, "DequantizeLinear"):
+        return None
+    computed = match.weight.producer() is not None and constant(match.weight) is None
+    return None if computed else match
+
+
+def _match(node: ir.Node) -> Match | None:
+    if is_op(node, "Conv"):
         return _match_conv(node)
     if is_op(node, "MatMul") or is_op(node, "Gemm"):
         return _match_linear(node)
     return None
 
 
-def _match_conv(node: ir.Node) -> Match:
+def _match_conv(node: ir.Node) -> Match | None:
     unpack = operand(node, 1).producer()
-    assert unpack is not None
-    bits, channels = operand(unpack, 0), channels_of(unpack)
-    kernel = dims(bits)[1:3]
-    bias, refusal = _bias(node, dims(bits)[0])
-    if constant(bits) is None:
+    if unpack is None or not unpack.inputs or len(dims(unpack.outputs[0])) != 4:
+        return None
+    outputs, _, *kernel = dims(unpack.outputs[0])
+    bias, refusal = _bias(node, outputs)
+    if constant(operand(unpack, 0)) is None:
         refusal = "its packed weight is not a constant"
     elif integer(node, "group", 1) != 1:
-        refusal = f"grouped convolution (group = {integer(node, 'group', 1)}) has no binary kernel"
+        refusal = f"grouped convolution (group = {integer(node, 'group', 1)}) has no low-bit kernel"
     elif any(dilation != 1 for dilation in ints(node, "dilations", ())):
-        refusal = f"dilated convolution {ints(node, 'dilations', ())} has no binary kernel"
-    elif ints(node, "kernel_shape", kernel) != kernel:
-        refusal = f"kernel_shape {ints(node, 'kernel_shape', kernel)} contradicts its weight {kernel}"
+        refusal = f"dilated convolution {ints(node, 'dilations', ())} has no low-bit kernel"
+    elif ints(node, "kernel_shape", kernel) != tuple(kernel):
+        refusal = f"kernel_shape {ints(node, 'kernel_shape', kernel)} contradicts its weight {tuple(kernel)}"
     elif (auto_pad := node.attributes.get("auto_pad")) is not None and auto_pad.as_string() not in ("NOTSET", ""):
         refusal = f"auto_pad {auto_pad.as_string()} is not explicit padding"
     elif len(dims(operand(node, 0))) != 4 or dims(operand(node, 0))[0] != 1:
         refusal = f"expected one image [1, C, H, W], got {dims(operand(node, 0))}"
     strides, pads = ints(node, "strides", (1, 1)), ints(node, "pads", (0, 0, 0, 0))
-    return Match(node, operand(node, 0), bits, channels, bias, strides, pads, refusal)
+    return Match(node, operand(node, 0), unpack, bias, strides, pads, refusal)
 
 
 def _match_linear(node: ir.Node) -> Match | None:
-    producer, transposed = operand(node, 1).producer(), False
-    if transposed_by(producer) == (1, 0):
-        assert producer is not None
-        producer, transposed = operand(producer, 0).producer(), True
-    if producer is None or not is_edgedm(producer, "UnpackBitsLinear"):
+    unpack, transposed = operand(node, 1).producer(), False
+    if transposed_by(unpack) == (1, 0):
+        assert unpack is not None
+        unpack, transposed = operand(unpack, 0).producer(), True
+    if unpack is None or not unpack.inputs or len(dims(unpack.outputs[0])) != 2:
         return None
     gemm = is_op(node, "Gemm")
     if gemm:
         transposed ^= integer(node, "transB", 0) == 1
-    bits = operand(producer, 0)
-    bias, refusal = _bias(node, dims(bits)[0])
+    bias, refusal = _bias(node, dims(unpack.outputs[0])[0])
     if not transposed:
         refusal = "its unpacked weight is not transposed: inputs stand on the rows"
-    elif constant(bits) is None:
+    elif constant(operand(unpack, 0)) is None:
         refusal = "its packed weight is not a constant"
     elif gemm and (integer(node, "transA", 0), number(node, "alpha", 1.0), number(node, "beta", 1.0)) != (0, 1.0, 1.0):
-        refusal = "Gemm with transA, alpha or beta has no binary kernel"
-    return Match(node, operand(node, 0), bits, channels_of(producer), bias, refusal=refusal)
+        refusal = "Gemm with transA, alpha or beta has no low-bit kernel"
+    return Match(node, operand(node, 0), unpack, bias, refusal=refusal)
 
 
 def _bias(node: ir.Node, outputs: int) -> tuple[Vector | None, str | None]:
@@ -97,3 +126,26 @@ def _bias(node: ir.Node, outputs: int) -> tuple[Vector | None, str | None]:
     array = constant(value)
     vector = None if array is None else channel_vector(array, outputs, array.ndim - 1, array.ndim)
     return (vector, None) if vector is not None else (None, "its bias is not a constant per output channel")
+
+
+def fused_product(
+    editor: Editor,
+    match: Match,
+    family: str,
+    operands: dict[str, ir.Value],
+    attributes: dict[str, int | list[int]],
+) -> ir.Value:
+    """Add the product `family`Conv or `family`Gemm for `match`; the result has the axes of the node it replaces.
+
+    `operands` by name; the bias becomes the addend, and what is missing is neutral.
+    """
+    node = match.node
+    if match.bias is not None:
+        operands = operands | {"addend": editor.constant(match.bias, f"{match.weight.name}.addend")}
+    if not match.is_conv:
+        shape = (*dims(operands["activation"])[:-1], match.outputs)
+        return add_product(editor, f"{family}Gemm", operands, node, shape, attributes)
+    _, _, height, width = dims(node.outputs[0])
+    attributes = attributes | {"strides": list(match.strides), "pads": list(match.pads)}
+    y = add_product(editor, f"{family}Conv", operands, node, (1, height, width, match.outputs), attributes)
+    return editor.to_first(y, node)

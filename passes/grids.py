@@ -1,0 +1,130 @@
+"""Recognise an activation that went through a grid of unsigned codes, in every form that exports produce, and add the
+quantiser that makes its codes.
+
+    DequantizeLinear(QuantizeLinear(x, s, z), s, z)                   uint4 or uint8: 4 or 8 bits
+    DequantizeLinear(Clip(QuantizeLinear(x, s, z), 0, 2^b - 1), s, z) uint8: b bits
+
+Steps and zero points are constants or computed (rows of a table). A uint4 zero point that is cast from uint8 is read
+before the cast: the exporter writes no number there that 4 bits don't hold.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgedm.ops import DOMAIN
+from edgedm.passes.editing import Array, Editor, constant, dims, integer, is_op, operand
+
+_WIDTHS = {ir.DataType.UINT4: 4, ir.DataType.UINT8: 8}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The quantisation of `x` to codes of `bits` with one step, or with one for each index of `axis`."""
+
+    x: ir.Value
+    step: ir.Value
+    zero: ir.Value | None
+    bits: int
+    axis: int | None  # None: one step
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are."""
+        return int(np.prod(dims(self.step)))
+
+
+def match_grid(value: ir.Value) -> Grid | str | None:
+    """The grid that `value` lies on; None if nothing quantises it; in words, why its grid has no kernel."""
+    dequantize = value.producer()
+    if dequantize is None or not is_op(dequantize, "DequantizeLinear"):
+        return None
+    quantize, top = operand(dequantize, 0).producer(), None
+    if quantize is not None and is_op(quantize, "Clip"):
+        limits = [constant(each) for each in quantize.inputs[1:]]
+        if len(limits) != 2 or limits[0] is None or limits[1] is None or limits[0] != 0:
+            return "its codes are clipped to limits that are not constants from 0 on"
+        top, quantize = int(limits[1]), operand(quantize, 0).producer()
+    if quantize is None or not is_op(quantize, "QuantizeLinear"):
+        return None
+    codes = quantize.outputs[0].dtype
+    if codes not in _WIDTHS:
+        return f"its codes are {codes}; expected UINT4 or UINT8"
+    bits = _WIDTHS[codes] if top is None else (top + 1).bit_length() - 1
+    if top is not None and not (2 <= bits <= _WIDTHS[codes] and top == 2**bits - 1):
+        return f"its codes are clipped to 0..{top}; expected 2^bits - 1"
+    return _grid_of(quantize, dequantize, bits)
+
+
+def _grid_of(quantize: ir.Node, dequantize: ir.Node, bits: int) -> Grid | str:
+    x, step = operand(quantize, 0), operand(quantize, 1)
+    zero, other = (node.inputs[2] if len(node.inputs) > 2 else None for node in (quantize, dequantize))
+    if not _same(step, operand(dequantize, 1)) or not _same(zero, other):
+        return "it is quantised on one grid and dequantised on another"
+    known = constant(step)
+    if known is not None and not np.all((known > 0) & np.isfinite(known)):
+        return f"its step {known.reshape(-1)[:4].tolist()} is not positive"
+    if step.dtype != ir.DataType.FLOAT or x.dtype != ir.DataType.FLOAT:
+        return f"it quantises {x.dtype} by a step of {step.dtype}; expected FLOAT"
+    if any(integer(node, "block_size", 0) for node in (quantize, dequantize)):
+        return "it has a step for each block"
+    if dims(step) in ((), (1,)):
+        return Grid(x, step, zero, bits, None)
+    axes = {integer(node, "axis", 1) % len(dims(x)) for node in (quantize, dequantize)}
+    return Grid(x, step, zero, bits, axes.pop()) if len(axes) == 1 else "it is quantised along one axis, read another"
+
+
+def _same(left: ir.Value | None, right: ir.Value | None) -> bool:
+    if left is right:
+        return True
+    first, second = constant(left), constant(right)
+    return first is not None and second is not None and bool(np.array_equal(first, second))
+
+
+def step_of(editor: Editor, grid: Grid, shape: tuple[int, ...], like: ir.Node) -> ir.Value:
+    """The step as f32 `shape`, which is [] or one value a head."""
+    return _shaped(editor, grid.step, constant(grid.step), shape, like)
+
+
+def zero_of(editor: Editor, grid: Grid, shape: tuple[int, ...], like: ir.Node) -> ir.Value:
+    """The zero point as uint8 `shape`."""
+    zero = grid.zero
+    if zero is None:
+        return editor.constant(np.zeros(shape, np.uint8), "zero")
+    array = constant(zero)
+    if array is None and zero.dtype != ir.DataType.UINT8:
+        cast = zero.producer()
+        if cast is not None and is_op(cast, "Cast") and operand(cast, 0).dtype == ir.DataType.UINT8:
+            zero = operand(cast, 0)
+        else:
+            byte = (f"{zero.name}.byte", ir.DataType.UINT8, dims(zero))
+            (zero,) = editor.add("Cast", [zero], like, [byte], {"to": int(ir.DataType.UINT8)})
+    return _shaped(editor, zero, None if array is None else array.astype(np.uint8), shape, like)
+
+
+def _shaped(editor: Editor, value: ir.Value, array: Array | None, shape: tuple[int, ...], like: ir.Node) -> ir.Value:
+    if array is not None:
+        values = array.reshape(()) if array.size == 1 else array
+        return editor.constant(np.broadcast_to(values, shape).copy(), value.name or "grid")
+    if dims(value) == shape:
+        return value
+    op_type = "Reshape" if int(np.prod(dims(value))) == int(np.prod(shape)) else "Expand"
+    target = editor.constant(np.array(shape, np.int64), "shape")
+    output = (f"{value.name}.spread", value.dtype or ir.DataType.FLOAT, shape)
+    return editor.add(op_type, [value, target], like, [output])[0]
+
+
+def add_codes(editor: Editor, grid: Grid, x: ir.Value, step: ir.Value, zero: ir.Value, like: ir.Node) -> ir.Value:
+    """Add QuantizeUniform of `x`, channels last, or QuantizeHeads where `step` is [H]; the codes have x's shape."""
+    heads = bool(dims(step))
+    neutral = [] if heads else [editor.constant(np.ones(1, np.float32), "neutral.divisor")]
+    (codes,) = editor.add(
+        "QuantizeHeads" if heads else "QuantizeUniform",
+        [x, *neutral, step, zero],
+        like,
+        [(f"{x.name}.codes", ir.DataType.UINT8, dims(x))],
+        {"bits": grid.bits},
+        domain=DOMAIN,
+    )
+    return codes
