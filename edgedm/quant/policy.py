@@ -69,6 +69,11 @@ _BIDM: _Rows = {
     "feed_forward": ("W1A1", "by the same rule: everything but edges and shortcuts"),
 }
 
+_BIDM_INT8: _Rows = {
+    **_BIDM,
+    "shortcut": ("W8A8", "not published: in float they take most of a step's time (go with shortcut_bits=W8A8)"),
+}
+
 # for the baselines that are held against BiDM at its bits, where the reasons of its release are not theirs
 _AS_BIDM: _Rows = {
     **{role: (bits, "as BiDM's comparison has it") for role, (bits, _) in _BIDM.items()},
@@ -134,7 +139,10 @@ POLICIES: Mapping[str, Mapping[str, Policy]] = MappingProxyType(
             "paper": _policy("binarydm/paper", "W1A4", _BINARYDM_EDGES_8 | _BINARYDM_BODY),
             "code": _policy("binarydm/code", "W1A4", _EDGES_FLOAT | _BINARYDM_BODY),
         },
-        "bidm": {"paper": _policy("bidm/paper", "W1A1", _BIDM)},
+        "bidm": {
+            "paper": _policy("bidm/paper", "W1A1", _BIDM),
+            "int8": _policy("bidm/int8", "W1A1", _BIDM_INT8),
+        },
         "xnor": {"paper": _policy("xnor/paper", "W1A1", _BIDM)},
         "dorefa": {"paper": _policy("dorefa/paper", "W1A1", _AS_BIDM)},
         "reactnet": {"paper": _policy("reactnet/paper", "W1A1", _AS_BIDM)},

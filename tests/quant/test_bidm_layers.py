@@ -12,11 +12,14 @@ from edgedm.errors import UnsupportedError
 from edgedm.models import load
 from edgedm.models.roles import output_blocks
 from edgedm.quant.api import make_inference, method_options, quantize_layers
+from edgedm.quant.clock import clock_of
 from edgedm.quant.inference import BinaryConv2d, BinaryLinear
+from edgedm.quant.integer import QuantLayer
 from edgedm.quant.methods import METHODS
 from edgedm.quant.methods.bidm import BinaryLayer
 from edgedm.quant.policy import policy_of
 from edgedm.quant.uniform_layer import UniformLayer
+from edgedm.training.calibrate import calibrating
 
 CLOSE = 1e-5  # another order of float32 sums over a few hundred +-1 products
 SUMS = 2e-4  # float32 gradients summed over a few thousand products
@@ -150,6 +153,30 @@ def test_a_linear_layer_that_trains_equals_the_one_that_ships(outputs, form):
         assert torch.allclose(layer(x), layer.to_inference()(x), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("bits", "levels"), [("W8A8", 255), ("W4A4", 15)])
+def test_a_shortcut_of_few_bits_trains_and_ships(bits, levels):
+    layer = BinaryLayer(nn.Conv2d(8, 16, 3, 1, 1), shortcut_bits=bits, clock=clock_of(nn.Module()))
+    x, plain = torch.randn(2, 8, 8, 8), nn.Conv2d(8, 16, 1)
+    plain.load_state_dict({name: getattr(layer.shortcut, name).detach() for name in ("weight", "bias")})
+    with torch.no_grad(), calibrating(layer):
+        layer(x)
+    with torch.no_grad():
+        error = (layer.shortcut(x) - plain(x)).abs().max() / plain(x).abs().max()
+        assert 0 < error < 4 / levels
+        packed = layer.to_inference()
+        assert isinstance(packed.shortcut, QuantLayer) and packed.shortcut.codes.dtype == torch.uint8
+        assert torch.allclose(layer(x), packed(x), atol=1e-4, rtol=1e-4)
+    layer(x).square().mean().backward()
+    assert layer.shortcut.weight.grad.abs().max() > 0 and layer.shortcut.activation.step.grad.abs().max() > 0
+
+
+def test_shortcuts_that_copy_or_pool_have_no_bits():
+    clock = clock_of(nn.Module())
+    for shape in ((8, 8, 3, 1, 1), (8, 8, 3, 2, 1)):
+        layer = BinaryLayer(nn.Conv2d(*shape), shortcut_bits="W8A8", clock=clock)
+        assert not isinstance(layer.shortcut, UniformLayer)
+
+
 def test_a_padded_downsampler_and_a_1d_convolution_train():
     down = BinaryLayer(nn.Conv2d(4, 4, 3, 2, 0))
     assert down(torch.randn(1, 4, 9, 9)).shape == (1, 4, 4, 4)
@@ -194,6 +221,12 @@ STRUCTURE = {
     "fixed": ({"filter": "fixed"}, CONV, set(), set()),
     "no threshold": ({"threshold": False}, CONV, set(), set()),
     "used": ({"linear_threshold": "used"}, TIME, set(), set()),
+    "int8 shortcut": (
+        {"shortcut_bits": "W8A8"},
+        CONV,
+        {"shortcut.weight"},
+        {f"shortcut.{name}" for name in ("codes", "step", "zero", "activation.table", "activation.edges")},
+    ),
 }
 
 

@@ -13,8 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgedm.errors import UnsupportedError
+from edgedm.models.bits import Bits, parse_bits
 from edgedm.models.roles import output_blocks
 from edgedm.quant import inference
+from edgedm.quant.clock import Clock
 from edgedm.quant.functions import scaled_sign_ste, sign_polynomial
 from edgedm.quant.geometry import Geometry, Layer
 from edgedm.quant.methods.binarydm import packable
@@ -38,6 +40,9 @@ class XNOROptions(Options):
     shortcut: bool = Field(True, description="add the float shortcut")
     gain: Gain = Field("abs", description="of the shortcut: its magnitude (LDM), or itself (CIFAR-10)")
     gain_init: float = Field(0.3, description="where the gain starts (LDM; CIFAR-10: 0)")
+    shortcut_bits: Literal["float", "W8A8", "W4A4"] = Field(
+        "float", description="of the shortcuts that are 1x1 layers; the published ones are float, which costs most"
+    )
     attention: Literal["linear", "conv2d"] = Field(
         "linear", description="projections: without K and shortcut (LDM), or with both (CIFAR-10)"
     )
@@ -80,7 +85,8 @@ class BinaryLayer(nn.Module):
     to W has no factor alpha. K uses the layer's stride and padding; its filter k starts as the box of XNOR-Net.
     S is the identity, a 2x2 mean for stride 2, or a float 1x1 layer where the channel counts differ. `filter`
     "none" has no K, `shortcut` False no second term, `threshold` False theta = 0. `shapes_only`: the sign is that
-    of x, and theta only shapes the gradient (a bug of the release's linear layer).
+    of x, and theta only shapes the gradient (a bug of the release's linear layer). With `shortcut_bits` other than
+    "float" a 1x1 layer in S is a symmetric `UniformLayer`, which needs the model's `clock`.
     """
 
     def __init__(
@@ -94,6 +100,8 @@ class BinaryLayer(nn.Module):
         gain: Gain = "abs",
         gain_init: float = 0.3,
         path: str = "",
+        shortcut_bits: Bits = "float",
+        clock: Clock | None = None,
     ) -> None:
         super().__init__()
         self.path, self.gain, self.shapes_only = path, gain, shapes_only
@@ -113,6 +121,9 @@ class BinaryLayer(nn.Module):
         if shortcut:
             self.shortcut_gain = nn.Parameter(self.weight.new_full((1,), gain_init))
             self.shortcut = shortcut_of(self.geometry, self.weight, path)
+            if shortcut_bits != "float" and isinstance(self.shortcut, nn.Conv1d | nn.Conv2d | nn.Linear):
+                assert clock is not None
+                self.shortcut = UniformLayer(self.shortcut, *parse_bits(shortcut_bits), clock, symmetric=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; see the class."""
@@ -191,6 +202,8 @@ def _packed_shortcut(shortcut: nn.Module | None) -> inference.Shortcut:
         return "avgpool"
     if isinstance(shortcut, nn.Identity):
         return "identity"
+    if isinstance(shortcut, UniformLayer):
+        return shortcut.to_inference()
     return copy.deepcopy(shortcut)
 
 
@@ -215,6 +228,8 @@ def _layer(layer: Layer, site: Site, options: XNOROptions) -> nn.Module:
         options.gain,
         options.gain_init,
         site.path,
+        options.shortcut_bits,
+        site.clock,
     )
 
 
