@@ -26,6 +26,7 @@ from edgedm.targets.target import Target
 
 OURS = ("MatMul", "Softmax")  # standard ops that have a kernel of ours
 MARK = "edgedm.kernel"
+FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 OPAQUE = 8  # Relax's kOpaque: never fused with neighbours
 
 
@@ -68,8 +69,14 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         except Exception as error:  # TVM raises its own error classes
             raise UnsupportedError(f"graph {graph.name!r}: {error}") from error
 
-    def _construct_nodes(self, graph: onnx.GraphProto) -> None:
+    def _parse_graph_initializers(self, graph: onnx.GraphProto) -> None:
+        """TVM stores no packed 4-bit constants: those reach kernels by our own hands, in the kernels' layouts."""
         self._constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+        wide = onnx.GraphProto()
+        wide.initializer.extend(each for each in graph.initializer if each.data_type not in FOUR_BITS)
+        super()._parse_graph_initializers(wide)
+
+    def _construct_nodes(self, graph: onnx.GraphProto) -> None:
         for node in graph.node:
             results = self._kernel(node) if node.domain == DOMAIN else self._standard(node)
             if len(results) < len(node.output):
@@ -84,6 +91,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
                 pass  # a shape without a kernel: TVM's own lowering
         inputs = onnx_input()
         for name in node.input:
+            if name and name not in self._nodes:
+                raise UnsupportedError(f"node {node.name!r} ({node.op_type}): no kernel reads 4-bit {name!r}")
             inputs.append(self._nodes[name] if name else None)
         attributes = self._parse_attr(node.attribute)
         attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
@@ -159,10 +168,10 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         return [self.bb.emit(relax.TupleGetItem(call, index)) for index in range(len(kernel.outputs))]
 
     def _operand(self, node: onnx.NodeProto, name: str) -> TensorSpec | NDArray[Any]:
-        if not name or name not in self._nodes:
-            raise InvalidModelError(f"node {node.name!r} ({node.op_type}): an input is missing")
         if name in self._constants:
             return self._constants[name]
+        if not name or name not in self._nodes:
+            raise InvalidModelError(f"node {node.name!r} ({node.op_type}): an input is missing")
         return _spec(self._nodes[name])
 
     def _argument(self, name: str, kernel: Kernel, index: int) -> Any:

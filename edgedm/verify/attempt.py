@@ -10,7 +10,7 @@ from edgedm.errors import ParityError
 from edgedm.verify.graphs import Graph
 from edgedm.verify.judge import Verdict, judge
 from edgedm.verify.probe import Probe
-from edgedm.verify.trials import Subject, Trial
+from edgedm.verify.subject import Subject, Trial
 
 Array = NDArray[Any]
 

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgedm.errors import UnsupportedError
+from edgedm.verify.comparison import gamma
 from edgedm.verify.rounding import DECISIONS, MOVES, RULES, Bounded, attribute, integer_product, quantize
 
 
@@ -117,13 +118,24 @@ def _standard(node: onnx.NodeProto, operands: Sequence[Bounded | None], scope: _
         assert left is not None and right is not None
         return [integer_product(node, left, right, *zero_points)]
     if not inexact:
-        return [Bounded(result) for result in _reference(node, [_array(operand) for operand in operands], scope)]
+        if node.op_type == "Cast":
+            return [_exact_cast(node, operands)]
+        arrays = [_array(operand) for operand in operands]
+        if node.op_type in ("Add", "Sub", "Mul"):  # accumulators are int64 here, and what meets them is int32
+            arrays = [_widest(array, arrays) for array in arrays]
+        return [Bounded(result) for result in _reference(node, arrays, scope)]
     if node.op_type not in MOVES:
         raise UnsupportedError(f"float64 reference: no rounding rule for {node.op_type} (node {node.name!r})")
     values = _reference(node, [_array(operand) for operand in operands], scope)
     errors = _reference(node, [_error_of_move(operand) for operand in operands], scope)
     operations = max(operand.operations for operand in present)
     return [Bounded(value, error, operations) for value, error in zip(values, errors, strict=True)]
+
+
+def _widest(array: NDArray[Any] | None, beside: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """`array`, of 64 bits where it has 32 and another operand has 64."""
+    wide = any(other is not None and other.dtype == np.int64 for other in beside)
+    return array.astype(np.int64) if wide and array is not None and array.dtype == np.int32 else array
 
 
 def _array(operand: Bounded | None) -> NDArray[Any] | None:
@@ -158,6 +170,14 @@ def _reference(node: onnx.NodeProto, arrays: Sequence[NDArray[Any] | None], scop
         [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name],
     )
     return list(ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=opsets)).run(None, feeds))
+
+
+def _exact_cast(node: onnx.NodeProto, operands: Sequence[Bounded | None]) -> Bounded:
+    """A cast of exact values; to float it rounds integers beyond 2^24."""
+    value = _cast(node, [_array(operand) for operand in operands])
+    if value.dtype != np.float64 or np.all(value.astype(np.float32) == value):
+        return Bounded(value)
+    return Bounded(value, gamma(1) * np.abs(value), 1)
 
 
 def _cast(node: onnx.NodeProto, arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any]:

@@ -20,8 +20,15 @@ from edgedm.verify.rounding import Bounded
 
 Array = NDArray[Any]
 
-DECIDES_INSIDE = {"GroupNormSiluPack": "PackBitsMeanAbs", "GroupNormSiluQuantize": "QuantizeCodes"}
+DECIDES_INSIDE = {
+    "GroupNormSiluPack": "PackBitsMeanAbs",
+    "GroupNormSiluQuantize": "QuantizeCodes",
+    "GroupNormSiluQuantizeUniform": "QuantizeUniform",
+}
 """Ops whose integers follow from floats that they compute themselves, and the op that then decides."""
+
+_PACKING = ("PackBits", "PackBitsMeanAbs", "GroupNormSiluPack")
+"""Ops whose bytes are eight codes of one bit."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ def judge(
     reference = part.run(feeds)
     middle = part.evaluate(feeds)
     ends = (part.evaluate(feeds, -1), part.evaluate(feeds, 1)) if inside else (middle, middle)
+    codes = _bits if op in _PACKING else _whole
     complaints: list[str | None] = []
     use, operations, flips = 0.0, 0, Flips()
     for name, array in got.items():
@@ -60,7 +68,8 @@ def judge(
         elif inside:
             top = np.minimum(high, ceiling[name]) if ceiling and name in ceiling else high
             found = count_flips(codes(array), codes(reference[name]), codes(low), codes(top))
-            complaint, flips = _unexplained(array, low, top, found), flips + found
+            complaint = _unexplained(codes(array), codes(low), codes(top), found)
+            flips += found
         else:
             complaint = differing(codes(array), codes(reference[name]))
         complaints.append(_at(name, complaint))
@@ -69,10 +78,12 @@ def judge(
     return Verdict(next((each for each in complaints if each), None), use, operations, flips)
 
 
-def codes(array: Array) -> NDArray[np.int64]:
-    """One integer a code: packed bits become their bits, anything else stays."""
-    if array.dtype == np.uint8:
-        return np.unpackbits(array, axis=-1, bitorder="little").astype(np.int64)
+def _bits(array: Array) -> NDArray[np.int64]:
+    """One integer a code: packed bits become their bits."""
+    return np.unpackbits(array, axis=-1, bitorder="little").astype(np.int64)
+
+
+def _whole(array: Array) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
@@ -86,7 +97,6 @@ def differing(got: Array, expected: Array) -> str | None:
 def _unexplained(got: Array, low: Array, high: Array, flips: Flips) -> str | None:
     if not flips.unexplained:
         return None
-    got, low, high = codes(got), codes(low), codes(high)
     return _first((got < low) | (got > high), np.where(got < low, low, high), got) or flips.complaint()
 
 
@@ -127,7 +137,7 @@ def _own_decision(part: Part, feeds: Mapping[str, Array], got: Mapping[str, Arra
     constants = {item.name: onnx.numpy_helper.to_array(item) for item in part.model.graph.initializer}
     threshold = {**constants, **feeds}[node.input[3]]
     decided = run_op(DECIDES_INSIDE[node.op_type], {"x": y, "threshold": threshold}, {}, 2)
-    complaint = differing(codes(bits), codes(decided[0]))
+    complaint = differing(_bits(bits), _bits(decided[0]))
     return _at(f"{node.output[1]} (decided on the kernel's own {node.output[0]})", complaint)
 
 

@@ -22,11 +22,11 @@ from edgedm.verify.graphs import Graph
 from edgedm.verify.judge import Verdict, judge
 from edgedm.verify.probe import Probe
 from edgedm.verify.report import Level, Row
-from edgedm.verify.trials import Subject, neutral
+from edgedm.verify.subject import Subject, neutral
 
 Array = NDArray[Any]
 DEMAND = "decisions and accumulators without exception, floats within gamma_n"
-LOW_BIT = ("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm")
+LOW_BIT = ("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm", "QuantConv", "QuantGemm", "QuantMatMul")
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,9 @@ class _Teacher:
         tally.add(judge(node.op, part, {name: values[name] for name in names}, got), moment)
         if node.op in LOW_BIT:
             subject = Subject.of(onnx_node, self.graph.types, self.graph.constants)
-            operand = values[onnx_node.input[0]]
-            verdict = attempt(self.probe, self.graph, node, subject, neutral(subject, operand))
+            given = {role: values[subject.names[role]] for role in subject.runtime()}
+            integers = {role: array for role, array in given.items() if array.dtype.kind != "f"}
+            verdict = attempt(self.probe, self.graph, node, subject, neutral(subject, integers))
             if verdict is not None:
                 tally.accumulators += 1
                 tally.add(verdict, f"{moment}, accumulator")

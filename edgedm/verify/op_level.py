@@ -7,7 +7,8 @@ from edgedm.verify.comparison import Flips
 from edgedm.verify.graphs import Graph
 from edgedm.verify.probe import Probe
 from edgedm.verify.report import Level, Row
-from edgedm.verify.trials import Subject, trials
+from edgedm.verify.subject import Subject
+from edgedm.verify.trials import trials
 
 DEMAND = "integers equal; floats within rounding of float64"
 

@@ -5,77 +5,27 @@ are run with neutral epilogues, so that the integer accumulator itself comes out
 gamma = 0, which makes their output a constant that sits exactly on a tie or a threshold.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from edgedm.ops import FUNCTIONS
 from edgedm.ops.packing import pack_rows, unpack_rows
+from edgedm.verify import uniform_trials
 from edgedm.verify.judge import run_op
+from edgedm.verify.subject import LARGE_STEP, Special, Subject, Trial, neutral
 
 Array = NDArray[Any]
-Types = Mapping[str, onnx.ValueInfoProto]
-
-_NEUTRAL = {"multiplier": 1.0, "pixel_scale": 1.0, "residual_scale": 1.0, "addend": 0.0, "residual": 0.0}
-
-LARGE_STEP = 64.0
-"""A quantiser step at which SiLU is the identity on ties: sigmoid(32) is 1 in float32."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Values by role: `feeds` for run-time operands, `constants` in place of the graph's own."""
-
-    name: str
-    feeds: dict[str, Array]
-    constants: dict[str, Array] = field(default_factory=dict)
-    ceiling: dict[str, Array] = field(default_factory=dict)  # by output name
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One op of the lowered graph: names and types of its operands by role."""
-
-    op: str
-    node: onnx.NodeProto
-    names: dict[str, str]  # role -> value name
-    shapes: dict[str, tuple[int, ...]]
-    constants: dict[str, Array]  # by role
-    attributes: dict[str, Any]
-
-    @classmethod
-    def of(
-        cls, node: onnx.NodeProto, types: Mapping[str, onnx.ValueInfoProto], known: Mapping[str, Array]
-    ) -> "Subject":
-        """Describe `node`; `known` are the graph's constants by value name."""
-        names = dict(zip(roles(node), node.input, strict=True))
-        shapes = {role: _shape(types[name]) for role, name in names.items()}
-        constants = {role: known[name] for role, name in names.items() if name in known}
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        return cls(node.op_type, node, names, shapes, constants, attributes)
-
-    def runtime(self) -> list[str]:
-        """Roles of the operands that are known only at run time."""
-        return [role for role in self.names if role not in self.constants]
-
-
-def roles(node: onnx.NodeProto) -> list[str]:
-    """Names of the operands of an op: those of its ONNX function; letters for a standard op."""
-    function = FUNCTIONS.get(node.op_type) if node.domain else None
-    if function is not None:
-        return [str(value.name) for value in function.inputs]
-    return list("abcdefgh"[: len(node.input)])
 
 
 def trials(subject: Subject, seed: int = 0) -> Iterator[Trial]:
     """Yield the trials of one op."""
     rng = np.random.default_rng(seed)
-    yield Trial("random", _random(subject, rng))
-    for special in _SPECIAL.get(subject.op, ()):
+    uniform = subject.op in uniform_trials.SPECIAL
+    yield Trial("random", uniform_trials.draw(subject, rng) if uniform else _random(subject, rng))
+    for special in (*_SPECIAL.get(subject.op, ()), *uniform_trials.SPECIAL.get(subject.op, ())):
         trial = special(subject, rng)
         if trial is not None:
             yield trial
@@ -119,19 +69,9 @@ def _ties(subject: Subject, rng: np.random.Generator) -> Trial:
     return Trial("ties", {"x": x})
 
 
-def neutral(subject: Subject, operand: Array) -> Trial:
-    """A neutral epilogue: the output is the integer accumulator on `operand`, which float32 holds exactly."""
-    feeds = {next(iter(subject.names)): operand}
-    constants: dict[str, Array] = {}
-    for role, value in _NEUTRAL.items():
-        if role in subject.names:
-            array = np.full(subject.shapes[role], value, np.float32)
-            (constants if role in subject.constants else feeds)[role] = array
-    return Trial("accumulator", feeds, constants)
-
-
 def _accumulator(subject: Subject, rng: np.random.Generator) -> Trial:
-    return neutral(subject, _draw(subject, next(iter(subject.names)), rng))
+    role = next(iter(subject.names))
+    return neutral(subject, {role: _draw(subject, role, rng)})
 
 
 def _largest_accumulator(subject: Subject, _rng: np.random.Generator) -> Trial:
@@ -142,7 +82,7 @@ def _largest_accumulator(subject: Subject, _rng: np.random.Generator) -> Trial:
     filters = unpack_rows(subject.constants["weight"][0], channels)
     votes = filters.reshape(-1, channels).sum(0) >= 0
     row = pack_rows(votes) if role == "bits" else np.where(votes, 7, -8).astype(np.int8)
-    return replace(neutral(subject, np.broadcast_to(row, shape).copy()), name="largest accumulator")
+    return replace(neutral(subject, {role: np.broadcast_to(row, shape).copy()}), name="largest accumulator")
 
 
 def _flat_norm(subject: Subject, rng: np.random.Generator) -> Trial:
@@ -151,7 +91,8 @@ def _flat_norm(subject: Subject, rng: np.random.Generator) -> Trial:
     channels = x.shape[-1]
     x[..., : channels // 2] = rng.standard_normal(channels // 2).astype(np.float32)
     x[..., : channels // subject.attributes["groups"]] = np.float32(0.375)
-    return Trial("constant channels", {"x": x})
+    others = uniform_trials.draw(subject, rng) if subject.op in uniform_trials.SPECIAL else {}
+    return Trial("constant channels", {**others, "x": x})
 
 
 def _norm_on_threshold(subject: Subject, rng: np.random.Generator) -> Trial:
@@ -177,18 +118,12 @@ def _norm_on_tie(subject: Subject, rng: np.random.Generator) -> Trial:
     return Trial("norm on ties", _random(subject, rng), constants, {subject.node.output[0]: ceiling})
 
 
-def _shape(item: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(each.dim_value for each in item.type.tensor_type.shape.dim)
-
-
-Special = Callable[[Subject, np.random.Generator], Trial | None]
-
 _SPECIAL: dict[str, tuple[Special, ...]] = {
     **dict.fromkeys(("PackBits", "PackBitsMeanAbs"), (_signs,)),
     **dict.fromkeys(
         ("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm"), (_accumulator, _largest_accumulator)
     ),
-    **dict.fromkeys(("GroupNorm", "GroupNormSilu"), (_flat_norm,)),
+    **dict.fromkeys(("GroupNorm", "GroupNormSilu", "GroupNormSiluQuantizeUniform"), (_flat_norm,)),
     "QuantizeCodes": (_ties,),
     "GroupNormSiluPack": (_flat_norm, _norm_on_threshold),
     "GroupNormSiluQuantize": (_flat_norm, _norm_on_tie),
