@@ -16,20 +16,20 @@ Row = dict[str, Any]
 
 
 def inspect(path: str | Path) -> Outcome:
-    """Describe `path`: a checkpoint (folder or zoo:NAME), an ONNX graph, or a bundle.
+    """Describe `path`: a checkpoint (folder, zoo:NAME or preset:NAME), an ONNX graph, or a bundle.
 
     `details["tables"]` maps a title to rows (dicts with the same keys). Raises `InvalidModelError` where `path`
     is none of the three, or broken.
     """
     text = str(path)
-    if text.startswith("zoo:") or (Path(path) / "config.json").is_file():
+    if text.startswith(("zoo:", "preset:")) or (Path(path) / "config.json").is_file():
         return _checkpoint(text)
     if (Path(path) / "manifest.json").is_file():
         return _bundle(Path(path))
     if Path(path).is_file():
         return _graph(Path(path))
     raise InvalidModelError(
-        f"{path}: expected a checkpoint (a folder with config.json, or zoo:NAME), an ONNX file, or a bundle "
+        f"{path}: expected a checkpoint (a folder with config.json, zoo:NAME, preset:NAME), an ONNX file, or a bundle "
         "(a folder with manifest.json)"
     )
 
@@ -85,7 +85,8 @@ def _checkpoint(path: str) -> Outcome:
     }
     tables = {"Layers": rows, "By role": _by_role(rows), "Attention operands": _operands(module)}
     tables["Per-timestep tables"] = _timestep_tables(module)
-    tables["Files"] = _files(locate(path))
+    if not path.startswith("preset:"):  # which is made, not stored
+        tables["Files"] = _files(locate(path))
     return Outcome(True, figures, {"summary": summary, "tables": tables})
 
 

@@ -1,30 +1,4 @@
-"""Configurations of published denoisers, and small ones of the same classes."""
-
-DDPM_CIFAR10 = {
-    "sample_size": 32,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": [128, 256, 256, 256],
-    "layers_per_block": 2,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-    "attention_head_dim": None,
-}
-
-LDM4_BEDROOMS = {
-    "sample_size": 64,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": [224, 448, 672, 896],
-    "layers_per_block": 2,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "attention_head_dim": 32,
-}
+"""Small denoisers of the classes of diffusers."""
 
 SMALL_UNET = {
     "sample_size": 8,

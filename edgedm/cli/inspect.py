@@ -3,6 +3,7 @@
 import click
 
 from edgedm.cli.common import verb
+from edgedm.cli.preset import preset_options
 from edgedm.outcome import Outcome
 
 
@@ -14,9 +15,11 @@ def _show(outcome: Outcome) -> None:
 
 @click.command(name="inspect", short_help="layers, bits, bytes, MACs, tables, kernels, hashes")
 @click.argument("path")
+@preset_options
 @verb(_show)
-def command(path: str) -> Outcome:
-    """Describe PATH: a checkpoint (folder or zoo:NAME), an ONNX graph, or a bundle."""
+def command(path: str, method: str | None, policy: str | None, options: tuple[str, ...]) -> Outcome:
+    """Describe PATH: a checkpoint (folder, zoo:NAME or preset:NAME), an ONNX graph, or a bundle."""
     from edgedm.inspection import inspect
+    from edgedm.models.preset_reference import with_method
 
-    return inspect(path)
+    return inspect(with_method(path, method, policy, options))

@@ -3,6 +3,7 @@
 import click
 
 from edgedm.cli.common import verb
+from edgedm.cli.preset import preset_options
 from edgedm.outcome import Outcome
 
 LEVELS = ("weights", "op", "pass", "layer", "step", "trajectory")
@@ -18,12 +19,21 @@ def _show(outcome: Outcome) -> None:
 @click.argument("artefact", metavar="BUNDLE|GRAPH", type=click.Path())
 @click.option("--against", required=True, help="The checkpoint that it was made from.")
 @click.option("--level", "levels", multiple=True, type=click.Choice(LEVELS), help="Only these levels.")
+@preset_options
 @verb(_show)
-def command(artefact: str, against: str, levels: tuple[str, ...]) -> Outcome:
+def command(
+    artefact: str,
+    against: str,
+    levels: tuple[str, ...],
+    method: str | None,
+    policy: str | None,
+    options: tuple[str, ...],
+) -> Outcome:
     """Hold a bundle, or an ONNX graph under ONNX Runtime, against the torch checkpoint it was made from.
 
     Exit code 1 if a level fails. Levels op and pass are those of a bundle, weights that of a graph.
     """
+    from edgedm.models.preset_reference import with_method
     from edgedm.verify import verify
 
-    return verify(artefact, against, levels=levels or None)
+    return verify(artefact, with_method(against, method, policy, options), levels=levels or None)

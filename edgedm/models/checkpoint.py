@@ -19,6 +19,7 @@ from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models.attention import make_attention_explicit
 from edgedm.models.config import CheckpointConfig, read_config
 from edgedm.models.denoiser import Denoiser
+from edgedm.models.preset_reference import is_preset
 from edgedm.models.seeded import seed_weights
 from edgedm.quant.api import DEFAULT_EDGES, make_inference, quantize_layers
 
@@ -37,10 +38,15 @@ class Checkpoint:
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Load a checkpoint folder or `zoo:NAME`.
+    """Load a checkpoint folder or `zoo:NAME`, or make that of a `preset:...` (see `preset_checkpoint`).
 
-    Raises `InvalidModelError` for a missing, damaged or inconsistent file, naming the file and the tensor.
+    Raises `InvalidModelError` for a missing, damaged or inconsistent file, naming the file and the tensor, and
+    `UnsupportedError` for a preset that there is not.
     """
+    if is_preset(os.fspath(path)):
+        from edgedm.models.preset_checkpoint import load_preset  # it builds checkpoints, so it imports this module
+
+        return load_preset(os.fspath(path))
     folder = locate(path)
     config = read_config(folder / CONFIG_FILE)
     try:

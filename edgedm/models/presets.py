@@ -33,3 +33,46 @@ DIGITS_8: dict[str, Any] = {
     "norm_eps": 1e-5,
 }
 """The digits at the 8x8 of the scans, for comparisons of methods: 0.70 M parameters, 16 MMAC."""
+
+DDPM_CIFAR10: dict[str, Any] = {
+    "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [128, 256, 256, 256],
+    "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-6,
+    "attention_head_dim": None,
+}
+"""google/ddpm-cifar10-32, the model of DDPM (arXiv 2006.11239): 35.75 M parameters, 6.05 GMAC at 32x32; attention
+at 16x16 and in the middle, with one head."""
+
+DDPM_NOISE: dict[str, Any] = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02}
+
+LDM4_BEDROOMS: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "attention_head_dim": 32,
+}
+"""LDM-4 of LSUN bedrooms (arXiv 2112.10752) as diffusers converts it: 274.06 M parameters, 96.02 GMAC on a latent of
+3x64x64; attention at 32x32, 16x16 and 8x8, heads of 32 channels."""
+
+LDM_NOISE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0015,
+    "beta_end": 0.0195,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+}

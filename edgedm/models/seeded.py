@@ -1,28 +1,20 @@
 """Seeded weights that are not degenerate: what a model is given where tests or benchmarks need one that is untrained.
 
 A fresh network has thresholds of 0, equal rows in every table and steps of 1, so a kernel or an export that mixed
-them up would still be right. Here they differ, and every quantiser meets inputs that use most of its codes.
+them up would still be right. Here they differ, and one forward pass sets steps and thresholds by the inputs that
+they meet (`calibrated`).
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgedm.models.attention import attention_blocks
+from edgedm.models.calibrated import calibrate
 from edgedm.models.denoiser import Denoiser
-from edgedm.quant.inference import (
-    ActivationQuantizer,
-    BinaryConv2d,
-    BinaryLinear,
-    BinaryWeightConv2d,
-    BinaryWeightLinear,
-)
-from edgedm.quant.integer import QuantLayer, UniformQuantizer
-from edgedm.quant.uniform import SMALLEST_STEP
-
-ROW_SPREAD = 0.2
-"""Steps of a table's rows reach this far around the calibrated one: 12 of 16 codes are in use at the far end."""
+from edgedm.quant.inference import BinaryConv2d, BinaryLinear, BinaryWeightConv2d, BinaryWeightLinear
+from edgedm.quant.integer import QuantLayer
 
 
 def seed_weights(module: Denoiser, seed: int) -> None:
@@ -37,7 +29,8 @@ def seed_weights(module: Denoiser, seed: int) -> None:
         _seed_layer(layer, generator)
     if module.taps:
         module.cache_coefficients.data.copy_(_draw(module.cache_coefficients, 0.1, 0.5, generator))
-    _calibrate(module, generator)
+    _share_dilations(module.unet)
+    calibrate(module, generator)
     for tensor in module.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(tensor.half().float())
@@ -53,8 +46,6 @@ def _seed_layer(layer: nn.Module, generator: torch.Generator) -> None:
         layer.mean_bias.copy_(draw(layer.mean_bias, 0.05, 0.2))
     if isinstance(layer, BinaryConv2d | BinaryLinear) and layer.shortcut_gain is not None:
         layer.shortcut_gain.copy_(draw(layer.shortcut_gain, 0.2, 0.5))
-    if isinstance(layer, BinaryWeightConv2d | BinaryWeightLinear | ActivationQuantizer) and layer.step is not None:
-        layer.step.copy_(draw(layer.step, 0.2, 0.4))
     if isinstance(layer, BinaryConv2d | BinaryLinear | BinaryWeightConv2d | BinaryWeightLinear):
         layer.scale[::5].neg_()
     if isinstance(layer, QuantLayer):
@@ -69,35 +60,15 @@ def _seed_layer(layer: nn.Module, generator: torch.Generator) -> None:
         layer.bias.data.copy_(draw(layer.bias, -0.3, 0.3))
 
 
+def _share_dilations(unet: nn.Module) -> None:
+    """Query, key and value divide one tensor, the norm's output, and have one dilation for it."""
+    for block in attention_blocks(unet).values():
+        layers = [getattr(block, name, None) for name in ("to_q", "to_k", "to_v")]
+        shared = [each.dilation for each in layers if isinstance(each, QuantLayer) and each.dilation is not None]
+        for other in shared[1:]:
+            if other.shape == shared[0].shape:
+                other.copy_(shared[0])
+
+
 def _draw(like: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=generator) * (high - low) + low
-
-
-def _calibrate(module: Denoiser, generator: torch.Generator) -> None:
-    """Set every `UniformQuantizer` to the range of its input in one pass over noise, row by row a bit off."""
-    quantizers = [each for each in module.modules() if isinstance(each, UniformQuantizer)]
-    if not quantizers:
-        return
-
-    def fit(quantizer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        assert isinstance(quantizer, UniformQuantizer)
-        (x,) = arguments
-        dims = tuple(axis for axis in range(x.ndim) if quantizer.heads == 1 or axis != 1)
-        low, high = x.amin(dims).clamp(max=0).reshape(1, -1), x.amax(dims).clamp(min=0).reshape(1, -1)
-        rows, top = len(quantizer.table), 2**quantizer.bits - 1
-        ramp = torch.linspace(1 - ROW_SPREAD, 1 + ROW_SPREAD, rows) if rows > 1 else torch.ones(1)
-        own = _draw(low, 0.95, 1.05, generator)  # equal tables of one input would be merged
-        step = (own * (high - low) / top).clamp(min=SMALLEST_STEP)
-        step = step * ramp[torch.randperm(rows, generator=generator)][:, None]
-        zero = (-low / step).round().clamp(0, top)
-        quantizer.table.copy_(torch.cat([step, zero], 1))
-
-    handles = [each.register_forward_pre_hook(fit) for each in quantizers]
-    config: Any = module.unet.config  # diffusers is untyped
-    size = config.sample_size
-    noise = torch.randn(1, config.in_channels, size, size, generator=generator)
-    zero = torch.zeros(1, dtype=torch.int64)
-    with torch.no_grad():
-        module.record(noise, zero, zero)
-    for handle in handles:
-        handle.remove()

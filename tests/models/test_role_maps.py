@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 import torch
-from architectures import DDPM_CIFAR10, LDM4_BEDROOMS
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from edgedm.errors import UnsupportedError
+from edgedm.models.presets import DDPM_CIFAR10, LDM4_BEDROOMS
 from edgedm.models.roles import roles
 
 
