@@ -23,6 +23,7 @@ from edgedm.passes.fuse_quant_matmul import FuseQuantMatMul
 from edgedm.passes.fuse_row_addend import FuseRowAddend
 from edgedm.passes.lookup_timestep_parameters import LookupTimestepParameters
 from edgedm.passes.merge_scales import MergeScales
+from edgedm.passes.merge_tables import MergeTables
 from edgedm.passes.simplify import Simplify
 from edgedm.passes.split_prepare import SplitPrepare
 
@@ -36,9 +37,10 @@ class Schedule:
 
 
 PIPELINE: list[Callable[[Schedule], GraphPass]] = [
-    # 1. a plain graph: constants folded, shapes static, tables checked against the schedule
+    # 1. a plain graph: constants folded, shapes static, tables checked against the schedule and joined
     lambda _: Simplify(),
     lambda schedule: LookupTimestepParameters(schedule.timesteps, schedule.trained),
+    lambda _: MergeTables(),
     # 2. integer cores: float convolutions of signs and codes become products of packed bits and integers
     lambda _: FuseBinaryConv(),
     lambda _: FuseBinaryWeightConv(),
