@@ -17,7 +17,7 @@ Weights: uint8[O / lanes][tap][step][4 lanes]. Up to 4 bits, two words of channe
 the low nibbles; a step is 8 channels, one load, a mask, and a shift and a mask, which serve all pixels of the tile.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,14 +96,50 @@ class Dot:
         packed = words[..., 0, :] | words[..., 1, :] << np.uint8(4) if self.nibbles else words[..., 0, :]
         return np.ascontiguousarray(packed)
 
+    def widen(self, vector: Expr) -> list[Expr]:
+        """The factors of `image_words` words from a vector of weights: itself, unless they are widened."""
+        return [vector]
+
+    def add(self, acc: Expr, word: Expr, factor: Expr) -> Expr:
+        """One instruction's worth: `acc` plus the products of a broadcast word and a factor, in `acc`'s lanes."""
+        raise NotImplementedError
+
     def accumulate(
         self, weight: Buffer, image: Buffer, window: Window, index: Expr, together: int
     ) -> Callable[[int], Expr]:
         """Add up a tile's products; return slot (pixel * together + group) -> its int32 vector.
 
-        `window.at` counts words of the image.
+        `window.at` counts words of the image. Here the sums stay int32 in registers.
         """
-        raise NotImplementedError
+        slots = len(window.pixels) * together
+        acc = local(slots * self.lanes, "int32")
+        self._clear(acc, "int32", slots, self.lanes)
+        with loop(window.rows) as i, loop(window.row_steps) as k:
+            self._step(weight, image, window, index, together, acc, self.lanes, i, k)
+        return lambda slot: load(acc, slot * self.lanes, self.lanes)
+
+    def _step(
+        self,
+        weight: Buffer,
+        image: Buffer,
+        window: Window,
+        index: Expr,
+        together: int,
+        acc: Buffer,
+        lanes: int,
+        i: Expr,
+        k: Expr,
+    ) -> None:
+        """Add step k of kernel row i to all slots, `lanes` of `acc` each."""
+        raw = self._load(weight, window, index, i, k, together)
+        for number, vectors in enumerate(zip(*(self.vectors(each) for each in raw), strict=True)):
+            for part, factors in enumerate(zip(*(self.widen(each) for each in vectors), strict=True)):
+                at = (k * self.step_words + number) * self.image_words + part
+                for p, pixel in enumerate(window.pixels):
+                    word = let(load(image, window.at(pixel, i) + at))
+                    for g in range(together):
+                        slot = (p * together + g) * lanes
+                        store(acc, self.add(load(acc, slot, lanes), word, factors[g]), slot, lanes)
 
     def vectors(self, raw: Expr) -> list[Expr]:
         """The weights of the words of a packed vector, int8 lanes."""
@@ -136,44 +172,12 @@ class VnniDot(Dot):
 
     name = "dot-vnni"
 
-    def accumulate(
-        self, weight: Buffer, image: Buffer, window: Window, index: Expr, together: int
-    ) -> Callable[[int], Expr]:
+    def add(self, acc: Expr, word: Expr, factor: Expr) -> Expr:
         """See `Dot`."""
-
-        def add(acc: Expr, word: Expr, vector: Expr) -> Expr:
-            return intrinsic(f"int32x{self.lanes}", _VNNI[self.lanes], acc, *self.operands(word, vector))
-
-        return self._in_registers(weight, image, window, index, together, lambda vector: [vector], add)
-
-    def _in_registers(
-        self,
-        weight: Buffer,
-        image: Buffer,
-        window: Window,
-        index: Expr,
-        together: int,
-        widen: Callable[[Expr], Sequence[Expr]],
-        add: Callable[[Expr, Expr, Expr], Expr],
-    ) -> Callable[[int], Expr]:
-        """Sums stay int32 in registers: add(acc, image word, one of widen(vector)) for every product."""
-        lanes, slots = self.lanes, len(window.pixels) * together
-        acc = local(slots * lanes, "int32")
-        self._clear(acc, "int32", slots, lanes)
-        with loop(window.rows) as i, loop(window.row_steps) as k:
-            raw = self._load(weight, window, index, i, k, together)
-            for number, vectors in enumerate(zip(*(self.vectors(each) for each in raw), strict=True)):
-                for part, factors in enumerate(zip(*(widen(each) for each in vectors), strict=True)):
-                    at = (k * self.step_words + number) * self.image_words + part
-                    for p, pixel in enumerate(window.pixels):
-                        word = let(load(image, window.at(pixel, i) + at))
-                        for g in range(together):
-                            slot = (p * together + g) * lanes
-                            store(acc, add(load(acc, slot, lanes), word, factors[g]), slot, lanes)
-        return lambda slot: load(acc, slot * lanes, lanes)
+        return intrinsic(f"int32x{self.lanes}", _VNNI[self.lanes], acc, *self.operands(word, factor))
 
 
-class WideDot(VnniDot):
+class WideDot(Dot):
     """See the module."""
 
     name = "dot-wide"
@@ -184,22 +188,17 @@ class WideDot(VnniDot):
         """Nothing: 16 bits hold all codes."""
         return 0
 
-    def accumulate(
-        self, weight: Buffer, image: Buffer, window: Window, index: Expr, together: int
-    ) -> Callable[[int], Expr]:
+    def widen(self, vector: Expr) -> list[Expr]:
+        """The even and the odd bytes as 16-bit factors."""
+        half = 2 * self.lanes
+        both = reinterpret(vector, f"uint16x{half}")
+        pair = (both & const(255, "uint16", half), both >> const(8, "uint16", half))
+        return [let(reinterpret(each, f"int16x{half}")) for each in pair]
+
+    def add(self, acc: Expr, word: Expr, factor: Expr) -> Expr:
         """See `Dot`."""
-        lanes, half = self.lanes, 2 * self.lanes
-
-        def widen(vector: Expr) -> list[Expr]:
-            both = reinterpret(vector, f"uint16x{half}")
-            pair = (both & const(255, "uint16", half), both >> const(8, "uint16", half))
-            return [let(reinterpret(each, f"int16x{half}")) for each in pair]
-
-        def add(acc: Expr, word: Expr, factor: Expr) -> Expr:
-            codes = reinterpret(splat(word, lanes), f"int16x{half}")
-            return acc + intrinsic(f"int32x{lanes}", _ADD_WORDS[lanes], codes, factor)
-
-        return self._in_registers(weight, image, window, index, together, widen, add)
+        codes = reinterpret(splat(word, self.lanes), f"int16x{2 * self.lanes}")
+        return acc + intrinsic(f"int32x{self.lanes}", _ADD_WORDS[self.lanes], codes, factor)
 
 
 class PairDot(Dot):
@@ -213,22 +212,16 @@ class PairDot(Dot):
         product = (2**self.bits - 1) * (2**self.weight_bits - 1)
         return _INT16_MAX // (2 * product * self.step_words)
 
+    def add(self, acc: Expr, word: Expr, factor: Expr) -> Expr:
+        """See `Dot`; `acc` has 16-bit lanes."""
+        return acc + intrinsic(f"int16x{2 * self.lanes}", _PAIRS[self.lanes], *self.operands(word, factor))
+
     def accumulate(
         self, weight: Buffer, image: Buffer, window: Window, index: Expr, together: int
     ) -> Callable[[int], Expr]:
-        """See `Dot`."""
+        """See `Dot`; the sums are 16 bits in registers, and int32 in memory where they outgrow that."""
         lanes, half, slots = self.lanes, 2 * self.lanes, len(window.pixels) * together
         narrow = local(slots * half, "int16")
-
-        def step(i: Expr, k: Expr) -> None:
-            raw = self._load(weight, window, index, i, k, together)
-            for number, vectors in enumerate(zip(*(self.vectors(each) for each in raw), strict=True)):
-                for p, pixel in enumerate(window.pixels):
-                    word = let(load(image, window.at(pixel, i) + k * self.step_words + number))
-                    for g in range(together):
-                        slot = (p * together + g) * half
-                        product = intrinsic(f"int16x{half}", _PAIRS[lanes], *self.operands(word, vectors[g]))
-                        store(narrow, load(narrow, slot, half) + product, slot, half)
 
         def widened(slot: int) -> Expr:
             ones = const(1, "int16", half)
@@ -237,7 +230,7 @@ class PairDot(Dot):
         if window.rows * window.row_steps <= self.most_steps:
             self._clear(narrow, "int16", slots, half)
             with loop(window.rows) as i, loop(window.row_steps) as k:
-                step(i, k)
+                self._step(weight, image, window, index, together, narrow, half, i, k)
             return widened
         wide = local(slots * lanes, "int32")
         self._clear(wide, "int32", slots, lanes)
@@ -246,7 +239,7 @@ class PairDot(Dot):
         with loop(window.rows) as i, loop(parts) as part:
             self._clear(narrow, "int16", slots, half)
             with loop(tirx.min(size, window.row_steps - part * size), part * size) as k:
-                step(i, k)
+                self._step(weight, image, window, index, together, narrow, half, i, k)
             for slot in range(slots):
                 store(wide, load(wide, slot * lanes, lanes) + widened(slot), slot * lanes, lanes)
         return lambda slot: load(wide, slot * lanes, lanes)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets.kernels import dot, generic, quantize
+from edgedm.targets.kernels import dot, dot_matmul, generic, quantize
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
 from edgedm.targets.kernels.quant_operands import Operands, require_exact, require_exact_length
@@ -100,7 +100,10 @@ def matmul(request: Request) -> Draft:
     bits, other_bits = bits_of(request, "bits"), bits_of(request, "other_bits")
     require_exact_length(request.op, k, bits, other_bits)
     specs = {name: operand.spec for name, operand in request.operands.items()}
-    return generic.quant_matmul((heads, m, n, k), transposed, specs)
+    tile = tiling.dot(request.target, m, bits, other_bits, nibbles=False)
+    if tile is None:
+        return generic.quant_matmul((heads, m, n, k), transposed, specs)
+    return dot_matmul.draft((heads, m, n, k), transposed, specs, tile)
 
 
 def _operands(request: Request) -> tuple[Convolution, Operands]:

@@ -55,19 +55,17 @@ def float_conv(target: Target, shape: Convolution) -> _float_conv.Tile:
 
 
 def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool) -> Dot | None:
-    """Sixteen accumulators in 32 registers, eight in 16; None where nothing multiplies bytes.
+    """Sixteen accumulators for vpdpbusd in 32 registers, else eight; None where nothing multiplies bytes.
 
     `nibbles` says whether the weights lie two to a byte.
     """
     if "ssse3" not in target.features:
         return None
     lanes = target.vector_bytes // 4
-    many = lanes == 16
-    height, groups = (8, 2) if many else (4, 2)
-    if pixels < height:
-        height, groups = pixels, min(4, height * groups // pixels)
-    values = (lanes, height, groups, bits, weight_bits, nibbles)
-    if (many and "vnni" in target.features) or (lanes == 8 and "avxvnni" in target.features):
-        return VnniDot(*values)
-    pairs = PairDot(*values)
-    return pairs if pairs.most_steps >= _FEWEST_STEPS else WideDot(*values)
+    codes = (bits, weight_bits, nibbles)
+    if (lanes == 16 and "vnni" in target.features) or (lanes == 8 and "avxvnni" in target.features):
+        most = 8 if lanes == 16 else 4
+        return VnniDot(lanes, *((most, 2) if pixels >= most else (pixels, 4)), *codes)
+    size = (8, 1) if pixels >= 8 else (4, 2) if pixels >= 4 else (pixels, 3)
+    pairs = PairDot(lanes, *size, *codes)
+    return pairs if pairs.most_steps >= _FEWEST_STEPS else WideDot(lanes, *size, *codes)
