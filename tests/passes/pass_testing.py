@@ -12,6 +12,7 @@ from edgedm.ops import attach_functions, infer_shapes
 from edgedm.ops.packing import pack_rows
 from edgedm.passes.base import GraphPass, Report, interface
 from edgedm.passes.check import Checker, Verdict
+from edgedm.passes.pipeline import PIPELINE, Schedule
 from edgedm.passes.regions import Side
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "edgedm" : 1]>\n'
@@ -118,6 +119,27 @@ def apply(each: GraphPass, model: ir.Model) -> Applied:
     assert text_of(model) == once
     assert not again.rewritten  # type: ignore[attr-defined]
     return Applied(each, before, model, report)
+
+
+def survive(model: ir.Model, seed: int) -> list[str]:
+    """Run all passes but the one that splits the graph, check each on random inputs; return the op types that come out.
+
+    The interface and the module paths are kept, and running all of them again changes nothing.
+    """
+    ends = interface(model)
+    checker = Checker([random_feeds(model, seed)])
+    side = Side(model)
+    for make in PIPELINE[:-1]:
+        each = make(Schedule())
+        each(model)
+        side = checker.check(each, side, model)
+    assert interface(model) == ends
+    assert all("edgedm.module" in node.metadata_props for node in model.graph)
+    once = text_of(model)
+    for make in PIPELINE[:-1]:
+        make(Schedule())(model)
+    assert text_of(model) == once
+    return [node.op_type for node in model.graph]
 
 
 def types_of(model: ir.Model, inferred: bool = False) -> dict[str, tuple[ir.DataType, tuple[int, ...]]]:

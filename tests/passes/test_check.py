@@ -132,6 +132,40 @@ def test_codes_that_rounding_does_not_explain_are_found():
         Checker([{"x": ties}]).check(QuantizeHalfUp(), before, model)
 
 
+class Shift(GraphPass):
+    """Adds `by` to the input of the one node of this op."""
+
+    exact = False
+
+    def __init__(self, op_type, by):
+        self.op_type, self.by = op_type, by
+
+    def rewrite(self, model, editor):
+        (node,) = [each for each in model.graph if each.op_type == self.op_type]
+        x, shift = node.inputs[0], editor.constant(np.array(self.by, np.float32), "shift")
+        (moved,) = editor.add("Add", [x, shift], node, [("moved", ir.DataType.FLOAT, tuple(x.shape))])
+        node.replace_input_with(0, moved)
+
+
+def shifted(op, by, x, **constants):
+    """What the check says of one flipped decision; x [1, 8, 128]."""
+    model = graph(f"g (float[1,8,128] x) => (uint8[{op[1]}] y) {{ y = edgedm.{op[0]} }}", **constants)
+    before, each = Side(model), Shift(op[0].split("(")[0].split("<")[0], by)
+    each(model)
+    checker = Checker([{"x": x}])
+    with pytest.raises(ParityError, match="Shift changed the model") as error:
+        checker.check(each, before, model)
+    return str(error.value)
+
+
+def test_a_byte_is_one_decision_where_it_is_a_code_and_eight_where_it_is_packed_signs():
+    x = RNG.uniform(0.1, 0.2, (1, 8, 128)).astype(np.float32)
+    grid = {"one": np.ones(1, np.float32), "s": np.array(0.25, np.float32), "z": np.array(7, np.uint8)}
+    assert "1024 of 1024 codes" in shifted(("QuantizeUniform(x, one, s, z)", "1,8,128"), 1.0, x, **grid)
+    packed = shifted(("PackBits(x, t)", "1,8,16"), -1.0, x, t=np.zeros(128, np.float32))
+    assert "1024 of 1024 codes" in packed
+
+
 def test_same_bits_tells_signed_zeros_apart_and_takes_nan_as_itself():
     zero, nan = np.zeros(1, np.float32), np.full(1, np.nan, np.float32)
     assert not same_bits(zero, -zero)

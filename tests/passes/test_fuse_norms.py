@@ -2,12 +2,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from pass_testing import apply, graph, signs
+from uniform_graphs import quantised, weight
 
+from edgedm.passes.fold_weight_dilation import FoldWeightDilation
 from edgedm.passes.fuse_binary_conv import FuseBinaryConv
 from edgedm.passes.fuse_binary_weight_conv import FuseBinaryWeightConv
 from edgedm.passes.fuse_group_norm import FuseGroupNorm
 from edgedm.passes.fuse_mean_abs import FuseMeanAbs
 from edgedm.passes.fuse_norm_act_pack import FuseNormActPack
+from edgedm.passes.fuse_quant_conv import FuseQuantConv
 
 RNG = np.random.default_rng(5)
 AFFINE = {
@@ -130,3 +133,41 @@ def test_a_float_result_that_is_read_elsewhere_is_refused():
     result = run_all(model, FuseBinaryWeightConv(), FuseGroupNorm(), FuseNormActPack())
     assert "read by other nodes" in result.report.refusals[0].reason
     assert "GroupNormSiluQuantize" not in result.ops
+
+
+def uniform(divisor="", tail="", outputs="float[1,4,4,4] y"):
+    """A norm, perhaps a dilation, an unsigned grid and a convolution."""
+    value = "v" if divisor else "a"
+    return graph(
+        f"""g (float[1,6,5,5] x) => ({outputs}) {{
+            {NORM} {divisor}
+            {quantised("d", value, "step", "zero", 4)}
+            u = DequantizeLinear<axis=0>(w, ws, wz)
+            y = Conv(d, u)
+            {tail}
+        }}""",
+        step=np.array(0.2, np.float32),
+        zero=np.array(2, ml_dtypes.uint4),
+        **({"dilation": np.linspace(0.5, 3, 6, dtype=np.float32).reshape(6, 1, 1)} if divisor else {}),
+        **weight(RNG, 4, 4, 6, 2, 2),
+        **AFFINE,
+    )
+
+
+UNIFORM = (FuseQuantConv(), FuseGroupNorm(), FoldWeightDilation(), FuseNormActPack())
+
+
+@pytest.mark.parametrize("divisor", ["", "v = Div(a, dilation)"])
+def test_norm_silu_dilation_and_an_unsigned_grid_become_one_op(divisor):
+    result = run_all(uniform(divisor), *UNIFORM)
+    assert result.ops == ["Transpose", "GroupNormSiluQuantizeUniform", "QuantConv", "Transpose"]
+    fused = result.one("GroupNormSiluQuantizeUniform")
+    assert fused.attributes["bits"].value == 4
+    assert tuple(fused.inputs[3].shape) == ((6,) if divisor else (1,))
+    result.assert_same_bits()
+
+
+def test_a_norm_whose_float_result_is_read_beside_an_unsigned_grid_is_refused():
+    result = run_all(uniform(tail="z = Neg(a)", outputs="float[1,4,4,4] y, float[1,6,5,5] z"), *UNIFORM)
+    assert "read by other nodes" in result.report.refusals[0].reason
+    assert "QuantizeUniform" in result.ops
