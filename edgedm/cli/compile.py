@@ -7,17 +7,24 @@ from edgedm.cli.schedule import schedule_options
 from edgedm.outcome import Outcome
 
 
+def _show(outcome: Outcome) -> None:
+    show_figures(outcome)
+    for each in outcome.details["slow"]:
+        click.echo(f"slow: {each}")
+
+
 @click.command(name="compile", short_help="TVM -> kernels + generated C runtime")
 @click.argument("graph", type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False), help="The bundle to write.")
 @click.option("--target", default="host", show_default=True, help="See `edgedm targets`.")
 @schedule_options
-@verb(show_figures)
-def command(graph: str, output: str, target: str, steps: int, sampler: str) -> Outcome:
+@click.option("--no-cache", is_flag=True, help="Compile even if the same files were compiled before.")
+@verb(_show)
+def command(graph: str, output: str, target: str, steps: int, sampler: str, no_cache: bool) -> Outcome:
     """Compile GRAPH (from `edgedm optimize`) into a bundle: objects, weights, C runtime, `bin/edgedm-sample`.
 
     `--steps` and `--sampler` set the bundle's default schedule; any other can be chosen when sampling.
     """
     from edgedm.lower import compile
 
-    return compile(graph, output, target=target, steps=steps, sampler=sampler)
+    return compile(graph, output, target=target, steps=steps, sampler=sampler, cache=not no_cache)

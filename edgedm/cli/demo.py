@@ -27,8 +27,7 @@ def _show(outcome: Outcome) -> None:
 def command(output: str, methods: tuple[str, ...]) -> Outcome:
     """Export, optimise, compile, verify, sample and time a built-in low-bit digits model.
 
-    Ends with one self-contained page: images (fp32 torch, low-bit torch, native), parity, sizes, speed. The W4A4
-    models (efficientdm, dilatequant) have no kernels yet: theirs are drawn and verified under ONNX Runtime.
+    Ends with one self-contained page: images (fp32 torch, low-bit torch, native), parity, sizes, speed.
     """
     from edgedm.demo import demo
 

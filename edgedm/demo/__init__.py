@@ -29,10 +29,9 @@ METHODS = {
 def demo(output: str | os.PathLike[str] = "demo-out", methods: Sequence[str] = ("bidm",)) -> Outcome:
     """Take the built-in model of each of `methods` the whole way and write the report.
 
-    `output` receives the graphs, the bundles, `images.png` (full precision, then per model PyTorch and the engine
-    that runs it, with the same noise) and the self-contained page `index.html`. The 1-bit models are compiled; the
-    W4A4 ones, which have no kernels yet, run as a graph under stock ONNX Runtime. `ok` is False if parity does not
-    hold for one of them. Raises `UnsupportedError` for an unknown method.
+    `output` receives the graphs, the bundles, `images.png` (full precision, then per model PyTorch and the native
+    program, with the same noise) and the self-contained page `index.html`. `ok` is False if parity does not hold for
+    one of them. Raises `UnsupportedError` for an unknown method.
     """
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:

@@ -1,4 +1,4 @@
-"""The demo's images: the same labels and the same noise in PyTorch, in the native program, under ONNX Runtime."""
+"""The demo's images: the same labels and the same noise in PyTorch and in the native program."""
 
 import subprocess
 import tempfile
@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgedm.bundle import Bundle
-from edgedm.diffusion import NoiseSchedule, sample
-from edgedm.diffusion.sampler import Predict
 from edgedm.errors import ToolchainError
-from edgedm.models import CheckpointConfig
 from edgedm.verify.torch_reference import TorchReference
 
 STEPS = 50
@@ -42,27 +38,4 @@ def draw_native(bundle: Bundle, labels: Sequence[int]) -> NDArray[np.float32]:
                 said = getattr(error, "stderr", None) or str(error)
                 raise ToolchainError(f"{bundle.sampler}: {said.strip()}; compile for this machine") from error
             images.append(np.load(path)[0])
-    return np.stack(images)
-
-
-def draw_graph(graph: Path, config: CheckpointConfig, labels: Sequence[int]) -> NDArray[np.float32]:
-    """The same images by the exported graph, unmodified, under stock ONNX Runtime; for models without carried state."""
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    architecture = config.architecture.config
-    shape = (architecture["in_channels"], architecture["sample_size"], architecture["sample_size"])
-    schedule = NoiseSchedule.from_config(config.noise_schedule)
-
-    def predictor(label: int) -> Predict:
-        def predict(x: NDArray[np.float32], timestep: int, _step: int) -> NDArray[np.float32]:
-            feeds = {"x": x[None], "timestep": np.array([timestep]), "class_labels": np.array([label])}
-            return np.asarray(session.run(["eps"], feeds)[0][0])
-
-        return predict
-
-    assert config.null_class is not None, "the demo's models take class labels"
-    free = predictor(config.null_class)
-    images = [
-        sample(predictor(label), schedule, shape, STEPS, seed=label, predict_unconditional=free, guidance=GUIDANCE)
-        for label in labels
-    ]
     return np.stack(images)

@@ -26,12 +26,11 @@ from edgedm.demo.page import (
     image_row,
     render_page,
 )
-from edgedm.demo.pictures import GUIDANCE, STEPS, draw_graph, draw_native, draw_torch
+from edgedm.demo.pictures import GUIDANCE, STEPS, draw_native, draw_torch
 from edgedm.export import export
 from edgedm.images import encode_png, grid
 from edgedm.lower import compile as compile_bundle
 from edgedm.models import load
-from edgedm.models.bits import parse_bits
 from edgedm.outcome import Outcome
 from edgedm.passes import optimize
 from edgedm.quant.policy import policy_of
@@ -45,21 +44,16 @@ Images = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Result:
-    """What the demo learned about one low-bit model.
-
-    `drawn` are the images of `engine`, "native" or "ONNX Runtime"; `sizes` are bytes by name, golden data not
-    counted; `speed` is None where there is nothing compiled to time.
-    """
+    """What the demo learned about one low-bit model; `sizes` are bytes by name, golden data not counted."""
 
     name: str
     bits: str
-    engine: str
     full: Images
     torch: Images
-    drawn: Images
+    native: Images
     verification: Outcome
     sizes: dict[str, int]
-    speed: Outcome | None
+    speed: Outcome
 
 
 def run(output: Path, models: Sequence[str]) -> Outcome:
@@ -73,15 +67,14 @@ def run(output: Path, models: Sequence[str]) -> Outcome:
     page = output / "index.html"
     with atomic_file(page) as scratch:
         scratch.write_text(render_page(_page(results)), encoding="utf-8")
-    rows = [results[0].full, *(images for r in results for images in (r.torch, r.drawn))]
+    rows = [results[0].full, *(images for r in results for images in (r.torch, r.native))]
     picture = output / "images.png"
     with atomic_file(picture) as scratch:
         scratch.write_bytes(encode_png(np.kron(grid(np.concatenate(rows), len(LABELS)), np.ones((4, 4, 1), np.uint8))))
     figures: dict[str, float] = {}
     for r in results:
-        timed = {} if r.speed is None else r.speed.figures
         figures |= {f"{r.name}.verify.{name}": value for name, value in r.verification.figures.items()}
-        figures |= {f"{r.name}.{name}": value for name, value in timed.items()}
+        figures |= {f"{r.name}.{name}": value for name, value in r.speed.figures.items()}
         figures |= {f"{r.name}.bytes.{name}": float(value) for name, value in r.sizes.items()}
     ok = all(r.verification.ok for r in results)
     return Outcome(ok, figures, {"written": [str(page), str(picture)], "tables": [_plain(results)]})
@@ -89,26 +82,10 @@ def run(output: Path, models: Sequence[str]) -> Outcome:
 
 def _one(checkpoint: str, output: Path, full_onnx: Path, full: Images) -> _Result:
     name = checkpoint.removeprefix("zoo:")
-    config = load(checkpoint).config
     graph = output / f"{name}.onnx"
+    deployed, bundle_path = graph.with_suffix(".deploy.onnx"), graph.with_suffix(".bundle")
     progress.stage(f"{name}: export")
     export(checkpoint, graph)
-    sizes = {"full_onnx": full_onnx.stat().st_size, "low_bit_onnx": graph.stat().st_size}
-    nominal = policy_of(config.method).nominal
-    if parse_bits(nominal)[0] == 1:
-        return _compiled(checkpoint, nominal, graph, full, sizes)
-    progress.stage(f"{name}: verify under ONNX Runtime")
-    verification = verify(graph, checkpoint)
-    progress.stage(f"{name}: draw with PyTorch and with ONNX Runtime")
-    drawn = draw_graph(graph, config, LABELS)
-    return _Result(
-        name, nominal, "ONNX Runtime", full, draw_torch(checkpoint, LABELS), drawn, verification, sizes, None
-    )
-
-
-def _compiled(checkpoint: str, bits: str, graph: Path, full: Images, sizes: dict[str, int]) -> _Result:
-    name = checkpoint.removeprefix("zoo:")
-    deployed, bundle_path = graph.with_suffix(".deploy.onnx"), graph.with_suffix(".bundle")
     progress.stage(f"{name}: optimize")
     optimize(graph, deployed)
     progress.stage(f"{name}: compile for this machine")
@@ -122,10 +99,15 @@ def _compiled(checkpoint: str, bits: str, graph: Path, full: Images, sizes: dict
     threads = tuple(n for n in (1, 2) if n <= len(os.sched_getaffinity(0)))
     speed = bench_model(bundle_path, ("onnxruntime",), threads)
     files = bundle.manifest.files
-    shipped = sum(entry.bytes for file, entry in files.items() if not file.startswith("golden/"))
-    program = files["bin/edgedm-sample"].bytes
-    sizes = {**sizes, "bundle": shipped, "weights": bundle.manifest.weights_bytes, "program": program}
-    return _Result(name, bits, "native", full, draw_torch(checkpoint, LABELS), drawn, verification, sizes, speed)
+    sizes = {
+        "full_onnx": full_onnx.stat().st_size,
+        "low_bit_onnx": graph.stat().st_size,
+        "bundle": sum(entry.bytes for file, entry in files.items() if not file.startswith("golden/")),
+        "weights": bundle.manifest.weights_bytes,
+        "program": files["bin/edgedm-sample"].bytes,
+    }
+    bits = policy_of(load(checkpoint).config.method).nominal
+    return _Result(name, bits, full, draw_torch(checkpoint, LABELS), drawn, verification, sizes, speed)
 
 
 def _page(results: Sequence[_Result]) -> Page:
@@ -133,23 +115,13 @@ def _page(results: Sequence[_Result]) -> Page:
     for r in results:
         parity = "parity holds" if r.verification.ok else "parity does not hold"
         tiles.append(Tile("yes" if r.verification.ok else "no", f"{r.name}: {parity}", r.verification.ok))
-        if r.speed is not None:
-            ratio = r.speed.figures["ratio.onnxruntime_fp32.t1"]
-            tiles.append(Tile(f"{ratio:.1f}x", f"{r.name}: one step, against ONNX Runtime float32, one thread"))
-            small = r.sizes["full_onnx"] / (r.sizes["weights"] + r.sizes["program"])
-            tiles.append(Tile(f"{small:.1f}x", f"{r.name}: program and weights smaller than the float32 ONNX file"))
-        else:
-            small = r.sizes["full_onnx"] / r.sizes["low_bit_onnx"]
-            tiles.append(Tile(f"{small:.1f}x", f"{r.name}: ONNX file smaller than the float32 one"))
+        ratio = r.speed.figures["ratio.onnxruntime_fp32.t1"]
+        tiles.append(Tile(f"{ratio:.1f}x", f"{r.name}: one step, against ONNX Runtime float32, one thread"))
+        small = r.sizes["full_onnx"] / (r.sizes["weights"] + r.sizes["program"])
+        tiles.append(Tile(f"{small:.1f}x", f"{r.name}: program and weights smaller than the float32 ONNX file"))
     facts = {"edgedm": edgedm.__version__, "machine": platform.machine(), "Python": platform.python_version()}
-    lead = "From a PyTorch checkpoint to numbers that agree, and to a native program where kernels are there."
+    lead = "From a PyTorch checkpoint to a native program, with numbers that agree."
     return Page("edgedm demo", lead, tuple(tiles), tuple(_section(r) for r in results), facts)
-
-
-_ENGINES = {
-    "native": "bin/edgedm-sample of the bundle, without Python",
-    "ONNX Runtime": "the exported graph, unmodified; kernels for these bits are not there yet",
-}
 
 
 def _section(r: _Result) -> Section:
@@ -157,13 +129,11 @@ def _section(r: _Result) -> Section:
     images: tuple[ImageRow, ...] = (
         image_row("full precision", f"PyTorch, float32; {same_noise}", r.full),
         image_row(f"{r.bits} in PyTorch", "the low-bit checkpoint, simulated", r.torch),
-        image_row(f"{r.bits} {r.engine}", _ENGINES[r.engine], r.drawn),
+        image_row(f"{r.bits} native", "bin/edgedm-sample of the bundle, without Python", r.native),
     )
     lead = f"{r.name}: {STEPS} steps of DDIM, guidance {GUIDANCE:g}."
-    tables = [_parity_table(r), _size_table(r)]
-    if r.speed is not None:
-        tables.append(_speed_table(r.speed))
-    return Section(f"{r.name} ({r.bits})", lead, tuple(map(str, LABELS)), images, tuple(tables))
+    tables = (_parity_table(r), _size_table(r), _speed_table(r.speed))
+    return Section(f"{r.name} ({r.bits})", lead, tuple(map(str, LABELS)), images, tables)
 
 
 def _parity_table(r: _Result) -> Table:
@@ -191,7 +161,7 @@ def _size_table(r: _Result) -> Table:
         TableRow((_SIZES[name], bytes_text(size)), bar=bar)
         for (name, size), bar in zip(r.sizes.items(), bars(list(r.sizes.values())), strict=True)
     ]
-    note = "A bundle holds objects, a library and a program: ship one." if "bundle" in r.sizes else ""
+    note = "A bundle holds objects, a library and a program: ship one."
     return Table("Size", ("what", "bytes"), tuple(rows), note)
 
 
@@ -214,7 +184,6 @@ def _plain(results: Sequence[_Result]) -> list[list[str]]:
     for r in results:
         lines.append([r.name, "parity", "holds" if r.verification.ok else "does NOT hold"])
         lines += [[r.name, _SIZES[name], bytes_text(size)] for name, size in r.sizes.items()]
-        if r.speed is not None:
-            ratios = {name: value for name, value in r.speed.figures.items() if name.startswith("ratio.")}
-            lines += [[r.name, name, f"{value:.2f}"] for name, value in ratios.items()]
+        ratios = {name: value for name, value in r.speed.figures.items() if name.startswith("ratio.")}
+        lines += [[r.name, name, f"{value:.2f}"] for name, value in ratios.items()]
     return lines
