@@ -15,7 +15,7 @@ SETTINGS = settings(max_examples=25, deadline=None, derandomize=True, suppress_h
 def grid(rng: np.random.Generator, name: str, bits: int, heads: int, from_table: bool):
     """(lines, constants, step, zero) of a grid, constant or looked up."""
     if from_table:
-        constants = {f"{name}_table": table(rng, bits, heads), **lookup_constants(0, heads)}
+        constants = {f"{name}_table": table(rng, bits, heads), **lookup_constants(heads)}
         return looked_up(name, bits, heads), constants, f"{name}_step", f"{name}_zero"
     row = table(rng, bits, heads)[0]
     step, zero = np.split(row, 2) if heads else row.reshape(2, 1)[:, 0]
@@ -100,7 +100,7 @@ class Layer:
             inputs.append(f"uint8[{shape}] w")
             constants["wz"] = np.asarray(constants["wz"]).astype(np.uint8)
         if self.twice:
-            lines += [quantised("d2", "x", step, zero, self.bits), f"z = Conv<{geometry}>(d2, u)"]
+            lines += ["x2 = Neg(x)", quantised("d2", "x2", step, zero, self.bits), f"z = Conv<{geometry}>(d2, u)"]
             outputs.append(f"float[{result}] z")
         if self.read_elsewhere:
             lines.append("o = Neg(d)")
