@@ -1,8 +1,9 @@
-"""Three small real models, exported once: every kind of layer that the pipeline meets."""
+"""Four small real models, exported once: every kind of layer that the pipeline meets."""
 
 from pathlib import Path
 
 import pytest
+from w4a4_model import w4a4_checkpoint
 
 UNET = {
     "sample_size": 8,
@@ -44,4 +45,5 @@ def exports(tmp_path_factory) -> dict[str, Path]:
             timestep_bins=[0, 100, 500] if connected else [],
         )
         export(build(config, seed=0), folder / f"{method}.onnx")
+    export(w4a4_checkpoint(), folder / "w4a4.onnx")
     return {path.stem: path for path in folder.glob("*.onnx")}

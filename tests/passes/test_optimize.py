@@ -3,6 +3,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from pass_testing import run, text_of
 from safetensors.numpy import load_file
@@ -13,7 +14,7 @@ from edgedm.export.graph_io import graph_info, load_graph
 from edgedm.passes import PIPELINE, Schedule, optimize, run_passes
 from edgedm.passes.split_prepare import PREPARE
 
-METHODS = ["fp32", "bidm", "binarydm"]
+METHODS = ["fp32", "bidm", "binarydm", "w4a4"]
 PASSES = [make(Schedule()).name for make in PIPELINE]
 
 EPS_TOLERANCE = 1e-3
@@ -63,6 +64,22 @@ def test_no_low_bit_layer_is_left_in_float(exports, deployed):
     assert binarydm["Conv"] == 2  # conv_in, conv_out
     assert binarydm["Add"] == 0  # every residual is fused
     assert binarydm["GroupNormSiluQuantize"] == 2 * 8  # both norms of eight residual blocks
+
+
+def test_every_layer_and_product_of_a_uniform_model_is_one_of_integers(exports, deployed):
+    outcome, path = deployed["w4a4"]
+    step, prepare, exported = ops_of(path), ops_of(path.with_suffix(".prepare.onnx")), ops_of(exports["w4a4"])
+    both = step + prepare
+    float_ops = {"Conv", "MatMul", "Gemm", "QuantizeLinear", "DequantizeLinear", "Clip", "Div", "Add"}
+    assert not float_ops & set(step) and not (float_ops - {"Div", "Add"}) & set(both)
+    assert both["QuantMatMul"] == 2 * exported["Softmax"] and both["QuantConv"] == exported["Conv"]
+    assert both["QuantGemm"] == exported["MatMul"] + exported["Gemm"] - both["QuantMatMul"]
+    assert step["GroupNormSiluQuantizeUniform"] == exported["GroupNormalization"] - step["GroupNorm"]
+    assert outcome.figures["FoldWeightDilation.channels.quantiser"] > 0 and not outcome.details["refusals"]
+    tables = [node for node in load_graph(path.with_suffix(".prepare.onnx")).graph if node.op_type == "Gather"]
+    assert sum(node.inputs[0].const_value is not None for node in tables) == 3  # numbers, bytes, class embedding
+    types = {value.dtype for node in load_graph(path).graph for value in node.outputs}
+    assert types <= {ir.DataType.FLOAT, ir.DataType.UINT8}
 
 
 def test_interfaces_and_roles_of_both_graphs(deployed):
