@@ -83,3 +83,15 @@ def test_no_kernel_calls_a_library_function():
         text = assembly(select_case(case, resolved), resolved)
         calls = set(re.findall(r"\tcall\w*\s+([A-Za-z_]\w*)", text))
         assert not {name for name in calls if not re.match(r"TVM|__TVM|__tvm|memset|memcpy|.*_compute_", name)}, calls
+
+
+@pytest.mark.parametrize("op", ["GroupNormSilu", "Softmax"])
+def test_small_buffers_of_a_parallel_loop_stay_on_the_stack(op):
+    """A call into the runtime for each of them, in every round, took longer than the work."""
+    x = np.zeros((1, 32, 32, 128), np.float32)
+    channels = [np.ones(128, np.float32)] * 2
+    case = Case(op, [x]) if op == "Softmax" else Case(op, [x, *channels], {"groups": 8, "epsilon": 1e-5})
+    target = resolve(FULL)
+    text = assembly(select_case(case, target), target)
+    assert "parallel_lambda" in text
+    assert not re.search(r"__TVMBackendAllocWorkspace@", text)
