@@ -45,8 +45,37 @@ def view(buffer: Buffer, shape: tuple[int, ...], dtype: str | None = None) -> Bu
 
 
 def local(size: int, dtype: str) -> Buffer:
-    """Allocate `size` elements on the stack; with constant indices they become registers."""
-    return T.sblock_alloc_buffer((size,), dtype, scope="local")
+    """Allocate `size` elements on the stack; with constant indices they become registers.
+
+    From 1024 bytes on TVM takes them from the runtime, each time round: see `Registers`. It does that at once with
+    any other scope.
+    """
+    return T.sblock_alloc_buffer((size,), dtype, scope="global")
+
+
+class Registers:
+    """`count` vectors of `lanes`, by number; each is a buffer of its own, small enough for the stack."""
+
+    def __init__(self, count: int, lanes: int, dtype: str, zero: bool = True) -> None:
+        """`zero` clears them."""
+        self._vectors = [local(lanes, dtype) for _ in range(count)]
+        self._lanes, self._dtype = lanes, dtype
+        if zero:
+            self.clear()
+
+    def clear(self) -> None:
+        """Set all to zero."""
+        for number in range(len(self._vectors)):
+            self[number] = const(0, self._dtype, self._lanes)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def __getitem__(self, number: int) -> Expr:
+        return load(self._vectors[number], 0, self._lanes)
+
+    def __setitem__(self, number: int, value: Expr) -> None:
+        store(self._vectors[number], value, 0, self._lanes)
 
 
 def loop(extent: Expr, start: Expr = 0) -> Any:

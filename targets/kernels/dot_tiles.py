@@ -26,15 +26,14 @@ from tvm import tirx
 from edgedm.targets.kernels.builder import (
     Buffer,
     Expr,
+    Registers,
     const,
     intrinsic,
     let,
     load,
-    local,
     loop,
     reinterpret,
     splat,
-    store,
 )
 from edgedm.targets.kernels.spec import Array
 from edgedm.targets.kernels.tiles import Window
@@ -112,11 +111,10 @@ class Dot:
         `window.at` counts words of the image. Here the sums stay int32 in registers.
         """
         slots = len(window.pixels) * together
-        acc = local(slots * self.lanes, "int32")
-        self._clear(acc, "int32", slots, self.lanes)
+        acc = Registers(slots, self.lanes, "int32")
         with loop(window.rows) as i, loop(window.row_steps) as k:
-            self._step(weight, image, window, index, together, acc, self.lanes, i, k)
-        return lambda slot: load(acc, slot * self.lanes, self.lanes)
+            self._step(weight, image, window, index, acc, i, k)
+        return lambda slot: acc[slot]
 
     def _step(
         self,
@@ -124,13 +122,12 @@ class Dot:
         image: Buffer,
         window: Window,
         index: Expr,
-        together: int,
-        acc: Buffer,
-        lanes: int,
+        acc: Registers,
         i: Expr,
         k: Expr,
     ) -> None:
-        """Add step k of kernel row i to all slots, `lanes` of `acc` each."""
+        """Add step k of kernel row i to all slots."""
+        together = len(acc) // len(window.pixels)
         raw = self._load(weight, window, index, i, k, together)
         for number, vectors in enumerate(zip(*(self.vectors(each) for each in raw), strict=True)):
             for part, factors in enumerate(zip(*(self.widen(each) for each in vectors), strict=True)):
@@ -138,8 +135,8 @@ class Dot:
                 for p, pixel in enumerate(window.pixels):
                     word = let(load(image, window.at(pixel, i) + at))
                     for g in range(together):
-                        slot = (p * together + g) * lanes
-                        store(acc, self.add(load(acc, slot, lanes), word, factors[g]), slot, lanes)
+                        slot = p * together + g
+                        acc[slot] = self.add(acc[slot], word, factors[g])
 
     def vectors(self, raw: Expr) -> list[Expr]:
         """The weights of the words of a packed vector, int8 lanes."""
@@ -161,10 +158,6 @@ class Dot:
             let(load(weight, (((index + g) * window.rows + i) * window.row_steps + k) * self.bytes, self.bytes))
             for g in range(together)
         ]
-
-    def _clear(self, buffer: Buffer, dtype: str, slots: int, lanes: int) -> None:
-        for slot in range(slots):
-            store(buffer, const(0, dtype, lanes), slot * lanes, lanes)
 
 
 class VnniDot(Dot):
@@ -221,28 +214,26 @@ class PairDot(Dot):
     ) -> Callable[[int], Expr]:
         """See `Dot`; the sums are 16 bits in registers, and int32 in memory where they outgrow that."""
         lanes, half, slots = self.lanes, 2 * self.lanes, len(window.pixels) * together
-        narrow = local(slots * half, "int16")
+        narrow = Registers(slots, half, "int16", zero=False)
 
         def widened(slot: int) -> Expr:
-            ones = const(1, "int16", half)
-            return intrinsic(f"int32x{lanes}", _ADD_WORDS[lanes], load(narrow, slot * half, half), ones)
+            return intrinsic(f"int32x{lanes}", _ADD_WORDS[lanes], narrow[slot], const(1, "int16", half))
 
         if window.rows * window.row_steps <= self.most_steps:
-            self._clear(narrow, "int16", slots, half)
+            narrow.clear()
             with loop(window.rows) as i, loop(window.row_steps) as k:
-                self._step(weight, image, window, index, together, narrow, half, i, k)
+                self._step(weight, image, window, index, narrow, i, k)
             return widened
-        wide = local(slots * lanes, "int32")
-        self._clear(wide, "int32", slots, lanes)
+        wide = Registers(slots, lanes, "int32")
         parts = -(-window.row_steps // self.most_steps)
         size = -(-window.row_steps // parts)
         with loop(window.rows) as i, loop(parts) as part:
-            self._clear(narrow, "int16", slots, half)
+            narrow.clear()
             with loop(tirx.min(size, window.row_steps - part * size), part * size) as k:
-                self._step(weight, image, window, index, together, narrow, half, i, k)
+                self._step(weight, image, window, index, narrow, i, k)
             for slot in range(slots):
-                store(wide, load(wide, slot * lanes, lanes) + widened(slot), slot * lanes, lanes)
-        return lambda slot: load(wide, slot * lanes, lanes)
+                wide[slot] = wide[slot] + widened(slot)
+        return lambda slot: wide[slot]
 
 
 _VNNI = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
