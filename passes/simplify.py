@@ -58,10 +58,12 @@ class Simplify(GraphPass):
         """See the module."""
         before = len(model.graph)
         modules = {value.name: node.metadata_props.get(MODULE) for node in model.graph for value in node.outputs}
+        outputs = [value.name for value in model.graph.outputs]
         _LIFT(model)
         simplified = _onnxsim(model)
         for each in _CLEAN_UPS:
             each(simplified)
+        _restore_outputs(simplified.graph, outputs)
         _restore_modules(simplified.graph, modules)
         infer_shapes(simplified)
         for node in simplified.graph:
@@ -78,6 +80,21 @@ def _onnxsim(model: ir.Model) -> ir.Model:
     except (RuntimeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise InvalidModelError(f"onnxsim rejects the graph: {error}") from error
     return ir.serde.deserialize_model(simplified)
+
+
+def _restore_outputs(graph: ir.Graph, names: list[str | None]) -> None:
+    """Give every output its own name again: of outputs that are equal, the clean-ups keep one node for all."""
+    seen: set[ir.Value] = set()
+    for index, (value, name) in enumerate(zip(list(graph.outputs), names, strict=True)):
+        if value in seen:
+            node = ir.node("Identity", [value], name=f"{name}.copy")
+            copy = node.outputs[0]
+            copy.name, copy.type, copy.shape = name, value.type, value.shape
+            graph.append(node)
+            graph.outputs[index] = copy
+        elif value.name != name:
+            value.name = name
+        seen.add(value)
 
 
 def _restore_modules(graph: ir.Graph, modules: dict[str | None, str | None]) -> None:

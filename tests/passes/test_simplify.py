@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from pass_testing import apply, graph, signs
 
 from edgedm.passes.simplify import Simplify
@@ -81,3 +82,18 @@ def test_foreign_metadata_is_dropped():
     result = apply(Simplify(), model)
     assert list(next(iter(result.model.graph)).metadata_props) == ["edgedm.module"]
     assert not result.model.metadata_props
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Neg(x) z = Neg(x)",
+        "y = Neg(x) z = Identity(y)",
+        "c = Neg(x) y = Identity(c) z = Neg(x)",
+        "z = Neg(x) y = Identity(z)",
+    ],
+)
+def test_equal_outputs_keep_their_names(body):
+    result = apply(Simplify(), graph(f"g (float[4] x) => (float[4] y, float[4] z) {{ {body} }}"))
+    assert sorted(result.ops) == ["Identity", "Neg"]
+    result.assert_same_bits()
