@@ -22,7 +22,7 @@ from onnx_ir.passes.common import (
 from edgedm.errors import InvalidModelError
 from edgedm.ops import infer_shapes
 from edgedm.passes.base import GraphPass
-from edgedm.passes.editing import MODULE, Editor, dims
+from edgedm.passes.editing import MODULE, Editor, dims, is_op
 
 REORDERING = [
     "fuse_add_bias_into_conv",
@@ -83,18 +83,21 @@ def _onnxsim(model: ir.Model) -> ir.Model:
 
 
 def _restore_outputs(graph: ir.Graph, names: list[str | None]) -> None:
-    """Give every output its own name again: of outputs that are equal, the clean-ups keep one node for all."""
+    """Give every output its own name again: of outputs that are equal, the clean-ups may keep one node for all."""
     seen: set[ir.Value] = set()
     for index, (value, name) in enumerate(zip(list(graph.outputs), names, strict=True)):
+        maker = value.producer()
         if value in seen:
-            node = ir.node("Identity", [value], name=f"{name}.copy")
-            copy = node.outputs[0]
+            maker = ir.node("Identity", [value], name=f"{name}.copy")
+            copy = maker.outputs[0]
             copy.name, copy.type, copy.shape = name, value.type, value.shape
-            graph.append(node)
+            graph.append(maker)
             graph.outputs[index] = copy
-        elif value.name != name:
-            value.name = name
+            continue
         seen.add(value)
+        value.name = name
+        if maker is not None and is_op(maker, "Identity"):  # one of theirs: named as ours would be
+            maker.name = f"{name}.copy"
 
 
 def _restore_modules(graph: ir.Graph, modules: dict[str | None, str | None]) -> None:
