@@ -64,7 +64,8 @@ def _fuse(editor: Editor, node: ir.Node, first: Grid, second: Grid, turned: bool
     inputs = []
     for grid in (first, second):
         step, zero = step_of(editor, grid, heads, node), zero_of(editor, grid, heads, node)
-        inputs += [add_codes(editor, grid, grid.x, step, zero, node), zero, step]
+        # a quantiser of its own module: it is no part of the product's
+        inputs += [add_codes(editor, grid, grid.x, step, zero, grid.quantise), zero, step]
     y = node.outputs[0]
     (result,) = editor.add(
         "QuantMatMul",

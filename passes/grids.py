@@ -21,8 +21,9 @@ _WIDTHS = {ir.DataType.UINT4: 4, ir.DataType.UINT8: 8}
 
 @dataclass(frozen=True)
 class Grid:
-    """The quantisation of `x` to codes of `bits` with one step, or with one for each index of `axis`."""
+    """The quantisation of `x` by `quantise` to codes of `bits` with one step, or one for each index of `axis`."""
 
+    quantise: ir.Node
     x: ir.Value
     step: ir.Value
     zero: ir.Value | None
@@ -70,9 +71,11 @@ def _grid_of(quantize: ir.Node, dequantize: ir.Node, bits: int) -> Grid | str:
     if any(integer(node, "block_size", 0) for node in (quantize, dequantize)):
         return "it has a step for each block"
     if dims(step) in ((), (1,)):
-        return Grid(x, step, zero, bits, None)
+        return Grid(quantize, x, step, zero, bits, None)
     axes = {integer(node, "axis", 1) % len(dims(x)) for node in (quantize, dequantize)}
-    return Grid(x, step, zero, bits, axes.pop()) if len(axes) == 1 else "it is quantised along one axis, read another"
+    if len(axes) > 1:
+        return "it is quantised along one axis, read another"
+    return Grid(quantize, x, step, zero, bits, axes.pop())
 
 
 def _same(left: ir.Value | None, right: ir.Value | None) -> bool:

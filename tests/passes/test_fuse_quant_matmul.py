@@ -40,6 +40,8 @@ def test_a_product_of_two_quantised_operands_becomes_one_op(left, right, transpo
     attributes = {name: each.value for name, each in result.one("QuantMatMul").attributes.items()}
     assert attributes == {"transposed": int(transposed), "bits": left, "other_bits": right}
     assert all(tuple(result.one("QuantMatMul").inputs[index].shape) == (HEADS,) for index in (1, 2, 4, 5))
+    makers = [result.one("QuantMatMul").inputs[index].producer() for index in (0, 3)]
+    assert [node.metadata_props["edgedm.module"] for node in makers] == ["m.da_q", "m.db_q"]  # the quantisers'
     result.assert_within_rounding()
 
 
