@@ -2,7 +2,7 @@
 
 What is timed is what a network pays: from a float feature map to a float feature map, packing (or quantising) and
 the epilogue included, one native call a kernel. Peers run the float convolution of the same shape in the same run, in
-turns.
+turns; beside qconv ONNX Runtime also runs its 8-bit one (QuantizeLinear, QLinearConv, DequantizeLinear).
 """
 
 import os
@@ -32,6 +32,7 @@ from edgedm.targets.kernels.spec import Array
 KINDS = {
     "bconv": "W1A1: PackBits, then BinaryConv with multiplier and addend",
     "wconv": "W1A4: QuantizeCodes, then BinaryWeightConv with multiplier and addend",
+    "qconv": "W4A4: QuantizeUniform, then QuantConv with zero points, multiplier, step and addend",
     "fconv": "float32: FloatConv with bias",
 }
 KERNEL_SIZE = 3
@@ -95,6 +96,8 @@ def bench_layer(
         _use_threads(count)
         engines: dict[str, Engine] = {"edgedm": ours.run}
         engines |= {f"{peer}_fp32": _PEER[peer](shape, count) for peer in against}
+        if shape.kind == "qconv" and "onnxruntime" in against:
+            engines["onnxruntime_int8"] = _onnxruntime_int8(shape, count)
         if count == 1:
             engines["limit"] = bound.run
         timing = interleave(engines, seconds)
@@ -124,6 +127,7 @@ class _Ours:
         weight = rng.standard_normal((layer.out_channels, layer.channels, KERNEL_SIZE, KERNEL_SIZE), np.float32)
         bias = rng.standard_normal(layer.out_channels, np.float32)
         multiplier = rng.uniform(0.01, 0.1, layer.out_channels).astype(np.float32)
+        constants: list[Array]
         absent, one = np.zeros((1, 1, 1, 1), np.float32), np.ones(1, np.float32)
         attrs = {"strides": [1, 1], "pads": [1, 1, 1, 1]}
         image = tvm.runtime.tensor(x)
@@ -131,8 +135,15 @@ class _Ours:
             self._add("FloatConv", image, [weight, bias], attrs)
         elif layer.kind == "bconv":
             bits = self._add("PackBits", image, [rng.standard_normal(layer.channels, np.float32)], {})
-            constants: list[Array] = [pack_signs(weight), multiplier, one.reshape(1, 1, 1, 1), bias, absent, one]
+            constants = [pack_signs(weight), multiplier, one.reshape(1, 1, 1, 1), bias, absent, one]
             self._add("BinaryConv", bits, constants, {**attrs, "channels": layer.channels})
+        elif layer.kind == "qconv":
+            step, zero = np.array(0.3, np.float32), np.array(7, np.uint8)
+            codes = self._add("QuantizeUniform", image, [one, step, zero], {"bits": 4})
+            four_bits = np.ascontiguousarray(rng.integers(0, 16, weight.shape).astype(np.uint8).transpose(0, 2, 3, 1))
+            zeros = rng.integers(6, 10, layer.out_channels).astype(np.uint8)
+            constants = [zero, four_bits, zeros, multiplier, step, bias, absent, one]
+            self._add("QuantConv", codes, constants, {**attrs, "bits": 4, "weight_bits": 4})
         else:
             codes = self._add("QuantizeCodes", image, [np.array(0.3, np.float32)], {})
             constants = [pack_signs(weight), multiplier, bias, absent, one]
@@ -168,19 +179,48 @@ def _use_threads(count: int) -> None:
 
 def _onnxruntime(layer: Layer, threads: int) -> Engine:
     """ONNX Runtime's float convolution, all optimisation, in its own layout (NCHW)."""
+    _, helper, numpy_helper = _onnx()
+    x, weight, bias = _float_operands(layer)
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    return _session(layer, threads, x, [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])], constants)
+
+
+def _onnxruntime_int8(layer: Layer, threads: int) -> Engine:
+    """ONNX Runtime's convolution of uint8 codes with int8 weights, from float to float."""
+    _, helper, numpy_helper = _onnx()
+    x, weight, _ = _float_operands(layer)
+    values = {"s": np.float32(0.03), "z": np.uint8(128), "w": np.clip(weight * 32, -128, 127).astype(np.int8)}
+    values |= {"ws": np.float32(1 / 32), "wz": np.int8(0), "ys": np.float32(1.0), "yz": np.uint8(128)}
+    values |= {"b": np.arange(layer.out_channels, dtype=np.int32)}
+    inputs = ["q", "s", "z", "w", "ws", "wz", "ys", "yz", "b"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("QLinearConv", inputs, ["p"], pads=[1, 1, 1, 1]),
+        helper.make_node("DequantizeLinear", ["p", "ys", "yz"], ["y"]),
+    ]
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    return _session(layer, threads, x, nodes, constants)
+
+
+def _onnx() -> tuple[Any, Any, Any]:
     try:
         import onnxruntime
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import helper, numpy_helper
     except ModuleNotFoundError as error:
         raise ToolchainError(f"bench: {error.name} is missing: pip install 'edgedm[compile,bench]'") from None
-    x, weight, bias = _float_operands(layer)
+    return onnxruntime, helper, numpy_helper
+
+
+def _session(layer: Layer, threads: int, x: Array, nodes: Sequence[Any], constants: Sequence[Any]) -> Engine:
+    """ONNX Runtime on nodes that make `y` from `x`."""
+    onnxruntime, helper, _ = _onnx()
     size = [1, layer.out_channels, layer.height, layer.height]
     graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])],
+        nodes,
         "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, size)],
-        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
+        [helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)],
+        [helper.make_tensor_value_info("y", helper.np_dtype_to_tensor_dtype(x.dtype), size)],
+        constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET)], ir_version=IR_VERSION)
     options = onnxruntime.SessionOptions()

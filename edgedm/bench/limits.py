@@ -12,8 +12,9 @@ import numpy as np
 import tvm
 from tvm import tirx
 
+from edgedm.errors import UnsupportedError
 from edgedm.targets import Target
-from edgedm.targets.kernels.builder import block, build, const, let, load, local, loop, splat, store
+from edgedm.targets.kernels.builder import Registers, block, build, let, load, loop, reinterpret, splat, store
 from edgedm.targets.kernels.lookup import STEP_BYTES
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import TensorSpec
@@ -35,8 +36,13 @@ class Limit:
 
 
 def limit(kind: str, target: Target) -> Limit:
-    """Return the limit of layers of `kind`: bconv (xor, population count), wconv (look-ups), fconv (floats)."""
-    body, parameters, macs = {"bconv": _popcounts, "wconv": _lookups, "fconv": _floats}[kind](target)
+    """Return the limit of layers of `kind`.
+
+    They are bconv (xor, population count), wconv (look-ups), qconv (integer dot products of 4-bit codes) and fconv
+    (floats). Raises UnsupportedError where plain loops serve the kind.
+    """
+    loops = {"bconv": _popcounts, "wconv": _lookups, "qconv": _dots, "fconv": _floats}
+    body, parameters, macs = loops[kind](target)
     function = build("limit", parameters, body)
     run = tvm.compile(tvm.IRModule({"limit": function}), target.tvm())["limit"]
     tensors = [tvm.runtime.tensor(np.ones(spec.shape, spec.dtype)) for _, spec in parameters]
@@ -62,25 +68,46 @@ def _floats(target: Target) -> _Loop:
     return body, _parameters("float32", lanes, tile.pixels, vectors), macs
 
 
+def _dots(target: Target) -> _Loop:
+    """The tile's products alone: weights stand unpacked in registers, as if nibbles cost nothing."""
+    tile = tiling.dot(target, _LARGE.out_height * _LARGE.out_width, bits=4, weight_bits=4, nibbles=True)
+    if tile is None:
+        raise UnsupportedError(f"limit: {target.name} has no instruction that multiplies bytes")
+    shape = tile.pixels, tile.groups
+    lanes = tile.lanes * tile.sums_a_lane
+
+    def step(acc: Any, x: Any, w: Any) -> Any:
+        return tile.add(acc, x, reinterpret(w, f"int8x{tile.bytes}"))
+
+    body = _products(f"int{32 // tile.sums_a_lane}", lanes, *shape, step, weight_lanes=tile.lanes)
+    sizes = {"x": _CYCLE * tile.pixels, "weight": tile.groups * tile.lanes}
+    parameters = [(name, TensorSpec((size,), "int32")) for name, size in sizes.items()]
+    parameters.append(("y", TensorSpec((math.prod(shape) * lanes,), f"int{32 // tile.sums_a_lane}")))
+    return body, parameters, _CYCLE * _ROUNDS * math.prod(shape) * tile.bytes
+
+
 def _products(
-    dtype: str, lanes: int, pixels: int, vectors: int, step: Callable[[Any, Any, Any], Any]
+    dtype: str,
+    lanes: int,
+    pixels: int,
+    vectors: int,
+    step: Callable[[Any, Any, Any], Any],
+    weight_lanes: int | None = None,
 ) -> Callable[..., None]:
     """Body of acc[p][v] = step(acc[p][v], x[k][p], w[v]) over k, round after round."""
+    weight_lanes = weight_lanes or lanes
     slots = [(p, v) for p in range(pixels) for v in range(vectors)]
 
     def body(x: Any, weight: Any, y: Any) -> None:
-        acc = local(len(slots) * lanes, dtype)
-        for index in range(len(slots)):
-            store(acc, const(0, dtype, lanes), index * lanes, lanes)
-        weights = [let(load(weight, v * lanes, lanes)) for v in range(vectors)]
+        acc = Registers(len(slots), lanes, dtype)
+        weights = [let(load(weight, v * weight_lanes, weight_lanes)) for v in range(vectors)]
         with loop(_ROUNDS), loop(_CYCLE // _UNROLLED) as turn:
             for k in range(_UNROLLED):
                 for index, (p, v) in enumerate(slots):
                     at = (turn * _UNROLLED + k) * pixels + p  # no input twice: LLVM would share the work
-                    value = step(load(acc, index * lanes, lanes), load(x, at), weights[v])
-                    store(acc, value, index * lanes, lanes)
+                    acc[index] = step(acc[index], load(x, at), weights[v])
         for index in range(len(slots)):
-            store(y, load(acc, index * lanes, lanes), index * lanes, lanes)
+            store(y, acc[index], index * lanes, lanes)
 
     return body
 

@@ -55,6 +55,7 @@ class Dot:
     nibbles: bool  # whether the weights are packed two to a byte
     name = ""
     image_words = 1  # words of the image for four channels
+    sums_a_lane = 1  # sums in the 32 bits of a lane
 
     @property
     def block(self) -> int:
@@ -198,6 +199,7 @@ class PairDot(Dot):
     """See the module."""
 
     name = "dot-pairs"
+    sums_a_lane = 2
 
     @property
     def most_steps(self) -> int:

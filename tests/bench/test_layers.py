@@ -33,9 +33,12 @@ def test_unknown_peers_and_too_many_threads_are_refused():
         bench_layer("bconv:64x64x4", against=(), threads=(resolve("host").cores + 1,))
 
 
-@pytest.mark.parametrize("kind", ["bconv", "wconv", "fconv"])
+@pytest.mark.parametrize("kind", ["bconv", "wconv", "qconv", "fconv"])
 def test_figures_cover_engines_ratios_and_the_limit(kind):
     outcome = bench_layer(f"{kind}:64x64x4", threads=(1,), seconds=0.05)
+    if kind == "qconv":
+        assert outcome.figures.pop("ratio.onnxruntime_int8.t1") > 0
+        assert outcome.figures.pop("us.onnxruntime_int8.t1") > 0
     names = {"us.edgedm.t1", "us.onnxruntime_fp32.t1", "ratio.onnxruntime_fp32.t1"}
     assert names | {"gmacs.edgedm.t1", "gmacs.limit.t1", "fraction.t1"} == set(outcome.figures)
     assert all(math.isfinite(value) and value > 0 for value in outcome.figures.values())
@@ -45,10 +48,15 @@ def test_figures_cover_engines_ratios_and_the_limit(kind):
 
 @pytest.mark.parametrize("target", ["host", "x86-64-v3"])
 def test_limits_exist_for_every_kind(target):
-    for kind in ("bconv", "wconv", "fconv"):
+    for kind in ("bconv", "wconv", "qconv", "fconv"):
         found = limit(kind, resolve(target))
         found.run()
         assert found.macs > 1e5
+
+
+def test_a_target_without_byte_products_has_no_limit_for_them():
+    with pytest.raises(UnsupportedError, match="multiplies bytes"):
+        limit("qconv", resolve("x86-64"))
 
 
 @pytest.mark.slow
