@@ -46,7 +46,7 @@ class Operand(_Record):
 
 
 class Node(_Record):
-    """One kernel call; `node` and `module` are empty where Relax fused standard ops."""
+    """One kernel call; `node` and `module` are empty where Relax fused standard ops. `scratch` lives during it."""
 
     index: int = Field(ge=0)
     graph: Literal["step", "prepare"]
@@ -58,6 +58,7 @@ class Node(_Record):
     macs: int = Field(ge=0)
     inputs: list[Operand]
     outputs: list[Operand]
+    scratch: list[Operand] = []
 
 
 class Schedule(_Record):

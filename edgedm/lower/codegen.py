@@ -136,6 +136,7 @@ def manifest_nodes(graph: Graph, prefix: str) -> list[Node]:
                 macs=origin.kernel.macs if origin else 0,
                 inputs=describe(call.inputs, origin.inputs if origin else ()),
                 outputs=describe(call.outputs, origin.outputs if origin else ()),
+                scratch=[_operand(tensor, "") for tensor in call.scratch],
             )
         )
     return nodes
