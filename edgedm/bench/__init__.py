@@ -1,31 +1,42 @@
-"""Benchmarks: one denoising step of a bundle, or single layers, side by side with peers in one run."""
+"""Benchmarks: a denoising step whole and call by call, single layers and the machine, beside peers in one run."""
 
+import os
 from collections.abc import Sequence
 
-import click
-
 from edgedm.callable_module import make_callable
+from edgedm.errors import InvalidModelError
 from edgedm.outcome import Outcome
 
 make_callable(__name__)
 
 
 def bench(
-    bundle: str | None = None,
+    bundle: str | os.PathLike[str] | None = None,
     *,
     layers: Sequence[str] = (),
     against: Sequence[str] = ("onnxruntime",),
     threads: Sequence[int] = (1, 2),
+    calls: bool = False,
+    machine: bool = False,
 ) -> Outcome:
     """Time a denoising step of `bundle`, or each of `layers` (e.g. `bconv:256x256x16`), against peers.
 
-    Figures are flat: `ms.<engine>.t<threads>` (median) and `ratio.<peer>.t<threads>` (peer's time over ours);
-    with several layers each name starts with the layer. Raises `UnsupportedError` for an unknown peer or layer.
+    `against` names engines (`edgedm.bench.peers`), or is `all` that are installed, or `none`. For a bundle, figures
+    are those of `bench_model`; with `calls` also those of `bench_calls`, each under `calls.`. For layers they are those
+    of `bench_layer`; with several layers each name starts with the layer. With `machine` and nothing else they are
+    the limits of this machine (`bench_machine`). Raises `UnsupportedError` for an unknown engine or layer,
+    `ToolchainError` for an engine asked for by name that is missing or fails.
     """
-    if bundle is not None:
-        from edgedm.bench.models import bench_model
+    if sum((bundle is not None, bool(layers), machine)) != 1 or (calls and bundle is None):
+        raise InvalidModelError(
+            "bench: give one of a bundle, layers (KIND:INxOUTxHEIGHT) and the machine; calls need a bundle"
+        )
+    if machine:
+        from edgedm.bench.machine import bench_machine
 
-        return bench_model(bundle, against=tuple(against), threads=tuple(threads))
+        return bench_machine()
+    if bundle is not None:
+        return _bundle(bundle, tuple(against), tuple(threads), calls)
     from edgedm.bench.layers import bench_layer
 
     outcomes = {layer: bench_layer(layer, against=tuple(against), threads=tuple(threads)) for layer in layers}
@@ -39,7 +50,21 @@ def bench(
     )
 
 
+def _bundle(bundle: str | os.PathLike[str], against: tuple[str, ...], threads: tuple[int, ...], calls: bool) -> Outcome:
+    from edgedm.bench.models import bench_model
+
+    whole = bench_model(bundle, against=against, threads=threads)
+    if not calls:
+        return whole
+    from edgedm.bench.breakdown import bench_calls
+
+    inside = bench_calls(bundle)
+    figures = {**whole.figures, **{f"calls.{name}": value for name, value in inside.figures.items()}}
+    return Outcome(whole.ok, figures, {**whole.details, "inside": inside.details})
+
+
 def render(outcome: Outcome) -> None:
-    """Print the figures, those of one engine or ratio together."""
-    for name, value in outcome.figures.items():
-        click.echo(f"{name:<44} {value:>14,.2f}")
+    """Print what was measured for people."""
+    from edgedm.bench.tables import show
+
+    show(outcome)

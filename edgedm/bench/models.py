@@ -1,27 +1,35 @@
 """A whole denoising step of a bundle against peers that run its full-precision twin, in turns in one run.
 
-Everything of a step is inside the timer: packing, norms, attention, shortcuts, carried state. The peers run the same
-architecture in float32, which is what a user has today: no runtime runs the low-bit model.
+Everything of a step is inside the timer: packing, norms, attention, shortcuts, carried state. Every engine, ours too,
+runs in a process of its own that is stopped outside its turn.
 """
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgedm import progress
-from edgedm.bench.timing import Timing, interleave
-from edgedm.errors import UnsupportedError
+from edgedm.bench.footprint import footprint
+from edgedm.bench.peers import ALL, OURS, Peer, environment, resolve_peers, unlimited
+from edgedm.bench.timing import Sample, Timing, interleave_turns, summary
+from edgedm.bench.twin import FP32, Twin
+from edgedm.bench.worker import Worker, check_cores
+from edgedm.bundle import Bundle, load
+from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
-from edgedm.runtime.local import LocalRunner
 
-PEERS = {"onnxruntime": "onnxruntime_fp32", "torch": "torch_eager"}
-_STEPS = 50  # any schedule does: a step's work does not depend on the timestep
 
-Engine = Callable[[], object]
+@dataclass
+class _Run:
+    """What a run has found so far."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    absent: list[dict[str, str]] = field(default_factory=list)
 
 
 def bench_model(
@@ -32,81 +40,87 @@ def bench_model(
 ) -> Outcome:
     """Time one step (batch 1) of `bundle` and of the peers, interleaved, once for each number of threads.
 
-    Figures: `step_ms.<engine>.t<n>` (median) and `ratio.<engine>.t<n>` (the engine's time over edgedm's).
-    `details["timings"]` holds median and first and last decile in seconds. Raises `UnsupportedError` for an unknown
-    peer or more threads than cores, `InvalidModelError` for an altered bundle.
+    Figures: `step_ms.<engine>.t<n>` (median; `.decile1` and `.decile9` the spread), `processor_ms.<engine>.t<n>`
+    (processor time of all threads, which other programs on the machine change little), `ratio.<engine>.t<n>` (the
+    engine's time over edgedm's), at one thread `processor_ratio.<engine>.t1` likewise, and those of `footprint`.
+    `details["absent"]` names engines of `all` that are not installed or failed, `details["not_limited"]` those that
+    use instructions which the bundle's target lacks. Raises UnsupportedError for an unknown peer or more threads than
+    cores, ToolchainError for a peer asked for by name that is missing or fails, InvalidModelError for an altered
+    bundle.
     """
-    unknown = [peer for peer in against if peer not in PEERS]
-    if unknown:
-        raise UnsupportedError(f"bench: unknown peer {', '.join(unknown)}; known are {', '.join(PEERS)}")
+    peers, absent = resolve_peers(against)
     cores = len(os.sched_getaffinity(0))
-    figures: dict[str, float] = {}
-    timings: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        with LocalRunner(os.fspath(bundle)) as runner:
-            config = runner.manifest.config
-        progress.stage("building the full-precision twin for the peers")
-        twin = _Twin(config, Path(scratch)) if against else None
+    for count in threads:
+        if not 1 <= count <= cores:
+            raise UnsupportedError(f"bench: {count} threads on {cores} cores")
+    loaded = load(bundle)
+    run = _Run(absent=absent)
+    with tempfile.TemporaryDirectory(prefix="edgedm-bench-") as scratch:
+        twin = Twin(loaded.manifest.config, Path(scratch)) if peers else None
         for count in threads:
-            if not 1 <= count <= cores:
-                raise UnsupportedError(f"bench: {count} threads on {cores} cores")
-            progress.stage(f"timing with {count} thread{'s' if count > 1 else ''}")
-            timing = _measure(bundle, twin, against, count, seconds)
-            ours = timing["edgedm"].median
-            timings[f"t{count}"] = {name: vars(each) for name, each in timing.items()}
-            figures |= {f"step_ms.{name}.t{count}": each.median * 1e3 for name, each in timing.items()}
-            del timing["edgedm"]
-            figures |= {f"ratio.{name}.t{count}": each.median / ours for name, each in timing.items()}
-    return Outcome(True, figures, {"bundle": os.fspath(bundle), "timings": timings})
+            _measure(run, loaded, twin, peers, ALL in against, count, seconds)
+            failed = {row["engine"] for row in run.absent}
+            peers = [peer for peer in peers if peer.name not in failed]
+        reference = None if twin is None else twin.folder / FP32
+        run.figures |= footprint(loaded, reference if reference is not None and reference.exists() else None)
+    details: dict[str, Any] = {"bundle": os.fspath(bundle), "target": loaded.manifest.target.name}
+    details |= {"timings": run.timings, "absent": run.absent}
+    details["not_limited"] = unlimited(peers, loaded.manifest.target.features)
+    return Outcome(True, run.figures, details)
 
 
 def _measure(
-    bundle: str | os.PathLike[str], twin: "_Twin | None", against: Sequence[str], threads: int, seconds: float
-) -> dict[str, Timing]:
-    with LocalRunner(os.fspath(bundle), threads, lanes=1) as runner:
-        runner.prepare(_STEPS, label=None)
-        x = np.random.default_rng(0).standard_normal(runner.manifest.image_shape, dtype=np.float32)
-        engines: dict[str, Engine] = {"edgedm": lambda: runner.run_step(_STEPS // 2, x)}
-        for peer in against:
+    run: _Run, bundle: Bundle, twin: Twin | None, peers: Sequence[Peer], tolerant: bool, threads: int, seconds: float
+) -> None:
+    plural = "s" if threads > 1 else ""
+    with ExitStack() as stack:
+        workers = {OURS: stack.enter_context(_worker(OURS, bundle, bundle.path, threads))}
+        for peer in peers:
             assert twin is not None
-            engines[PEERS[peer]] = getattr(twin, peer)(x, threads)
-        return interleave(engines, seconds)
+            for file in peer.files:
+                twin.need(file)
+            progress.stage(f"setting up {peer.name} with {threads} thread{plural}")
+            try:
+                workers[peer.name] = stack.enter_context(_worker(peer.name, bundle, twin.folder, threads))
+            except ToolchainError as error:
+                if not tolerant:
+                    raise
+                run.absent.append({"engine": peer.name, "why": str(error), "install": peer.install})
+        progress.stage(f"timing {len(workers)} engines with {threads} thread{plural}, in turns")
+        samples = interleave_turns({name: worker.turn for name, worker in workers.items()}, seconds)
+    _report(run, samples, threads)
 
 
-class _Twin:
-    """The bundle's architecture in full precision with seeded weights; speed does not depend on their values."""
+def _worker(engine: str, bundle: Bundle, source: Path, threads: int) -> Worker:
+    target = bundle.manifest.target
+    job = {"engine": engine, "source": str(source.absolute()), "threads": threads, "target": target.name}
+    variables = environment(engine, threads, target.name, target.features)
+    return Worker(job, {**variables, "TORCHINDUCTOR_CACHE_DIR": str(source)} if engine != OURS else variables)
 
-    def __init__(self, config: dict[str, Any], folder: Path) -> None:
-        from edgedm.export import export
-        from edgedm.models import CheckpointConfig, build
-        from edgedm.models.roles import FLOAT
 
-        full = {**config, "method": "fp32", "roles": FLOAT, "taps": [], "timestep_bins": []}
-        self._checkpoint = build(CheckpointConfig.model_validate(full), seed=0)
-        self._graph = folder / "fp32.onnx"
-        export(self._checkpoint, self._graph)
+def _report(run: _Run, samples: dict[str, list[Sample]], threads: int) -> None:
+    timing = {name: summary([each.seconds for each in found]) for name, found in samples.items()}
+    processor = {name: summary([each.processor for each in found]) for name, found in samples.items()}
+    rows = {}
+    for name, each in timing.items():
+        cores = check_cores(name, threads, samples[name])
+        rows[name] = {**asdict(each), "processor": processor[name].median, "cores": cores}
+    run.timings[f"t{threads}"] = rows
+    run.figures |= step_figures(timing, {name: each.median for name, each in processor.items()}, threads)
 
-    def onnxruntime(self, x: np.ndarray[Any, Any], threads: int) -> Engine:
-        """ONNX Runtime with all its optimisations, float32."""
-        import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into our turn
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        session = ort.InferenceSession(str(self._graph), options, providers=["CPUExecutionProvider"])
-        feeds = {"x": x[None], "timestep": np.array([500]), "class_labels": np.array([0])}
-        return lambda: session.run(None, feeds)
-
-    def torch(self, x: np.ndarray[Any, Any], threads: int) -> Engine:
-        """PyTorch, eager, float32."""
-        import torch
-
-        inputs = (torch.from_numpy(x[None]), torch.tensor([500]), torch.tensor([0]))
-
-        def step() -> object:
-            torch.set_num_threads(threads)
-            with torch.inference_mode():
-                return self._checkpoint.module(*inputs)
-
-        return step
+def step_figures(timing: dict[str, Timing], processor: dict[str, float], threads: int) -> dict[str, float]:
+    """Name the figures of one number of threads; `processor` are seconds of processor time a step."""
+    figures: dict[str, float] = {}
+    for name, each in timing.items():
+        figures[f"step_ms.{name}.t{threads}"] = each.median * 1e3
+        figures[f"step_ms.{name}.t{threads}.decile1"] = each.low * 1e3
+        figures[f"step_ms.{name}.t{threads}.decile9"] = each.high * 1e3
+        figures[f"processor_ms.{name}.t{threads}"] = processor[name] * 1e3
+    for name, each in timing.items():
+        if name != OURS:
+            figures[f"ratio.{name}.t{threads}"] = each.median / timing[OURS].median
+    if threads == 1:  # with more, processor time counts waiting for each other
+        peers = [name for name in processor if name != OURS]
+        figures |= {f"processor_ratio.{name}.t1": processor[name] / processor[OURS] for name in peers}
+    return figures

@@ -9,6 +9,10 @@ TURN_SECONDS = 0.05
 """Length of one engine's turn: far above the clock's resolution, far below a change of frequency or load."""
 
 
+MIN_TURNS = 3
+"""Every engine gets this many turns, however slow it is."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of one call, over all turns: the median, and the first and last decile as the spread."""
@@ -19,21 +23,54 @@ class Timing:
     turns: int
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One call's share of a turn: seconds on the clock, and seconds of processor time of all threads."""
+
+    seconds: float
+    processor: float = 0.0
+
+
+Turn = Callable[[int], Sample]
+"""Runs a number of calls, returns their mean."""
+
+
 def interleave(engines: Mapping[str, Callable[[], object]], seconds: float = 2.0) -> dict[str, Timing]:
     """Call every engine in turns until each has run for about `seconds`; two calls first warm it up.
 
     A turn is as many calls as fill `TURN_SECONDS`, at least one; its mean is one sample.
     """
-    calls = {name: _calls_per_turn(engine) for name, engine in engines.items()}
+    turns = {name: _in_process(engine) for name, engine in engines.items()}
+    samples = interleave_turns(turns, seconds)
+    return {name: summary([each.seconds for each in found]) for name, found in samples.items()}
+
+
+def interleave_turns(turns: Mapping[str, Turn], seconds: float = 2.0) -> dict[str, list[Sample]]:
+    """Let engines run in turns until each has had about `seconds` and `MIN_TURNS`; their samples, in order."""
+    calls = {name: _calls_per_turn(turn) for name, turn in turns.items()}
+    samples: dict[str, list[Sample]] = {name: [] for name in turns}
+    spent = dict.fromkeys(turns, 0.0)
+    running = list(turns)
+    while running:
+        for name in running:
+            sample = turns[name](calls[name])
+            samples[name].append(sample)
+            spent[name] += sample.seconds * calls[name]
+        running = [name for name in running if spent[name] < seconds or len(samples[name]) < MIN_TURNS]
+    return samples
+
+
+def each_call(engines: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, Timing]:
+    """Like `interleave`, but every call is a sample: for calls of 10 microseconds to 10 milliseconds.
+
+    Other programs that take the processor away then spoil single samples, and the first decile none of them.
+    """
+    turns = {name: _in_process(engine) for name, engine in engines.items()}
+    calls = {name: _calls_per_turn(turn) for name, turn in turns.items()}
     samples: dict[str, list[float]] = {name: [] for name in engines}
-    turns = max(3, round(seconds / TURN_SECONDS))
-    budget = seconds * len(engines)
-    started = time.perf_counter()
-    for turn in range(turns):
+    for _ in range(max(3, round(seconds / TURN_SECONDS))):
         for name, engine in engines.items():
-            samples[name].append(_turn(engine, calls[name]))
-        if turn >= 2 and time.perf_counter() - started > budget:
-            break
+            samples[name] += [_turn(engine, 1) for _ in range(calls[name])]
     return {name: summary(times) for name, times in samples.items()}
 
 
@@ -44,9 +81,13 @@ def summary(samples: list[float]) -> Timing:
     return Timing(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered))
 
 
-def _calls_per_turn(engine: Callable[[], object]) -> int:
-    engine()
-    return max(1, int(TURN_SECONDS / max(_turn(engine, 1), 1e-9)))
+def _in_process(engine: Callable[[], object]) -> Turn:
+    return lambda calls: Sample(_turn(engine, calls))
+
+
+def _calls_per_turn(turn: Turn) -> int:
+    turn(1)
+    return max(1, int(TURN_SECONDS / max(turn(1).seconds, 1e-9)))
 
 
 def _turn(engine: Callable[[], object], calls: int) -> float:

@@ -1,0 +1,122 @@
+"""Memory and size of a bundle: the arena against what liveness needs, the program's peak, bytes against float32."""
+
+import math
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from edgedm.bundle import Bundle, Manifest, Node, Operand
+from edgedm.bundle.store import LIBRARY, MANIFEST, WEIGHTS
+from edgedm.errors import ToolchainError
+
+ALLOWED_ARENA = 1.15
+"""The arena should be at most this many times its lower bound."""
+
+_IMAGES = (1, 16, 256)
+_ENOUGH = 5  # readings
+_SAMPLING_SECONDS = 0.001
+_GOLDEN = "golden/"
+
+
+def footprint(bundle: Bundle, float_graph: Path | None = None) -> dict[str, float]:
+    """Figures on memory and size.
+
+    `bytes.arena` is the planned memory for what lies between kernels, `bytes.live` its lower bound (see
+    `live_bytes`), `arena.over_live` their quotient; `bytes.peak_rss` is the most that the bundle's own program had
+    resident while it drew one image on one thread. `bytes.bundle` counts every file but the golden data,
+    `bytes.shipped` what a program needs: weights and the shared library. With the float32 ONNX file `float_graph`,
+    `size.ratio` and `size.shipped_ratio` say how many times larger that is.
+    """
+    manifest = bundle.manifest
+    live = live_bytes(manifest)
+    figures = {"bytes.arena": float(manifest.arena_bytes), "bytes.live": float(live)}
+    if live:
+        figures["arena.over_live"] = manifest.arena_bytes / live
+    figures["bytes.peak_rss"] = float(peak_rss(bundle))
+    counted = {name: entry.bytes for name, entry in manifest.files.items() if not name.startswith(_GOLDEN)}
+    figures["bytes.bundle"] = float(sum(counted.values()) + (bundle.path / MANIFEST).stat().st_size)
+    figures["bytes.shipped"] = float(counted[WEIGHTS] + counted[LIBRARY])
+    if float_graph is not None:
+        full = float_graph.stat().st_size
+        figures["bytes.float32_onnx"] = float(full)
+        figures["size.ratio"] = full / figures["bytes.bundle"]
+        figures["size.shipped_ratio"] = full / figures["bytes.shipped"]
+    return figures
+
+
+def live_bytes(manifest: Manifest) -> int:
+    """The most bytes of the arena that are live at one time, in either graph: no plan can do with less.
+
+    A buffer lives from the call that writes it to the last call that reads it; scratch lives during its call.
+    """
+    graphs = ("step", "prepare")
+    return max(_live([node for node in manifest.nodes if node.graph == graph]) for graph in graphs)
+
+
+def _live(nodes: list[Node]) -> int:
+    intervals: list[tuple[int, int, int]] = []  # first call, last call, bytes
+    current: dict[int, int] = {}  # offset in the arena -> number of the interval that holds it
+    for index, node in enumerate(nodes):
+        for operand in _in_arena(node.inputs):
+            first, _, size = intervals[current[operand.offset]]
+            intervals[current[operand.offset]] = (first, index, size)
+        for operand in _in_arena([*node.outputs, *node.scratch]):
+            current[operand.offset] = len(intervals)
+            intervals.append((index, index, _bytes(operand)))
+    return max(
+        (sum(size for first, last, size in intervals if first <= index <= last) for index in range(len(nodes))),
+        default=0,
+    )
+
+
+def _in_arena(operands: list[Operand]) -> list[Operand]:
+    return [each for each in operands if each.source == "arena"]
+
+
+def _bytes(operand: Operand) -> int:
+    return math.prod(operand.shape) * np.dtype(operand.dtype).itemsize
+
+
+def peak_rss(bundle: Bundle) -> int:
+    """The largest resident size in bytes of the bundle's program while it draws an image on one thread.
+
+    It is read while the program runs its default schedule: memory is taken before the first step, the others give
+    time to read how much. (A child's resource usage would count its parent's pages from before exec.) Of a model so
+    small that this is too fast, more images are drawn. Raises ToolchainError where the program doesn't run here.
+    """
+    for images in _IMAGES:
+        readings = _watch(bundle, images)
+        if len(readings) >= _ENOUGH:
+            break
+    return max(readings, default=0)
+
+
+def _watch(bundle: Bundle, images: int) -> list[int]:
+    """Readings of the program's high-water mark from its start to its end."""
+    readings = []
+    with tempfile.TemporaryDirectory(prefix="edgedm-bench-") as scratch, open(Path(scratch) / "log", "w+") as log:
+        command = [str(bundle.sampler.absolute()), "-n", str(images), "-o", f"{scratch}/image.npy"]
+        try:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        except OSError as error:
+            raise ToolchainError(
+                f"{bundle.sampler}: cannot run here: {error.strerror}; compile for this machine"
+            ) from error
+        while process.poll() is None:
+            mark = high_water(Path(f"/proc/{process.pid}/status").read_text())
+            readings += [mark] if mark else []
+            time.sleep(_SAMPLING_SECONDS)
+        if process.returncode:
+            log.seek(0)
+            raise ToolchainError(f"{bundle.sampler}: exit code {process.returncode}: {log.read().strip()[-300:]}")
+    return readings
+
+
+def high_water(status: str) -> int:
+    """Bytes of `VmHWM` in the text of /proc/PID/status; 0 where a process has no memory any more."""
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) << 10 if found else 0

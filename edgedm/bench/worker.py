@@ -1,0 +1,138 @@
+"""One engine in a process of its own that is stopped between its turns.
+
+So an engine's threads cannot spin into another's turn, each gets the environment that it reads only when it is loaded
+(threads, instruction sets), and its fastest settings may stay. `Worker` is the caller's side; run as a program, this
+file is the engine's: it reads a number of calls a line and answers with seconds and processor seconds a call.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+from edgedm.bench.timing import Sample
+from edgedm.errors import ToolchainError
+
+SLOW = 0.5
+"""Seconds of a call from which on a turn starts without a call to warm the caches: they don't matter then."""
+
+CORE_TOLERANCE = 0.25
+"""An engine may use this many cores more than its threads: the interpreter's and the allocator's own work."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """An engine's process; use it as a context manager. `turn` is a `timing.Turn`."""
+
+    def __init__(self, job: Mapping[str, object], environment: Mapping[str, str]) -> None:
+        self.engine, self.threads = str(job["engine"]), int(str(job["threads"]))
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # it lives as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgedm.bench.worker", json.dumps(dict(job))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**environment, "PYTHONPATH": os.pathsep.join(["", *sys.path]).lstrip(os.pathsep)},
+        )
+        self._answer()  # it is set up
+        self._process.send_signal(signal.SIGSTOP)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def turn(self, calls: int) -> Sample:
+        """Let the process run `calls` calls; raises ToolchainError with the engine's last words where it dies."""
+        self._process.send_signal(signal.SIGCONT)
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{calls}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+        sample = Sample(*self._answer())
+        self._process.send_signal(signal.SIGSTOP)
+        return sample
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+    def _answer(self) -> list[float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._died()
+        return [float(number) for number in json.loads(line)]
+
+    def _died(self) -> ToolchainError:
+        code = self._process.wait()
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
+        self.close()
+        return ToolchainError(f"bench: {self.engine} failed (exit code {code}): {last_words(lines)}")
+
+
+def last_words(lines: list[str]) -> str:
+    """What a log says at its end: the exception of a traceback with its message, else the last line."""
+    if not lines:
+        return "it said nothing"
+    errors = [
+        line for line in lines if line.partition(":")[0].rpartition(".")[2].endswith(("Error", "Exception", "Fail"))
+    ]
+    return (errors or lines)[-1][:500]
+
+
+def check_cores(engine: str, threads: int, samples: list[Sample]) -> float:
+    """Return how many cores an engine kept busy; raises ToolchainError where they are more than its threads."""
+    cores = sum(each.processor for each in samples) / sum(each.seconds for each in samples)
+    if cores > threads + CORE_TOLERANCE:
+        raise ToolchainError(
+            f"bench: {engine} used {cores:.2f} cores, expected at most {threads}, as asked for; "
+            "its time cannot be compared"
+        )
+    return cores
+
+
+def main(text: str) -> None:
+    """Be the engine that the JSON object `text` (fields of `engines.Job`) describes."""
+    from edgedm.bench.engines import Job, make
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped process wouldn't notice its caller's end
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print what they like
+    fields = json.loads(text)
+    step = make(Job(**{**fields, "source": Path(fields["source"])}))
+    step()
+    print("[0, 0]", file=answers, flush=True)
+    last = 0.0
+    for line in sys.stdin:
+        if last < SLOW:
+            step()
+        calls = int(line)
+        started, processor = time.perf_counter(), time.process_time()
+        for _ in range(calls):
+            step()
+        sample = Sample((time.perf_counter() - started) / calls, (time.process_time() - processor) / calls)
+        last = sample.seconds
+        print(json.dumps(list(asdict(sample).values())), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,60 @@
+"""Measure what each graph pass gives in nodes, bytes moved and time; write docs/bench/passes.md.
+
+    python scripts/bench_passes.py                                     the digits models that have kernels
+    python scripts/bench_passes.py --models zoo:digits-bidm-w1a1       only these (checkpoints, or exported graphs)
+
+Each model is compiled once with the whole pipeline and once without each pass that applies to it; then all variants
+take turns in one run, at one thread.
+"""
+
+import argparse
+import platform
+import tempfile
+from pathlib import Path
+
+from edgedm import progress
+from edgedm.bench.ablation import ablate, table
+from edgedm.export import export
+from edgedm.targets import resolve
+
+MODELS = (
+    "zoo:digits-bidm-w1a1",
+    "zoo:digits-binarydm-w1a4",
+    "zoo:digits-efficientdm-w4a4",
+    "zoo:digits-dilatequant-w4a4",
+)
+DOCS = Path(__file__).parents[1] / "docs" / "bench"
+
+HEAD = """# What each pass gives
+
+`python scripts/bench_passes.py` compiles every model with the whole pipeline and once without each pass that applies
+to it, then times all of them in turns, one step at one thread (target {target}, {system}).
+A pass that others build on takes their effect with it, so rows do not add up. *Rewrites* is how often a pass applies;
+*MB moved* are the bytes of all operands of kernel calls that are no constants; times are first deciles.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, help="checkpoints, or graphs from `edgedm export`")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of timing for each variant")
+    parser.add_argument("--output", type=Path, default=DOCS / "passes.md")
+    arguments = parser.parse_args()
+    progress.enabled = True
+    sections = [HEAD.format(target=resolve("host").name, system=platform.system())]
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory(prefix="edgedm-ablation-") as scratch:
+            graph = Path(model)
+            if graph.suffix != ".onnx":
+                graph = Path(scratch) / "model.onnx"
+                export(model, graph)
+            sections.append(
+                f"## {model.removeprefix('zoo:')}\n\n{table(ablate(graph, Path(scratch), arguments.seconds))}\n"
+            )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text("\n".join(sections))
+    print(arguments.output)
+
+
+if __name__ == "__main__":
+    main()
