@@ -9,7 +9,7 @@ from edgedm.targets import resolve, x86
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-VARIANTS = ("host", "x86-64-v4", "x86-64-v3", "x86-64")
+VARIANTS = ("host", "x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
 
 
 @pytest.fixture(params=VARIANTS, scope="module")

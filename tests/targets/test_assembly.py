@@ -29,8 +29,21 @@ def activation(op):
     return Case(op, [np.zeros((1, 16, 16, 64), np.float32), *channels], attrs)
 
 
+def uniform(op):
+    """Products of 4-bit codes."""
+    codes, number = np.zeros((1, 16, 16, 64), np.uint8), np.zeros((), np.uint8)
+    if op == "QuantMatMul":
+        heads = [np.zeros(1, np.uint8), np.ones(1, np.float32)]
+        return Case(op, [codes, *(np.tile(x, 16) for x in heads), codes, *(np.tile(x, 16) for x in heads)])
+    weight, zeros = np.ones((64, 3, 3, 64), np.uint8), np.full(64, 7, np.uint8)
+    terms = [np.full(64, 2, np.float32), np.float32(2), np.ones(64, np.float32), np.zeros(1, np.float32)]
+    operands = [codes, number, weight, zeros, *(np.asarray(x) for x in terms), np.ones(1, np.float32)]
+    return Case(op, operands, {"strides": [1, 1], "pads": [1, 1, 1, 1]}, frozenset({0, 1, 5}))
+
+
 CASES = {op: conv(op) for op in ("BinaryConv", "BinaryWeightConv")}
 CASES |= {op: activation(op) for op in ("PackBits", "GroupNormSilu")}
+CASES |= {op: uniform(op) for op in ("QuantConv", "QuantMatMul")}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +55,12 @@ CASES |= {op: activation(op) for op in ("PackBits", "GroupNormSilu")}
         ("BinaryWeightConv", "x86-64-v4", r"vpshufb.*%zmm"),
         ("BinaryWeightConv", "x86-64-v3", r"vpshufb.*%ymm"),
         ("BinaryWeightConv", "x86-64-v2", r"\tpshufb.*%xmm"),
+        ("QuantConv", FULL, r"vpdpbusd.*%zmm"),
+        ("QuantConv", "x86-64-v4", r"vpmaddubsw.*%zmm"),
+        ("QuantConv", "x86-64-v3+avxvnni", r"\{vex\}\s+vpdpbusd.*%ymm"),
+        ("QuantConv", "x86-64-v3", r"vpmaddubsw.*%ymm"),
+        ("QuantConv", "x86-64-v2", r"\tpmaddubsw.*%xmm"),
+        ("QuantMatMul", FULL, r"vpdpbusd.*%zmm"),
         ("PackBits", FULL, r"vcmp\w+ps.*%k"),
         ("PackBits", "x86-64-v3", r"v(p|)movmsk"),
         ("PackBits", "x86-64", r"p?movmsk"),
@@ -60,7 +79,7 @@ def test_a_lower_level_never_sees_wider_registers(op):
     for level, foreign in [
         ("x86-64-v3", r"%zmm|%k[1-7]\b|popcntq.*%ymm"),
         ("x86-64-v2", r"%ymm|%zmm"),
-        ("x86-64", r"%ymm|\tpshufb"),
+        ("x86-64", r"%ymm|\tpshufb|\tpmaddubsw"),
     ]:
         resolved = resolve(level)
         assert not re.search(foreign, assembly(select_case(CASES[op], resolved), resolved)), level
@@ -74,6 +93,31 @@ def test_the_accumulators_stay_in_registers():
     inner = max(blocks, key=lambda each: each.count("vpopcntq"))
     assert inner.count("vpopcntq") >= 16
     assert not re.search(r"vmov\w+\s+%zmm\d+, .*%rsp", inner)
+
+
+@pytest.mark.parametrize(
+    ("target", "instruction", "count", "others"),
+    [
+        (FULL, "vpdpbusd", 32, r"%zmm\d+, .*\(%rsp|vpsadbw"),
+        ("x86-64-v3+avxvnni", "vpdpbusd", 16, r"%ymm\d+, .*\(%rsp"),
+        ("x86-64-v4", "vpmaddubsw", 16, r"%zmm\d+, .*\(%rsp"),
+        ("x86-64-v3", "vpmaddubsw", 16, r"%ymm\d+, .*\(%rsp"),
+    ],
+)
+def test_a_step_of_a_uniform_product_is_its_products_and_little_else(target, instruction, count, others):
+    """All of a tile's products for 8 channels, a load for two vectors of weights, no accumulator that leaves."""
+    resolved = resolve(target)
+    text = assembly(select_case(CASES["QuantConv"], resolved), resolved)
+    inner = max(re.split(r"^\.LBB\w+:", text, flags=re.MULTILINE), key=lambda each: each.count(instruction))
+    inner = re.split(r"\tj\w+", inner)[0]  # what follows the jump back is no part of the loop
+    lines = [line for line in inner.splitlines() if line.startswith("\t")]
+    products = sum(instruction in line for line in lines)
+    assert products % count == 0
+    assert products >= count
+    assert not re.search(others, inner)
+    words = sum("vpbroadcast" in line for line in lines)
+    sums = sum("vpaddw" in line for line in lines)
+    assert len(lines) - products - words - sums <= 14 * (products // count)
 
 
 def test_no_kernel_calls_a_library_function():

@@ -9,6 +9,8 @@ from kernel_cases import Case, reference, run_kernels
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.targets import resolve
 from edgedm.targets.kernels import TensorSpec, select
+from edgedm.targets.kernels.dot_tiles import VnniDot
+from edgedm.targets.tuning import tiling
 
 # ((acc * m) * s + a) + r * x has five roundings, fused or not, each of half a unit in the last place
 EPILOGUE_ROUNDINGS = 5 * 2**-24
@@ -209,6 +211,23 @@ def test_large_products_share_their_work_among_threads(target):
     cases = [convolution(rng, (16, 16), 128, 128, (3, 3), (1, 1), (1, 1, 1, 1), 4, 4)]
     cases += [matmul(rng, 4, 256, 256, 32, flag) for flag in (True, False)]
     check(cases, target)
+
+
+@pytest.mark.parametrize("codes", [(4, 4), (8, 8), (8, 4)])
+def test_narrow_vnni_vectors_are_exact(monkeypatch, codes):
+    """AVX-VNNI's shape of tile, with the instruction that AVX-512 VL has for it."""
+    here = resolve("host")
+    if "vnni" not in here.features:
+        pytest.skip("this machine has no VNNI")
+
+    def narrow(target, pixels, bits, weight_bits, nibbles):
+        return VnniDot(8, min(pixels, 4), 2, bits, weight_bits, nibbles)
+
+    monkeypatch.setattr(tiling, "dot", narrow)
+    rng = np.random.default_rng(10)
+    cases = [convolution(rng, (5, 7), 20, 21, (3, 3), (1, 1), (1, 0, 2, 1), *codes)]
+    cases += [gemm(rng, (5,), 70, 21, *codes), matmul(rng, 2, 9, 18, 23, True, *codes)]
+    check(cases, here)
 
 
 def test_a_weight_of_four_bits_takes_half_a_byte(target):
