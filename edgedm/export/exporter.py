@@ -1,5 +1,6 @@
 """The verb `export`: checkpoint -> graph and golden data."""
 
+import json
 import os
 import time
 from contextlib import ExitStack
@@ -64,7 +65,7 @@ def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.Path
         "bytes.weights.packed": float(sum(size for name, size in weights.items() if name.endswith(_PACKED))),
         "nodes": float(len(model.graph)),
         "functions": float(len(model.functions)),
-        "golden.steps": float(len(golden.golden_steps())),
+        "golden.steps": float(len(json.loads(recorded.metadata["golden_steps"]))),
         "seconds": time.perf_counter() - started,
     }
     return Outcome(True, figures, {"written": [str(path) for path in files]})

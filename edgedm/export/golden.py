@@ -1,18 +1,21 @@
 """Golden data: what PyTorch computed, recorded so that a graph or a bundle can be held against it without PyTorch.
 
-`<stem>.golden.safetensors` holds one DDIM trajectory of `TRAJECTORY_STEPS` steps under the default seed and label:
+`<stem>.golden.safetensors` holds one DDIM trajectory under the default seed and label, of `TRAJECTORY_STEPS` steps
+(`SHORT_TRAJECTORY` where a step of PyTorch takes seconds):
 
     noise                        f32[C, H, W]  the trajectory's start (Philox, see edgedm.diffusion)
     step.<i>.<input>             each input of the graph at step i, with the true carried state
     step.<i>.<output>            each output
     image                        f32[C, H, W]  the end of the trajectory
 
-for the steps i of `golden_steps` (the first one has has_state 0), and as metadata: format, sampler, steps,
+for the steps i of `golden_steps` (the first one has has_state 0; fewer where the carried state is large), and as
+metadata: format, sampler, steps,
 golden_steps, seed, image, class_label, torch. `<stem>.layers.safetensors` holds of one step
 `<module path>.input` and `<module path>.output` of every low-bit layer and quantiser. PyTorch runs on one thread.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,9 +35,11 @@ from edgedm.models.denoiser import Denoiser
 from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
 
 FORMAT = "edgedm.golden/1"
-TRAJECTORY_STEPS = 50
+TRAJECTORY_STEPS, SHORT_TRAJECTORY = 50, 10
+RECORDED_STEPS = 8  # spread evenly from the first to the last
 SEED, IMAGE = 0, 0
-_RECORDED = 8  # steps, spread evenly from the first to the last
+_LARGE_MODEL = 100_000_000  # weights
+_BUDGET = 64 << 20  # bytes of recorded inputs and outputs
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,16 @@ class Golden:
     layers: dict[str, Tensor] = field(default_factory=dict)
 
 
-def golden_steps() -> list[int]:
+def golden_steps(trajectory: int = TRAJECTORY_STEPS, recorded: int = RECORDED_STEPS) -> list[int]:
     """Return the recorded steps, first and last included."""
-    return [int(step) for step in np.linspace(0, TRAJECTORY_STEPS - 1, _RECORDED).round()]
+    return [int(step) for step in np.linspace(0, trajectory - 1, recorded).round()]
+
+
+def extent(module: Denoiser, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return how many steps the trajectory of `module` has, and how many of them are recorded: two or more."""
+    trajectory = SHORT_TRAJECTORY if _weights(module.unet) >= _LARGE_MODEL else TRAJECTORY_STEPS
+    each = 2 * sum(tensor.nbytes for tensor in inputs.values())  # outputs are as large as inputs
+    return trajectory, max(2, min(RECORDED_STEPS, _BUDGET // each))
 
 
 def example_inputs(module: Denoiser, shape: tuple[int, int, int], label: int) -> dict[str, Tensor]:
@@ -68,18 +80,20 @@ def record(
     module: Denoiser, schedule: NoiseSchedule, shape: tuple[int, int, int], label: int, layers: bool = False
 ) -> Golden:
     """Run the trajectory in PyTorch and keep what `golden_steps` see; `layers` keeps the middle one's layers too."""
-    recorder = _Recorder(module, example_inputs(module, shape, label), golden_steps())
-    middle = golden_steps()[_RECORDED // 2]
+    inputs = example_inputs(module, shape, label)
+    count, recorded = extent(module, inputs)
+    steps = golden_steps(count, recorded)
+    recorder, middle = _Recorder(module, inputs, steps), steps[recorded // 2]
     with _one_thread(), torch.inference_mode():
-        images = trajectory(recorder, schedule, shape, TRAJECTORY_STEPS, "ddim", seed=SEED, image=IMAGE)
-        kept = [torch.from_numpy(x.copy()) for x in progress.track(images, "golden data", TRAJECTORY_STEPS + 1)]
+        images = trajectory(recorder, schedule, shape, count, "ddim", seed=SEED, image=IMAGE)
+        kept = [torch.from_numpy(x.copy()) for x in progress.track(images, "golden data", count + 1)]
         inside = record_layers(module, recorder.inputs_at(middle)) if layers else {}
     tensors = {"noise": kept[0], **recorder.tensors, "image": kept[-1]}
     metadata = {
         "format": FORMAT,
         "sampler": "ddim",
-        "steps": str(TRAJECTORY_STEPS),
-        "golden_steps": json.dumps(golden_steps()),
+        "steps": str(count),
+        "golden_steps": json.dumps(steps),
         "seed": str(SEED),
         "image": str(IMAGE),
         "class_label": str(label),
@@ -158,6 +172,17 @@ def _serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text + data[start:]
+
+
+def _weights(unet: nn.Module) -> int:
+    """How many weights the layers have, whatever their bits."""
+    total = 0
+    for layer in unet.modules():
+        if isinstance(layer, (*RUNNING_LAYERS, nn.Conv2d, nn.Linear)):
+            inputs = getattr(layer, "in_channels", getattr(layer, "in_features", 0))
+            outputs = getattr(layer, "out_channels", getattr(layer, "out_features", 0))
+            total += inputs * outputs * math.prod(getattr(layer, "kernel_size", ()))
+    return total
 
 
 @contextmanager

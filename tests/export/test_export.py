@@ -238,3 +238,22 @@ def test_a_missing_checkpoint_is_refused(tmp_path) -> None:
     with pytest.raises(InvalidModelError, match="nowhere"):
         export(tmp_path / "nowhere", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("state_megabytes", "recorded"), [(0, 8), (3, 8), (7, 4), (24, 2)])
+def test_large_state_is_recorded_at_fewer_steps(state_megabytes: int, recorded: int) -> None:
+    inputs = {"x": torch.zeros(1, 3, 4, 4), "state": torch.zeros(state_megabytes << 18)}
+    steps = golden.golden_steps(*golden.extent(_Weights(10), inputs))
+    assert len(steps) == recorded and steps[0] == 0 and steps[-1] == golden.TRAJECTORY_STEPS - 1
+
+
+def test_a_large_model_is_run_for_a_short_trajectory() -> None:
+    assert golden.extent(_Weights(20_000), {"x": torch.zeros(3)}) == (golden.SHORT_TRAJECTORY, 8)
+
+
+class _Weights(torch.nn.Module):
+    """A denoiser of one square layer, without memory."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.unet = torch.nn.Linear(channels, channels, device="meta")
