@@ -40,8 +40,9 @@ def calibrate(module: Denoiser, generator: torch.Generator) -> None:
     or less where the negative codes would lie idle. A threshold, a factor until now, becomes one of mean|x|.
     """
     handles = []
+    steps: set[float] = set()
     for each in module.modules():
-        fit = _fit_of(each, generator)
+        fit = _fit_of(each, generator, steps)
         if fit is not None:
             handles.append(each.register_forward_pre_hook(fit))
     if not handles:
@@ -55,14 +56,19 @@ def calibrate(module: Denoiser, generator: torch.Generator) -> None:
         handle.remove()
 
 
-def _fit_of(layer: nn.Module, generator: torch.Generator) -> Callable[[Any, tuple[Tensor, ...]], None] | None:
-    """Return the hook that sets `layer` before it runs, None for a layer without a quantiser of its own."""
+def _fit_of(
+    layer: nn.Module, generator: torch.Generator, steps: set[float]
+) -> Callable[[Any, tuple[Tensor, ...]], None] | None:
+    """Return the hook that sets `layer` before it runs, None for a layer without a quantiser of its own.
+
+    `steps` are the signed steps that are taken.
+    """
     if isinstance(layer, UniformQuantizer):
         return lambda each, inputs: _fit_table(each, inputs[0], generator)
     if isinstance(layer, BinaryConv2d | BinaryLinear):
         return _fit_threshold
     if isinstance(layer, _Signed) and layer.step is not None:
-        return lambda each, inputs: _fit_signed(each, inputs[0], generator)
+        return lambda each, inputs: _fit_signed(each, inputs[0], generator, steps)
     return None
 
 
@@ -82,7 +88,7 @@ def _fit_table(quantizer: UniformQuantizer, x: Tensor, generator: torch.Generato
     quantizer.table.copy_(torch.cat([step, zero], 1))
 
 
-def _fit_signed(quantizer: _Signed, x: Tensor, generator: torch.Generator) -> None:
+def _fit_signed(quantizer: _Signed, x: Tensor, generator: torch.Generator, steps: set[float]) -> None:
     bits = quantizer.bits if isinstance(quantizer, ActivationQuantizer) else quantizer.activation_bits
     if bits == UNQUANTIZED:
         return
@@ -90,8 +96,12 @@ def _fit_signed(quantizer: _Signed, x: Tensor, generator: torch.Generator) -> No
     step, low = 2 * x.abs().mean() / (half - 1) ** 0.5, x.amin()
     if low < 0:
         step = torch.minimum(step, -low / (_NEGATIVE_CODES * half))
+    step = (step * _about_one(step, generator)).clamp(min=SMALLEST_STEP).half()
+    while float(step) in steps:  # 22 projections of one time embedding would be merged where two are equal
+        step = torch.nextafter(step, torch.full_like(step, torch.inf))
+    steps.add(float(step))
     assert quantizer.step is not None
-    quantizer.step.copy_((step * _about_one(step, generator)).clamp(min=SMALLEST_STEP))
+    quantizer.step.copy_(step)
 
 
 def _about_one(like: Tensor, generator: torch.Generator) -> Tensor:
