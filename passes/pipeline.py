@@ -18,6 +18,7 @@ from edgedm.passes.fuse_epilogue import FuseEpilogue
 from edgedm.passes.fuse_group_norm import FuseGroupNorm
 from edgedm.passes.fuse_mean_abs import FuseMeanAbs
 from edgedm.passes.fuse_norm_act_pack import FuseNormActPack
+from edgedm.passes.fuse_padding import FusePadding
 from edgedm.passes.fuse_quant_conv import FuseQuantConv
 from edgedm.passes.fuse_quant_matmul import FuseQuantMatMul
 from edgedm.passes.fuse_row_addend import FuseRowAddend
@@ -54,6 +55,7 @@ PIPELINE: list[Callable[[Schedule], GraphPass]] = [
     lambda _: FuseMeanAbs(),
     lambda _: FuseGroupNorm(),
     lambda _: FoldWeightDilation(),
+    lambda _: FusePadding(),
     lambda _: FuseNormActPack(),
     # 5. two graphs; last, so that every pass before sees the whole model and leaves its interface alone
     lambda _: SplitPrepare(),
