@@ -19,6 +19,7 @@ from edgedm.quant.inference import ActivationQuantizer
 from edgedm.quant.integer import QuantLayer, UniformQuantizer
 from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
 from edgedm.verify.cut import Atlas, Quantiser
+from edgedm.verify.fused import Fused, Grid, find_fused, to_torch
 from edgedm.verify.graphs import Part
 from edgedm.verify.report import Level, Row
 from edgedm.verify.whole_graph import WholeGraph
@@ -99,6 +100,10 @@ class _Comparison:
 
     def _quant_layer(self, path: str, layer: QuantLayer) -> Iterator[str]:
         weight, product = self.atlas.weight(path), self.atlas.product(path)
+        fused = None if self.exported or weight is not None else find_fused(self.atlas, path, layer)
+        if fused is not None:
+            yield from self._fused(path, layer, fused)
+            return
         if weight is None or product is None:
             yield "the graph has no DequantizeLinear of its weight, or no product that reads it"
             return
@@ -111,7 +116,41 @@ class _Comparison:
         if layer.bias is not None:
             yield self.anywhere(f"{path}.bias", layer.bias)
 
+    def _fused(self, path: str, layer: QuantLayer, fused: Fused) -> Iterator[str]:
+        """A layer that became one node; scales that were merged with others are left out."""
+        operands = {role: self.graph.constants.get(name) for role, name in fused.operands.items()}
+        codes, zero, multiplier, addend = (operands[r] for r in ("weight", "weight_zero", "multiplier", "addend"))
+        if codes is None or zero is None or multiplier is None or addend is None:
+            yield "its weight or its scales are no constants"
+            return
+        stored = unpack_codes(layer.codes, layer.weight_bits, layer.shape).numpy()
+        yield self._equal("weight code", to_torch(codes, fused.product), stored)
+        yield self._equal("weight zero point", zero, layer.zero.numpy())
+        if not fused.merged(path):
+            yield self._equal("weight step", multiplier, layer.step.numpy())
+            bias = np.zeros(len(zero)) if layer.bias is None else layer.bias.numpy()
+            yield self._equal("bias", addend, bias)
+        if layer.activation is None:
+            yield "it quantises an activation that PyTorch does not"
+            return
+        grid = fused.grid
+        if [grid.step, grid.zero] != [fused.operands["step"], fused.operands["zero"]]:
+            yield "quantiser and product read different steps or zero points"
+        if grid.divisor is not None:
+            expected = np.ones(1) if layer.dilation is None else layer.dilation.numpy().reshape(-1)
+            yield self._equal("dilation", self.graph.constants[grid.divisor].reshape(-1), expected)
+        yield from self._fused_grid(grid, layer.activation)
+
+    def _fused_grid(self, grid: Grid, stored: UniformQuantizer) -> Iterator[str]:
+        if grid.bits != stored.bits:
+            yield f"codes: expected {stored.bits} bits, got {grid.bits}"
+        yield from self._rows([grid.step, grid.zero], stored)
+
     def _quantiser(self, path: str, owner: nn.Module, stored: UniformQuantizer) -> Iterator[str]:
+        fused = None if self.exported else find_fused(self.atlas, path, owner)
+        if fused is not None:
+            yield from self._fused_grid(fused.grid, stored)
+            return
         found = self.atlas.quantiser(path, owner)
         if found is None:
             yield "the graph has no QuantizeLinear and DequantizeLinear before its product"
@@ -126,7 +165,7 @@ class _Comparison:
                 yield self._equal("dilation", held, owner.dilation.numpy().reshape(-1))
         if list(found.quantize.input[1:]) != list(found.dequantize.input[1:]):
             yield "QuantizeLinear and DequantizeLinear read different steps or zero points"
-        yield from self._rows(found, stored)
+        yield from self._rows(list(found.quantize.input[1:]), stored)
 
     def _grid(self, found: Quantiser, stored: UniformQuantizer) -> str:
         top = 2**stored.bits - 1
@@ -137,9 +176,9 @@ class _Comparison:
             return f"codes: expected {kind} of {stored.bits} bits, got {zero} clipped to {clip}"
         return ""
 
-    def _rows(self, found: Quantiser, stored: UniformQuantizer) -> Iterator[str]:
+    def _rows(self, names: list[str], stored: UniformQuantizer) -> Iterator[str]:
         """Every table row at both ends of its bin, or the one row of a quantiser without a table."""
-        operands = [self._readable(name) for name in found.quantize.input[1:]]
+        operands = [self._readable(name) for name in names]
         table = stored.table.numpy()
         held = [operand in self.graph.constants for operand in operands]
         if all(held):

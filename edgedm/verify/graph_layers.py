@@ -8,7 +8,6 @@ no layer of integers, so one that has no ends is off, as is any layer of an expo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,6 +20,8 @@ from edgedm.quant.integer import QuantLayer, UniformQuantizer
 from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
 from edgedm.verify.comparison import Flips
 from edgedm.verify.cut import Atlas, Cut
+from edgedm.verify.fused import Fused, find_fused
+from edgedm.verify.fused_layers import MISSING, Place, Tally, judge_fused
 from edgedm.verify.graphs import Array
 from edgedm.verify.judge import judge_floats
 from edgedm.verify.report import Level, Row
@@ -34,16 +35,6 @@ _ALONE = (QuantLayer, UniformQuantizer)
 _BINARY_WEIGHTS = (BinaryWeightConv2d, BinaryWeightLinear)
 
 
-@dataclass
-class _Tally:
-    """What one layer did at all moments."""
-
-    use: float = 0.0
-    operations: int = 0
-    flips: Flips = field(default_factory=Flips)
-    complaint: str = ""
-
-
 def graph_layer_level(graph: WholeGraph, reference: TorchReference, moments: Sequence[tuple[Moment, int]]) -> Level:
     """Judge every layer at all `moments`, each with the number of the image."""
     bench = _Bench(graph, reference)
@@ -54,6 +45,8 @@ def graph_layer_level(graph: WholeGraph, reference: TorchReference, moments: Seq
     figures = {
         "layers": float(len(rows)),
         "layers.fused": float(len(bench.fused)),
+        "quantisers.fused": float(sum(each.grid.x is None for each in bench.nodes.values())),
+        "products.fused": float(sum(each.merged(path) for path, each in bench.nodes.items() if each.product)),
         "worst_use_of_bound": max((row.figures["use of bound"] for row in rows), default=0.0),
         "codes": float(total.codes),
         "flips": float(total.total),
@@ -63,7 +56,7 @@ def graph_layer_level(graph: WholeGraph, reference: TorchReference, moments: Seq
     return Level("layer", DEMAND, rows, figures)
 
 
-def _row(name: str, tally: _Tally) -> Row:
+def _row(name: str, tally: Tally) -> Row:
     complaint = tally.complaint or tally.flips.complaint() or ""
     figures = {"n": float(tally.operations), "use of bound": tally.use}
     if tally.flips.codes:
@@ -76,7 +69,7 @@ class _Bench:
 
     def __init__(self, graph: WholeGraph, reference: TorchReference) -> None:
         self.graph, self.reference = graph, reference
-        self.tallies: dict[str, _Tally] = {}
+        self.tallies: dict[str, Tally] = {}
         self.fused: set[str] = set()
         atlas, unet = Atlas(graph), reference.modules[32].unet
         inside = {id(each.activation) for each in unet.modules() if isinstance(each, QuantLayer)}
@@ -86,9 +79,13 @@ class _Bench:
         }
         self.exported = graph.info.level == "exported"
         self.cuts: dict[str, Cut | None] = {}
+        self.nodes: dict[str, Fused] = {}
         for path, layer in self.layers.items():
             standard = self.exported or not isinstance(layer, LOW_BIT_LAYERS)
             self.cuts[path] = atlas.cut(path, layer) if standard else None
+            fused = None if self.exported or self.cuts[path] else find_fused(atlas, path, layer)
+            if fused is not None:
+                self.nodes[path] = fused
 
     def run(self, moment: Moment, image: int) -> None:
         """Judge every layer on what it is given at one moment."""
@@ -97,21 +94,24 @@ class _Bench:
         given = dict(feeds_of(self.graph, moment.timestep, moment.x[image], label, None))
         others = {name: array for name, array in given.items() if self.graph.info.inputs.get(name) == "timestep"}
         for path, layer in self.layers.items():
-            cut = self.cuts[path]
+            cut, node = self.cuts[path], self.nodes.get(path)
             found = cut is not None and path in inputs and self.graph.shape(cut.x) == inputs[path].shape
             if not found and not self.exported and not isinstance(layer, _ALONE):
                 self.fused.add(path)
                 continue
-            tally = self.tallies.setdefault(f"{type(layer).__name__} {path}", _Tally())
-            complaint: str | None = "the graph doesn't have this layer by itself"
-            if found and cut is not None:
+            tally = self.tallies.setdefault(f"{type(layer).__name__} {path}", Tally())
+            complaint: str | None = MISSING
+            if node is not None and path in inputs:
+                place = Place(path, layer, node)
+                complaint = judge_fused(self.graph, self.reference, place, inputs[path], others, tally)
+            elif found and cut is not None:
                 complaint = self._judge(tally, path, layer, cut, inputs[path], others)
             if complaint and not tally.complaint:
                 tally.complaint = f"step {moment.step}, image {image}: {complaint}"
 
     def _judge(
         self,
-        tally: _Tally,
+        tally: Tally,
         path: str,
         layer: nn.Module,
         cut: Cut,
@@ -143,7 +143,7 @@ class _Bench:
 
     def _half(
         self,
-        tally: _Tally,
+        tally: Tally,
         ends: tuple[str, str],
         feeds: Mapping[str, Array],
         exact: Array,

@@ -67,8 +67,7 @@ def judge(
             use, operations, flips = max(use, share), max(operations, middle[name].operations), flips + found
         elif inside:
             top = np.minimum(high, ceiling[name]) if ceiling and name in ceiling else high
-            found = count_flips(codes(array), codes(reference[name]), codes(low), codes(top))
-            complaint = _unexplained(codes(array), codes(low), codes(top), found)
+            complaint, found = judge_codes(codes(array), codes(reference[name]), codes(low), codes(top))
             flips += found
         else:
             complaint = differing(codes(array), codes(reference[name]))
@@ -94,10 +93,14 @@ def differing(got: Array, expected: Array) -> str | None:
     return _first(got != expected, expected, got)
 
 
-def _unexplained(got: Array, low: Array, high: Array, flips: Flips) -> str | None:
+def judge_codes(got: Array, expected: Array, low: Array, high: Array) -> tuple[str | None, Flips]:
+    """Judge one code an element: as expected, unless rounding explains the difference; see `count_flips`."""
+    got, expected, low, high = (_whole(each) for each in (got, expected, low, high))
+    flips = count_flips(got, expected, low, high)
     if not flips.unexplained:
-        return None
-    return _first((got < low) | (got > high), np.where(got < low, low, high), got) or flips.complaint()
+        return None, flips
+    nearest = np.where(got < low, low, high)
+    return _first((got < low) | (got > high), nearest, got) or flips.complaint(), flips
 
 
 def judge_floats(got: Array, expected: Bounded, low: Array, high: Array) -> tuple[str | None, float, Flips]:

@@ -131,7 +131,7 @@ class TorchReference:
         self.predict(64, own)
         return {path: x.numpy() for path, x in given.items()}
 
-    def layer(self, path: str, x: NDArray[np.float32], method: str = "forward") -> NDArray[np.float64]:
+    def layer(self, path: str, x: Array, method: str = "forward") -> NDArray[np.float64]:
         """Apply a module of the UNet, or another method of it, in float64 to `x`."""
         with _arithmetic():
             result: torch.Tensor = getattr(self.modules[64].unet.get_submodule(path), method)(

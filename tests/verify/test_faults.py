@@ -2,12 +2,15 @@
 
 import faults
 import numpy as np
+import onnx
 import pytest
 import tiny
 
+from edgedm.bundle import Manifest, Operand
 from edgedm.outcome import Outcome
-from edgedm.targets.kernels import mathematics
+from edgedm.targets.kernels import dot, mathematics
 from edgedm.targets.kernels.builder import cast, const
+from edgedm.targets.kernels.dot_image import Image
 from edgedm.targets.kernels.tiles import Border
 from edgedm.verify import verify
 
@@ -27,7 +30,12 @@ def off(outcome: Outcome) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("method", ["bidm", pytest.param("binarydm", marks=pytest.mark.slow)])
+def operand(manifest: Manifest, name: str) -> Operand:
+    """The constant `name`, where a kernel reads it."""
+    return next(o for node in manifest.nodes for o in node.inputs if o.name == name and o.source == "weights")
+
+
+@pytest.mark.parametrize("method", ["bidm", pytest.param("binarydm", marks=pytest.mark.slow), "w4a4"])
 def test_a_right_bundle_holds_at_every_level(bundle, method) -> None:
     outcome = check(bundle(method), method, "op", "pass", "layer", "step", "trajectory")
     assert outcome.ok, outcome.details["first_failure"]
@@ -97,7 +105,8 @@ def test_a_dropped_padding_correction_is_found(deployed, monkeypatch) -> None:
     assert all("BinaryConv" in row and "first at [0, 0, 0, " in row for row in rows["op"] + rows["layer"])  # the corner
 
 
-def test_rounding_half_up_is_found(deployed, monkeypatch) -> None:
+def round_half_up(monkeypatch) -> None:
+    """Let kernels round ties up instead of to even."""
     nearest = mathematics.nearest
 
     def half_up(x, lanes: int):
@@ -106,6 +115,87 @@ def test_rounding_half_up_is_found(deployed, monkeypatch) -> None:
         return whole - cast(cast(whole, "float32", lanes) > shifted, "int32", lanes)
 
     monkeypatch.setattr(mathematics, "nearest", half_up)
+
+
+def test_rounding_half_up_is_found(deployed, monkeypatch) -> None:
+    round_half_up(monkeypatch)
     rows = off(check(tiny.bundle(deployed("binarydm"), "half_up.bundle"), "binarydm", "op"))["op"]
     assert any("QuantizeCodes" in row and "ties: " in row for row in rows)
     assert any("GroupNormSiluQuantize" in row and "norm on ties: " in row for row in rows)
+
+
+LAYER = "mid_block.resnets.1.conv2"
+"""A dilated 3x3 convolution of the W4A4 model, on a grid from a table."""
+
+
+def test_one_changed_weight_code_is_found_in_its_layer(bundle, tmp_path) -> None:
+    def edit(weights: np.ndarray, manifest) -> None:
+        weights[operand(manifest, f"{LAYER}.codes.last").offset + 5] ^= 1
+
+    broken = faults.copy(bundle("w4a4"), tmp_path / "b")
+    faults.change_weights(broken, edit)
+    outcome = check(broken, "w4a4", "layer")
+    rows = off(outcome)["layer"]
+    assert len(rows) == 1 and LAYER in rows[0] and "expected" in rows[0] and "got" in rows[0]
+    assert LAYER in outcome.details["first_failure"]["where"]
+
+
+def test_zero_points_of_the_next_timesteps_are_found(bundle, tmp_path) -> None:
+    own = tiny.checkpoint("w4a4").module.unet.get_submodule(f"{LAYER}.activation").table.numpy()
+    constants = {each.name: each for each in onnx.load(bundle("w4a4") / "golden/prepare.onnx").graph.initializer}
+    steps, zeros = (onnx.numpy_helper.to_array(constants[name]) for name in ("tables", "tables.bytes"))
+    column = tiny.column_of(own[:, 0], steps)
+    assert np.array_equal(zeros[:, column], own[:, 1])
+
+    def edit(weights: np.ndarray, _manifest) -> None:
+        shifted = zeros.copy()
+        shifted[:, column] = np.roll(shifted[:, column], 1)
+        at = weights.tobytes().index(zeros.tobytes())
+        weights[at : at + zeros.nbytes] = shifted.reshape(-1)
+
+    broken = faults.copy(bundle("w4a4"), tmp_path / "b")
+    faults.change_weights(broken, edit)
+    rows = off(check(broken, "w4a4", "layer", "step"))
+    assert len(rows["layer"]) == 1 and "expected" in rows["layer"][0]
+    assert rows["step"]
+
+
+def test_dilations_of_the_wrong_channels_are_found(bundle, tmp_path) -> None:
+    def edit(weights: np.ndarray, manifest) -> None:
+        place = operand(manifest, f"{LAYER}.dilation.divisor")
+        dilation = weights[place.offset : place.offset + 4 * place.shape[0]].view(np.float32)
+        dilation[:] = np.roll(dilation, 1)
+
+    broken = faults.copy(bundle("w4a4"), tmp_path / "b")
+    faults.change_weights(broken, edit)
+    rows = off(check(broken, "w4a4", "op", "layer"))
+    assert len(rows["layer"]) == 1 and "GroupNormSiluQuantizeUniform" in rows["layer"][0]
+
+
+def test_padding_with_zeros_is_found(deployed, monkeypatch) -> None:
+    fill = Image.fill
+    monkeypatch.setattr(Image, "fill", lambda self, zero, image, pixel: fill(self, zero * 0, image, pixel))
+    rows = off(check(tiny.bundle(deployed("w4a4"), "unpadded.bundle"), "w4a4", "op", "layer"))
+    assert rows["op"] and rows["layer"]
+    assert all("QuantConv" in row and "first at [0, 0, 0, " in row for row in rows["op"] + rows["layer"])  # the corner
+
+
+def test_a_dropped_correction_for_the_zero_points_is_found(deployed, monkeypatch) -> None:
+    def without(self, weight_zero: np.ndarray) -> np.ndarray:
+        terms = pack_zeros(self, weight_zero)
+        terms[0] = 0  # what the activation's zero point adds
+        return terms
+
+    pack_zeros = dot._Kernel.pack_zeros
+    monkeypatch.setattr(dot._Kernel, "pack_zeros", without)
+    rows = off(check(tiny.bundle(deployed("w4a4"), "uncorrected.bundle"), "w4a4", "op", "layer"))
+    for level in rows.values():
+        assert level and all(row.startswith(("QuantConv", "QuantGemm")) for row in level)
+
+
+def test_uniform_rounding_half_up_is_found(deployed, monkeypatch) -> None:
+    round_half_up(monkeypatch)
+    rows = off(check(tiny.bundle(deployed("w4a4"), "half_up.bundle"), "w4a4", "op"))["op"]
+    assert any("QuantizeUniform" in row and "ties: " in row for row in rows)
+    assert any("QuantizeHeads" in row and "ties: " in row for row in rows)
+    assert any("GroupNormSiluQuantizeUniform" in row and "norm on ties: " in row for row in rows)

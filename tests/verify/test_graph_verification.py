@@ -11,7 +11,6 @@ from w4a4_model import w4a4_checkpoint
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export import export
-from edgedm.lower import compile as compile_graph
 from edgedm.outcome import Outcome
 from edgedm.passes import optimize
 from edgedm.verify import verify
@@ -71,7 +70,6 @@ def test_a_right_graph_holds_at_every_level(exported) -> None:
     assert outcome.figures["layer.layers"] > len(quantised) > 40
     assert outcome.figures["step.rows"] == STEPS  # every step has a test of its own
     assert 0 < outcome.figures["layer.worst_use_of_bound"] <= 1
-
 
 
 def test_one_flipped_nibble_is_found_in_its_layer(exported, broken) -> None:
@@ -210,15 +208,20 @@ def optimised(exported):
 def test_an_optimised_graph_holds_with_its_weights_still_packed(exported, optimised) -> None:
     outcome = verify(optimised, exported[1], steps=STEPS)
     assert outcome.ok, outcome.details["first_failure"]
-    assert outcome.figures["layer.layers.fused"] == 0
+    figures = outcome.figures
+    assert figures["layer.layers.fused"] == figures["layer.products.fused"] == 0
+    assert 0 < figures["layer.quantisers.fused"] < figures["layer.layers"]  # those behind a norm
 
 
 def test_a_table_of_an_optimised_graph_shifted_by_a_row_is_found(exported, optimised, tmp_path) -> None:
     for path in (optimised, optimised.with_suffix(".prepare.onnx")):
         shutil.copyfile(path, tmp_path / path.name)
     prepare = onnx.load(tmp_path / "deploy.prepare.onnx")
-    (table,) = [item for item in prepare.graph.initializer if item.name == f"{LAYER}.activation.table"]
-    table.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(table), 1, axis=0), table.name))
+    own = exported[1].module.unet.get_submodule(f"{LAYER}.activation").table.numpy()
+    (joined,) = [item for item in prepare.graph.initializer if item.name == "tables"]
+    tables = numpy_helper.to_array(joined).copy()
+    tables[:, tiny.column_of(own[:, 0], tables)] = np.roll(own[:, 0], 1)
+    joined.CopyFrom(numpy_helper.from_array(tables, joined.name))
     onnx.save(prepare, tmp_path / "deploy.prepare.onnx")
     rows = off(check(tmp_path / "deploy.onnx", exported, "weights", "layer"))
     assert all(len(each) == 1 and LAYER in each[0] for each in rows.values())
@@ -237,10 +240,29 @@ def test_a_constant_that_differs_between_step_and_prepare_graph_is_refused(expor
         check(tmp_path / "deploy.onnx", exported, "weights")
 
 
-def test_compiling_a_four_bit_graph_is_refused_by_name(optimised, tmp_path) -> None:
-    with pytest.raises(UnsupportedError, match="uniform integer weights have no kernels yet"):
-        compile_graph(optimised, tmp_path / "model.bundle")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("layer", "what", "levels"),
+    [
+        ("down_blocks.0.downsamplers.0.conv", "codes.last", ("weights", "layer")),
+        ("down_blocks.0.downsamplers.0.conv", "codes.zero", ("weights", "layer")),
+        ("down_blocks.0.downsamplers.0.conv", "step", ("weights", "layer")),
+        (LAYER, "dilation.divisor", ("weights",)),  # of a quantiser inside a norm
+    ],
+)
+def test_a_changed_constant_of_a_fused_layer_is_found(exported, optimised, tmp_path, layer, what, levels) -> None:
+    shutil.copyfile(optimised.with_suffix(".prepare.onnx"), tmp_path / "deploy.prepare.onnx")
+    step = onnx.load(optimised)
+    (tensor,) = [item for item in step.graph.initializer if item.name == f"{layer}.{what}"]
+    array = numpy_helper.to_array(tensor).copy()
+    flat = array.reshape(-1)
+    if what == "dilation.divisor":
+        flat[:] = np.roll(flat, 1)
+    else:
+        flat[0] = flat[0] * 1.1 if what == "step" else int(flat[0]) ^ 1
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(step, tmp_path / "deploy.onnx")
+    rows = off(check(tmp_path / "deploy.onnx", exported, *levels))
+    assert all(len(each) == 1 and layer in each[0] for each in rows.values()), rows
 
 
 @pytest.mark.parametrize("method", ["bidm", pytest.param("binarydm", marks=pytest.mark.slow)])

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+from w4a4_model import w4a4_checkpoint
+
 from edgedm.export import export
 from edgedm.lower import compile as compile_graph
 from edgedm.models import Checkpoint, CheckpointConfig, build
@@ -26,7 +29,12 @@ UNET = {
 
 
 def checkpoint(method: str) -> Checkpoint:
-    """A random model; BiDM's has two taps and bins of 100 timesteps, so that neighbouring rows differ."""
+    """A random model; BiDM's has two taps and bins of 100 timesteps, so that neighbouring rows differ.
+
+    "w4a4" is the one of `w4a4_model`: every form of uniform layers.
+    """
+    if method == "w4a4":
+        return w4a4_checkpoint()
     config = CheckpointConfig(
         architecture=Architecture(class_name="UNet2DModel", config=UNET),
         method=method,
@@ -37,6 +45,12 @@ def checkpoint(method: str) -> Checkpoint:
         timestep_bins=list(range(0, 1000, 100)) if method == "bidm" else [],
     )
     return build(config, seed=0)
+
+
+def column_of(steps: np.ndarray, tables: np.ndarray) -> int:
+    """Which column of the joined tables holds these steps; that of the joined bytes then holds the zero points."""
+    (found,) = np.flatnonzero((tables == steps[:, None]).all(axis=0))
+    return int(found)
 
 
 def deploy(method: str, folder: Path) -> Path:

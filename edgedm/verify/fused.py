@@ -1,0 +1,111 @@
+"""Layers of integers in an optimised graph: the product that became one node, and the quantiser before it.
+
+    codes = QuantizeUniform(x, divisor, step, zero)                y = QuantConv(codes, zero, weight, ..., step, ...)
+    codes = GroupNormSiluQuantizeUniform(x, ..., step, zero)       y = QuantGemm(...)
+    codes = QuantizeHeads(x, step, zero)
+
+A quantiser behind a norm, or whose dilation went into a norm, has no input of its own; a product whose scales or bias
+were merged with what stands behind it gives something else than its layer.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from torch import nn
+
+from edgedm.quant.integer import QuantLayer, UniformQuantizer
+from edgedm.verify.cut import Atlas
+from edgedm.verify.graphs import Array
+from edgedm.verify.rounding import attribute
+from edgedm.verify.subject import roles
+
+_PRODUCTS = ("QuantConv", "QuantGemm")
+_QUANTISERS = ("QuantizeUniform", "QuantizeHeads", "GroupNormSiluQuantizeUniform")
+_NEUTRAL_SIZE = 1  # of a divisor that is absent
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A quantiser node and its operands' names: `x` is None where what it quantises has no place of its own in the
+    graph, `divisor` where there is none.
+    """
+
+    node: onnx.NodeProto
+    x: str | None
+    divisor: str | None
+    step: str
+    zero: str
+    bits: int
+
+    @property
+    def codes(self) -> str:
+        """The value that it makes."""
+        return str(self.node.output[0])
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A layer: its product, None for a quantiser alone, and its grid; `operands` are the product's by role."""
+
+    grid: Grid
+    product: onnx.NodeProto | None
+    operands: dict[str, str]
+
+    def merged(self, path: str) -> bool:
+        """Whether the product's scale or bias holds more than the layer's own."""
+        own = {"multiplier": (f"{path}.step",), "addend": (f"{path}.bias",)}
+        names = {role: self.operands.get(role, "") for role in own}
+        return any(names[role] not in own[role] and not names[role].startswith("neutral.") for role in own)
+
+
+def find_fused(atlas: Atlas, path: str, module: nn.Module) -> Fused | None:
+    """Look up a `QuantLayer` or `UniformQuantizer` by its path; None if no such node comes from it."""
+    if isinstance(module, UniformQuantizer):
+        own = atlas.nodes(path, *_QUANTISERS)
+        return Fused(_grid(atlas, own[0], False), None, {}) if len(own) == 1 else None
+    products = atlas.nodes(path, *_PRODUCTS) if isinstance(module, QuantLayer) else []
+    if len(products) != 1:
+        return None
+    assert isinstance(module, QuantLayer)
+    operands = _named(products[0])
+    quantiser = atlas.graph.maker(operands["codes"])
+    if quantiser is None or quantiser.op_type not in _QUANTISERS:
+        return None
+    return Fused(_grid(atlas, quantiser, module.dilation is not None), products[0], operands)
+
+
+def _grid(atlas: Atlas, node: onnx.NodeProto, dilated: bool) -> Grid:
+    names = _named(node)
+    divisor = names.get("divisor")
+    if divisor is not None and atlas.graph.constants[divisor].size == _NEUTRAL_SIZE:
+        divisor = None
+    inside = node.op_type.startswith("GroupNorm") or (dilated and divisor is None)  # folded into the norm before
+    x = None if inside else names["x"]
+    return Grid(node, x, divisor, names["step"], names["zero"], int(attribute(node, "bits", 4)))
+
+
+def _named(node: onnx.NodeProto) -> dict[str, str]:
+    return dict(zip(roles(node), node.input, strict=True))
+
+
+def to_graph(array: Array, product: onnx.NodeProto | None) -> Array:
+    """Torch's layout to the graph's: channels last for convolutions, as it is for everything else."""
+    moves = product is not None and product.op_type == "QuantConv"
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1)) if moves else array
+
+
+def to_torch(array: Array, product: onnx.NodeProto | None) -> Array:
+    """The graph's layout to torch's."""
+    moves = product is not None and product.op_type == "QuantConv"
+    return np.ascontiguousarray(np.moveaxis(array, -1, 1)) if moves else array
+
+
+def row_of(stored: UniformQuantizer, timestep: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and zero points of a stored table at `timestep`; they broadcast to [N, H, L, d] where there are heads."""
+    row = int(np.searchsorted(stored.edges.numpy(), timestep, side="right")) - 1
+    values = stored.table.numpy()[max(row, 0)].astype(np.float64)
+    step, zero = values[: stored.heads], values[stored.heads :]
+    shape = () if stored.heads == 1 else (-1, 1, 1)
+    return step.reshape(shape), zero.reshape(shape)
