@@ -24,12 +24,12 @@ from tvm import tirx
 from edgedm.targets.kernels.builder import (
     Buffer,
     Expr,
+    Registers,
     block,
     cast,
     const,
     let,
     load,
-    local,
     loop,
     parallel,
     reinterpret,
@@ -129,15 +129,12 @@ class _Kernel:
         steps = self.shape.taps * self.words
         with loop(self.blocks) as index:
             with loop(self.shape.taps) as tap, block():
-                acc = local(size, "uint64")
-                for half in range(2):
-                    store(acc, const(0, "uint64", lanes), half * lanes, lanes)
+                acc = Registers(2, lanes, "uint64")
                 with loop(self.words) as word:
                     for half in range(2):
                         at = ((index * steps) + tap * self.words + word) * size + half * lanes
-                        total = load(acc, half * lanes, lanes) + tirx.popcount(load(weight, at, lanes))
-                        store(acc, total, half * lanes, lanes)
-                store(counts, self._merge(acc, 0), tap * channels + index * size, size)
+                        acc[half] = acc[half] + tirx.popcount(load(weight, at, lanes))
+                store(counts, self._merge(acc[0], acc[1]), tap * channels + index * size, size)
             for number, missing in self.border.missing_taps():
                 valid = (self.shape.taps - len(missing)) * self.shape.channels
                 total = const(0, "int32", size)
@@ -180,15 +177,13 @@ class _Kernel:
         pixels: Sequence[tuple[int, int]],
         index: Expr,
         together: int,
-    ) -> Buffer:
+    ) -> Registers:
         lanes, size = self.tile.lanes, self.tile.block
         kh, kw = self.shape.kernel
         sh, sw = self.shape.strides
         steps = kh * kw * self.words
-        acc = local(len(pixels) * together * size, "uint64")
         vectors = range(2 * together)
-        for slot in range(len(pixels) * 2 * together):
-            store(acc, const(0, "uint64", lanes), slot * lanes, lanes)
+        acc = Registers(len(pixels) * len(vectors), lanes, "uint64")
         # the words of a kernel row are neighbours in the image, and so are those of its weights
         with loop(kh) as i, loop(kw * self.words) as step:
             weights = [
@@ -205,14 +200,13 @@ class _Kernel:
                 at = (((oh + dh) * sh + i) * self.width + (ow + dw) * sw) * self.words + step
                 x = let(load(image, at))
                 for v in vectors:
-                    slot = (p * 2 * together + v) * lanes
-                    count = tirx.popcount(splat(x, lanes) ^ weights[v])
-                    store(acc, load(acc, slot, lanes) + count, slot, lanes)
+                    slot = p * len(vectors) + v
+                    acc[slot] = acc[slot] + tirx.popcount(splat(x, lanes) ^ weights[v])
         return acc
 
     def _finish(
         self,
-        acc: Buffer,
+        acc: Registers,
         inputs: Mapping[str, Buffer],
         table: Buffer | None,
         y: Buffer,
@@ -234,7 +228,8 @@ class _Kernel:
                     base = const(shape.taps * shape.channels, "int32", size)
                 else:
                     base = load(table, number * channels + channel, size)
-                bits = self._merge(acc, (p * together + g) * size)
+                slot = 2 * (p * together + g)
+                bits = self._merge(acc[slot], acc[slot + 1])
                 total = let(base - bits * const(2, "int32", size))
                 if tail and g == together - 1:
                     store_few(
@@ -251,8 +246,7 @@ class _Kernel:
                     value = self.epilogue.apply(cast(total, "float32", size), inputs, row, channel, size)
                     store(y, value, row * shape.out_channels + channel, size)
 
-    def _merge(self, acc: Buffer, at: int) -> Expr:
+    def _merge(self, even: Expr, odd: Expr) -> Expr:
         """Two vectors of counts, even and odd channels, as int32 lanes in order."""
         lanes = self.tile.lanes
-        even, odd = load(acc, at, lanes), load(acc, at + lanes, lanes)
         return reinterpret(even | (odd << const(32, "uint64", lanes)), f"int32x{2 * lanes}")

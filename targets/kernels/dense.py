@@ -5,6 +5,7 @@ from tvm import tirx
 from edgedm.targets.kernels.builder import (
     Buffer,
     Expr,
+    Registers,
     block,
     const,
     hold,
@@ -44,21 +45,18 @@ def matmul(
 
     def tile(index: Expr, row: Expr, rows: int, column: Expr, vectors: int, width: int) -> None:
         with block():
-            acc = local(rows * vectors * width, F32)
+            acc = Registers(rows * vectors, width, F32)
             slots = [(r, v) for r in range(rows) for v in range(vectors)]
-            for r, v in slots:
-                store(acc, const(0.0, F32, width), (r * vectors + v) * width, width)
             with loop(k) as t:
                 at = let(((index if batched[1] else 0) * k + t) * n + column)
                 right = [let(load(b, at + v * width, width)) for v in range(vectors)]
                 for r in range(rows):
                     left = let(splat(load(a, ((index if batched[0] else 0) * m + row + r) * k + t), width))
                     for v in range(vectors):
-                        slot = (r * vectors + v) * width
-                        store(acc, load(acc, slot, width) + left * right[v], slot, width)
+                        acc[r * vectors + v] = acc[r * vectors + v] + left * right[v]
             for r, v in slots:
                 at = (index * m + row + r) * n + column + v * width
-                store(y, load(acc, (r * vectors + v) * width, width), at, width)
+                store(y, acc[r * vectors + v], at, width)
 
     def columns(index: Expr, row: Expr, rows: int) -> None:
         first, width, vectors = 0, lanes, VECTORS

@@ -11,8 +11,9 @@ All of it is int32 modulo 2^32, so what counts is that the left side fits (see `
 Loop order: the image, as words of four channels, into scratch (bordered with za; not at all where it lies so already),
 S, then the tiles of `sweep`: in registers `pixels` x `groups` vectors over taps and steps of channels.
 
-Limit: one dot product (vpdpbusd: 64 MACs in 512 bits) a cycle and port. Reached, of what `edgedm.bench.limits`
-measures on one core, see `tuning.tiling`.
+Limit: one dot product (vpdpbusd: 64 MACs in 512 bits) a cycle and 512-bit port. Reached, of what
+`edgedm.bench.limits` measures on one core, for 256 to 256 channels 3x3 on 16x16: 0.99 with AVX-512 VNNI (232 of 234
+GMAC/s on one such port; 0.94 for a 1x1 kernel), 0.92 with AVX2 (163 of 177).
 """
 
 from collections.abc import Mapping, Sequence

@@ -21,6 +21,7 @@ import numpy as np
 from edgedm.targets.kernels.builder import (
     Buffer,
     Expr,
+    Registers,
     block,
     const,
     in_lanes,
@@ -156,9 +157,7 @@ class _ChannelsOut(_Kernel):
         kh, kw = shape.kernel
         row_steps = kw * shape.channels  # neighbours in the image and in the weights
         pixels = [(oh + i, ow + j) for i in range(region.rows) for j in range(region.columns)]
-        acc = local(len(pixels) * together * lanes, F32)
-        for slot in range(len(pixels) * together):
-            store(acc, const(0.0, F32, lanes), slot * lanes, lanes)
+        acc = Registers(len(pixels) * together, lanes, F32)
         with loop(kh) as i, loop(row_steps) as k:
             weights = [
                 let(load(weight, (((index + g) * kh + i) * row_steps + k) * lanes, lanes)) for g in range(together)
@@ -166,12 +165,11 @@ class _ChannelsOut(_Kernel):
             for p, (h, w) in enumerate(pixels):
                 x = let(splat(load(image, self.at(h, w, i) + k), lanes))
                 for g in range(together):
-                    at = (p * together + g) * lanes
-                    store(acc, load(acc, at, lanes) + x * weights[g], at, lanes)
+                    acc[p * together + g] = acc[p * together + g] + x * weights[g]
         for p, (h, w) in enumerate(pixels):
             row = let(self.row(h, w))
             for g in range(together):
-                value, channel = load(acc, (p * together + g) * lanes, lanes), (index + g) * lanes
+                value, channel = acc[p * together + g], (index + g) * lanes
                 if tail and g == together - 1:
                     count = shape.out_channels % lanes
                     store_few(value, count, lanes, self.epilogue, terms, y, row, channel)

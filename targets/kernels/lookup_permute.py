@@ -19,15 +19,14 @@ import numpy as np
 from edgedm.targets.kernels.builder import (
     Buffer,
     Expr,
+    Registers,
     const,
     intrinsic,
     lane_numbers,
     let,
     load,
-    local,
     loop,
     reinterpret,
-    store,
 )
 from edgedm.targets.kernels.lookup import STEP_BYTES, STEP_CHANNELS, STEP_TABLES
 from edgedm.targets.kernels.spec import Array
@@ -67,9 +66,7 @@ class PermuteReader:
     ) -> Callable[[int], list[Expr]]:
         """Add up all look-ups of a tile; return slot -> its int32 vector."""
         slots = len(window.pixels) * together
-        acc = local(slots * _OUT, "int32")
-        for slot in range(slots):
-            store(acc, const(0, "int32", _OUT), slot * _OUT, _OUT)
+        acc = Registers(slots, _OUT, "int32")
         pairs = window.row_steps // 2
         table_number = let((lane_numbers(STEP_BYTES, "uint8") & _bytes(STEP_TABLES - 1)) << _bytes(4))
         with loop(window.rows) as i, loop(pairs) as k:
@@ -83,10 +80,10 @@ class PermuteReader:
                     table = let(load(tables, (window.at(pixel, i) + 2 * k + half) * STEP_BYTES, STEP_BYTES))
                     for g in range(together):
                         entries = intrinsic("int8x64", _PERMUTE, table, reinterpret(indices[g], "int8x64"))
-                        at = (p * together + g) * _OUT
+                        slot = p * together + g
                         ones = reinterpret(_bytes(1), "int8x64")
-                        store(acc, intrinsic("int32x16", _DOT, load(acc, at, _OUT), ones, entries), at, _OUT)
-        return lambda slot: [load(acc, slot * _OUT, _OUT)]
+                        acc[slot] = intrinsic("int32x16", _DOT, acc[slot], ones, entries)
+        return lambda slot: [acc[slot]]
 
 
 def _bytes(value: int) -> Expr:

@@ -22,15 +22,14 @@ from tvm import tirx
 from edgedm.targets.kernels.builder import (
     Buffer,
     Expr,
+    Registers,
     byte_shuffle,
     const,
     let,
     load,
-    local,
     loop,
     reinterpret,
     repeat,
-    store,
 )
 from edgedm.targets.kernels.lookup import STEP_CHANNELS, STEP_TABLES, TABLE_BYTES, TABLE_CHANNELS
 from edgedm.targets.kernels.spec import Array
@@ -78,12 +77,7 @@ class ShuffleReader:
         lanes, half, quarter = self.block, self.block // 2, self.block // 4
         slots = len(window.pixels) * together
         kh, row_steps = window.rows, window.row_steps
-        wide = local(slots * lanes, "uint16")  # a slot's sum of x, then of x >> 8
-        spill = local(slots * lanes, "int32") if kh * row_steps > WIDENINGS else None
-
-        def clear(buffer: Buffer, dtype: str, size: int) -> None:
-            for at in range(0, slots * lanes, size):
-                store(buffer, const(0, dtype, size), at, size)
+        wide = Registers(2 * slots, half, "uint16", zero=False)  # a slot's sum of x, then of x >> 8
 
         def step(i: Expr, k: Expr) -> None:
             """Sixteen channels of one tap."""
@@ -108,15 +102,14 @@ class ShuffleReader:
                     for t in range(1, STEP_TABLES):
                         total = total + byte_shuffle(entries[t], nibbles[g * STEP_TABLES + t], lanes)
                     pairs = let(reinterpret(let(total), f"uint16x{half}"))
-                    even = (p * together + g) * lanes
-                    odd = even + half
-                    store(wide, load(wide, even, half) + pairs, even, half)
-                    store(wide, load(wide, odd, half) + (pairs >> const(8, "uint16", half)), odd, half)
+                    even = 2 * (p * together + g)
+                    wide[even] = wide[even] + pairs
+                    wide[even + 1] = wide[even + 1] + (pairs >> const(8, "uint16", half))
 
         def widened(slot: int) -> list[Expr]:
             """Vector q of a block's quarter q: byte lanes 4 j + q."""
-            odd = let(load(wide, slot * lanes + half, half))
-            even = let(load(wide, slot * lanes, half) - (odd << const(8, "uint16", half)))
+            odd = let(wide[2 * slot + 1])
+            even = let(wide[2 * slot] - (odd << const(8, "uint16", half)))
             vectors = []
             for q in range(4):
                 words = reinterpret(odd if q % 2 else even, f"uint32x{quarter}")
@@ -124,22 +117,18 @@ class ShuffleReader:
                 vectors.append(reinterpret(words >> shift if q >= 2 else words & mask, f"int32x{quarter}"))
             return vectors
 
-        def flush() -> None:
-            for slot in range(slots):
-                for q, vector in enumerate(widened(slot)):
-                    at = slot * lanes + q * quarter
-                    store(spill, load(spill, at, quarter) + vector, at, quarter)
-
-        if spill is None:
-            clear(wide, "uint16", half)
+        if kh * row_steps <= WIDENINGS:
+            wide.clear()
             with loop(kh) as i, loop(row_steps) as k:
                 step(i, k)
             return widened
-        clear(spill, "int32", quarter)
+        spill = Registers(4 * slots, quarter, "int32")
         with loop(kh) as i, loop(-(-row_steps // WIDENINGS)) as part:
-            clear(wide, "uint16", half)
+            wide.clear()
             start = let(part * WIDENINGS)
             with loop(tirx.min(WIDENINGS, row_steps - start), start) as k:
                 step(i, k)
-            flush()
-        return lambda slot: [load(spill, slot * lanes + q * quarter, quarter) for q in range(4)]
+            for slot in range(slots):
+                for q, vector in enumerate(widened(slot)):
+                    spill[4 * slot + q] = spill[4 * slot + q] + vector
+        return lambda slot: [spill[4 * slot + q] for q in range(4)]
