@@ -7,7 +7,7 @@ build on takes their effect with it: its row says what is lost without it, not w
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgedm import progress
@@ -20,10 +20,12 @@ from edgedm.export.graph_io import graph_info, load_graph, save_graph
 from edgedm.lower import compile as compile_graph
 from edgedm.passes.base import Report
 from edgedm.passes.pipeline import PIPELINE, Schedule
-from edgedm.passes.split_prepare import PREPARE
+from edgedm.passes.split_prepare import PREPARE, SplitPrepare
 from edgedm.runtime.local import LocalRunner
 
 _STEPS = 50  # of the schedule that tables are checked against
+
+_REASON = 160  # characters of an error that a table has room for
 
 Run = Callable[[], object]
 
@@ -93,6 +95,8 @@ def _run_passes(graph: Path, left_out: str | None, output: Path) -> dict[str, in
 
 
 def _compile(graph: Path, variant: Variant, folder: Path) -> Variant:
+    if variant.left_out == SplitPrepare.__name__:
+        return replace(variant, reason="the runtime needs the two graphs that it makes")
     name = variant.left_out or "whole"
     deployed, bundle = folder / f"{name}.onnx", folder / f"{name}.bundle"
     try:
@@ -101,7 +105,7 @@ def _compile(graph: Path, variant: Variant, folder: Path) -> Variant:
     except EdgedmError as error:
         shutil.rmtree(bundle, ignore_errors=True)
         reason = str(error).replace(str(folder), "").replace("|", "\\|")
-        return Variant(variant.left_out, variant.rewritten, reason=reason[:160])
+        return replace(variant, reason=reason[:_REASON])
     nodes = len(load_graph(deployed).graph)
     with LocalRunner(bundle) as runner:
         needs = step_needs(runner.manifest)
@@ -119,10 +123,7 @@ def _time(variants: Sequence[Variant], folder: Path, seconds: float) -> list[Var
             if not each.reason
         }
         timing = each_call(engines, seconds)
-    return [
-        Variant(**{**vars(each), "seconds": 0.0 if each.reason else timing[each.left_out or "whole"].low})
-        for each in variants
-    ]
+    return [each if each.reason else replace(each, seconds=timing[each.left_out or "whole"].low) for each in variants]
 
 
 def _step(runner: LocalRunner) -> Run:

@@ -6,7 +6,6 @@ their fastest: the process is stopped between its turns.
 """
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,7 +123,8 @@ def _ncnn(job: Job) -> Step:
         setattr(net.opt, option, False)
     if net.load_param(str(param)) or net.load_model(str(weights)):
         raise ToolchainError(f"ncnn cannot load {param.name}: pnnx left an operator that it doesn't have")
-    mats = [ncnn.Mat(_as_ncnn(name, array)) for name, array in read_feeds(job.source).items()]
+    # a Mat only borrows an array's memory
+    mats = [ncnn.Mat(_as_ncnn(name, array)).clone() for name, array in read_feeds(job.source).items()]
 
     def step() -> object:
         extractor = net.create_extractor()
@@ -148,10 +148,30 @@ def _convert_to_ncnn(folder: Path) -> tuple[Path, Path]:
         options = [f"inputshape={shapes}", "fp16=0", f"ncnnparam={param}.raw", f"ncnnbin={weights}"]
         command = [pnnx.EXEC_PATH, str(folder / FP32), *options]
         subprocess.run(command, check=True, stdout=sys.stderr, cwd=folder)
-        # the conversion of the timestep to float is left over; ncnn's input is float already
-        text = Path(f"{param}.raw").read_text()
-        param.write_text(re.sub(r"^Tensor\.to (\s*\S+\s+1 1 \S+ \S+).*$", r"Noop \1", text, flags=re.MULTILINE))
+        param.write_text(_only_ncnn_operators(Path(f"{param}.raw").read_text()))
     return param, weights
+
+
+def _only_ncnn_operators(text: str) -> str:
+    """Replace the two operators that pnnx leaves and ncnn doesn't have.
+
+    The conversion of the timestep to float does nothing, as ncnn's input is float already; the row of the class
+    embedding that the label chooses becomes that of class 0, the label that is fed.
+    """
+    lines = []
+    layers, blobs = (int(number) for number in text.splitlines()[1].split())
+    for line in text.splitlines()[2:]:
+        kind, name, *rest = line.split()
+        if kind == "Tensor.to":
+            lines.append(f"Noop {name} 1 1 {rest[2]} {rest[3]}")
+        elif kind == "Gather":
+            table, row = rest[2], rest[4]
+            lines.append(f"Crop {name} 1 1 {table} {row}_0 -23309=1,0 -23310=1,1 -23311=1,0")  # starts, ends, axes
+            lines.append(f"Reshape {name}_0 1 1 {row}_0 {row} 0=-1")
+            layers, blobs = layers + 1, blobs + 1
+        else:
+            lines.append(line)
+    return "\n".join([text.splitlines()[0], f"{layers} {blobs}", *lines]) + "\n"
 
 
 def _pnnx_shape(array: Any) -> str:

@@ -17,7 +17,7 @@ from edgedm.bench.footprint import footprint
 from edgedm.bench.peers import ALL, OURS, Peer, environment, resolve_peers, unlimited
 from edgedm.bench.timing import Sample, Timing, interleave_turns, summary
 from edgedm.bench.twin import FP32, Twin
-from edgedm.bench.worker import Worker, check_cores
+from edgedm.bench.worker import Worker, check_threads
 from edgedm.bundle import Bundle, load
 from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
@@ -103,8 +103,8 @@ def _report(run: _Run, samples: dict[str, list[Sample]], threads: int) -> None:
     processor = {name: summary([each.processor for each in found]) for name, found in samples.items()}
     rows = {}
     for name, each in timing.items():
-        cores = check_cores(name, threads, samples[name])
-        rows[name] = {**asdict(each), "processor": processor[name].median, "cores": cores}
+        shared = check_threads(name, threads, samples[name])
+        rows[name] = {**asdict(each), "processor": processor[name].median, "threads": shared}
     run.timings[f"t{threads}"] = rows
     run.figures |= step_figures(timing, {name: each.median for name, each in processor.items()}, threads)
 

@@ -25,10 +25,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Sample:
-    """One call's share of a turn: seconds on the clock, and seconds of processor time of all threads."""
+    """One call's share of a turn: seconds on the clock, and of processor time: of all threads, of the busiest."""
 
     seconds: float
     processor: float = 0.0
+    busiest: float = 0.0
 
 
 Turn = Callable[[int], Sample]

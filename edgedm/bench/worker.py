@@ -2,7 +2,7 @@
 
 So an engine's threads cannot spin into another's turn, each gets the environment that it reads only when it is loaded
 (threads, instruction sets), and its fastest settings may stay. `Worker` is the caller's side; run as a program, this
-file is the engine's: it reads a number of calls a line and answers with seconds and processor seconds a call.
+file is the engine's: it reads a number of calls a line and answers with a `Sample`.
 """
 
 import ctypes
@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -24,8 +23,8 @@ from edgedm.errors import ToolchainError
 SLOW = 0.5
 """Seconds of a call from which on a turn starts without a call to warm the caches: they don't matter then."""
 
-CORE_TOLERANCE = 0.25
-"""An engine may use this many cores more than its threads: the interpreter's and the allocator's own work."""
+TOLERANCE = 0.25
+"""An engine's work may be that of this many threads more than it was given: the interpreter's and the allocator's."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -99,15 +98,18 @@ def last_words(lines: list[str]) -> str:
     return (errors or lines)[-1][:500]
 
 
-def check_cores(engine: str, threads: int, samples: list[Sample]) -> float:
-    """Return how many cores an engine kept busy; raises ToolchainError where they are more than its threads."""
-    cores = sum(each.processor for each in samples) / sum(each.seconds for each in samples)
-    if cores > threads + CORE_TOLERANCE:
+def check_threads(engine: str, threads: int, samples: list[Sample]) -> float:
+    """Return how many threads shared an engine's work: processor time of all over that of the busiest.
+
+    This holds however busy the machine is. Raises ToolchainError where they are more than it was given.
+    """
+    shared = sum(each.processor for each in samples) / sum(each.busiest for each in samples)
+    if shared > threads + TOLERANCE:
         raise ToolchainError(
-            f"bench: {engine} used {cores:.2f} cores, expected at most {threads}, as asked for; "
+            f"bench: {engine} shared its work between {shared:.2f} threads, expected at most {threads}, as asked for; "
             "its time cannot be compared"
         )
-    return cores
+    return shared
 
 
 def main(text: str) -> None:
@@ -120,18 +122,24 @@ def main(text: str) -> None:
     fields = json.loads(text)
     step = make(Job(**{**fields, "source": Path(fields["source"])}))
     step()
-    print("[0, 0]", file=answers, flush=True)
+    print("[0, 0, 0]", file=answers, flush=True)
     last = 0.0
     for line in sys.stdin:
         if last < SLOW:
             step()
         calls = int(line)
-        started, processor = time.perf_counter(), time.process_time()
+        before, processor, started = _busy(), time.process_time(), time.perf_counter()
         for _ in range(calls):
             step()
-        sample = Sample((time.perf_counter() - started) / calls, (time.process_time() - processor) / calls)
-        last = sample.seconds
-        print(json.dumps(list(asdict(sample).values())), file=answers, flush=True)
+        seconds, spent, after = time.perf_counter() - started, time.process_time() - processor, _busy()
+        busiest = max(after[thread] - before.get(thread, 0) for thread in after) / 1e9
+        last = seconds / calls
+        print(json.dumps([last, spent / calls, busiest / calls]), file=answers, flush=True)
+
+
+def _busy() -> dict[str, int]:
+    """Nanoseconds that each thread of this process has run."""
+    return {task.name: int((task / "schedstat").read_text().split()[0]) for task in Path("/proc/self/task").iterdir()}
 
 
 if __name__ == "__main__":

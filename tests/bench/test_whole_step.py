@@ -112,7 +112,7 @@ def test_a_bundle_stands_beside_peers_in_one_run(small_bundle):
     for engine in ("onnxruntime_fp32", "onnxruntime_int8"):
         expected = figures[f"step_ms.{engine}.t1"] / figures["step_ms.edgedm.t1"]
         assert figures[f"ratio.{engine}.t1"] == pytest.approx(expected)
-        assert outcome.details["timings"]["t1"][engine]["cores"] < 1.25
+        assert outcome.details["timings"]["t1"][engine]["threads"] < 1.25
     assert figures["size.ratio"] == figures["bytes.float32_onnx"] / figures["bytes.bundle"]
     console = Console(record=True, width=160)
     tables.show(outcome, console)
