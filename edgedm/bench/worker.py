@@ -8,6 +8,7 @@ file is the engine's: it reads a number of calls a line and answers with a `Samp
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ TOLERANCE = 0.25
 """An engine's work may be that of this many threads more than it was given: the interpreter's and the allocator's."""
 
 _PR_SET_PDEATHSIG = 1
+_RAISED = re.compile(r"[\w.]*(Error|Exception|Fail)\b:")  # as a traceback ends
+_ROOM = 600  # characters of a log in a message
 
 
 class Worker:
@@ -89,13 +92,11 @@ class Worker:
 
 
 def last_words(lines: list[str]) -> str:
-    """What a log says at its end: the exception of a traceback with its message, else the last line."""
+    """What a log says at its end: the exception of a traceback with all its lines, else the last line."""
     if not lines:
         return "it said nothing"
-    errors = [
-        line for line in lines if line.partition(":")[0].rpartition(".")[2].endswith(("Error", "Exception", "Fail"))
-    ]
-    return (errors or lines)[-1][:500]
+    errors = [number for number, line in enumerate(lines) if _RAISED.match(line)]
+    return " ".join(lines[errors[-1] if errors else -1 :])[:_ROOM]
 
 
 def check_threads(engine: str, threads: int, samples: list[Sample]) -> float:

@@ -81,7 +81,7 @@ def test_an_engine_with_more_threads_than_it_was_given_is_refused():
 
 
 def test_the_last_words_are_the_exceptions_where_there_is_one():
-    lines = ["loading", "Traceback (most recent call last):", "lib.core.ConvertError: no such operator", "bye"]
-    assert last_words(lines) == "lib.core.ConvertError: no such operator"
+    lines = ["loading", "Traceback (most recent call last):", "lib.core.ConvertError: no such operator", "in line 7"]
+    assert last_words(lines) == "lib.core.ConvertError: no such operator in line 7"
     assert last_words(["Killed"]) == "Killed"
     assert last_words([]) == "it said nothing"
