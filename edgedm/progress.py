@@ -12,11 +12,11 @@ enabled = False  # set by the command line; a library stays silent
 
 
 def track(items: Iterable[Item], label: str, length: int | None = None) -> Iterator[Item]:
-    """Yield `items` behind a progress bar with the time left (nothing is drawn where stderr is no terminal)."""
+    """Yield `items` behind a progress bar with count and time left (nothing is drawn where stderr is no terminal)."""
     if not enabled:
         yield from items
         return
-    with click.progressbar(items, label=label, length=length, file=sys.stderr) as bar:
+    with click.progressbar(items, label=label, length=length, show_pos=True, file=sys.stderr) as bar:
         yield from bar
 
 

@@ -55,7 +55,6 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
         (folder / name).mkdir()
     (folder / WEIGHTS).write_bytes(lowered.weights)
     functions = _functions(lowered)
-    progress.stage(f"compiling {len(functions)} kernels")
     write_object(functions, lowered.prefix, lowered.target.tvm(), folder / "kernels.o")
     graphs = (lowered.step, lowered.prepare)
     default = (lowered.schedule.steps, lowered.schedule.sampler)

@@ -31,15 +31,12 @@ LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,noexecstack", 
 
 def zig_cc(arguments: Sequence[str], folder: Path) -> None:
     """Run `zig cc` in `folder`; ToolchainError if zig is missing or refuses."""
-    if importlib.util.find_spec("ziglang") is None:
-        raise ToolchainError("the C compiler is missing: pip install 'edgedm[compile]' (package ziglang)")
-    cache = cache_folder() / "zig"
-    cache.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ, ZIG_GLOBAL_CACHE_DIR=str(cache), ZIG_LOCAL_CACHE_DIR=str(cache))
-    command = [sys.executable, "-m", "ziglang", "cc", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ToolchainError(f"zig cc failed in {folder}:\n{done.stderr.strip()[-4000:]}")
+    _zig(["cc", *arguments], folder)
+
+
+def merge_objects(objects: Sequence[str], output: str, folder: Path) -> None:
+    """Merge ELF objects (names within `folder`) into one, in their order; ToolchainError if the linker refuses."""
+    _zig(["ld.lld", "-r", "-o", output, *objects], folder)
 
 
 def compile_objects(sources: Sequence[str], folder: Path, triple: str, definitions: Sequence[str]) -> list[str]:
@@ -65,3 +62,15 @@ def cache_folder() -> Path:
 def zig_version() -> str:
     """Version of the package ziglang."""
     return importlib.metadata.version("ziglang")
+
+
+def _zig(arguments: Sequence[str], folder: Path) -> None:
+    if importlib.util.find_spec("ziglang") is None:
+        raise ToolchainError("the C compiler is missing: pip install 'edgedm[compile]' (package ziglang)")
+    cache = cache_folder() / "zig"
+    cache.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ, ZIG_GLOBAL_CACHE_DIR=str(cache), ZIG_LOCAL_CACHE_DIR=str(cache))
+    command = [sys.executable, "-m", "ziglang", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ToolchainError(f"zig {arguments[0]} failed in {folder}:\n{done.stderr.strip()[-4000:]}")
