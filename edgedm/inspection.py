@@ -221,6 +221,7 @@ def _graph_weights(model: Any) -> list[Row]:
     """Constants that a DequantizeLinear or an op of ours reads packed, by module."""
     packed = {"DequantizeLinear": 0, "UnpackBits": 0, "UnpackBitsLinear": 0}
     packed |= dict.fromkeys(("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm"), 1)
+    packed |= dict.fromkeys(("QuantConv", "QuantGemm"), 2)
     rows: list[Row] = []
     for node in model.graph:
         weight = node.inputs[packed[node.op_type]] if node.op_type in packed else None
@@ -229,7 +230,7 @@ def _graph_weights(model: Any) -> list[Row]:
                 {
                     "module": node.metadata_props.get("edgedm.module", ""),
                     "read by": node.op_type,
-                    "dtype": "1 bit" if node.domain else weight.dtype.name.lower(),
+                    "dtype": "1 bit" if packed[node.op_type] < 2 and node.domain else weight.dtype.name.lower(),
                     "shape": "x".join(map(str, weight.shape)),
                     "bytes": weight.const_value.nbytes,
                 }
@@ -286,6 +287,8 @@ def _bundle(path: Path) -> Outcome:
         "calls.prepare": float(sum(node.graph == "prepare" for node in manifest.nodes)),
         "bytes.arena": float(manifest.arena_bytes),
         "bytes.weights": float(manifest.weights_bytes),
+        "bytes.row": float(manifest.row_bytes),
+        "slow": float(len(manifest.slow)),
         "bytes.files": float(sum(entry.bytes for entry in manifest.files.values())),
         **{f"macs.{family or 'fused'}": float(macs) for family, macs in by_family.items()},
     }
@@ -297,7 +300,8 @@ def _bundle(path: Path) -> Outcome:
         "carried state": ", ".join(port.name for port in manifest.states()) or "none",
         "toolchain": ", ".join(f"{name} {version}" for name, version in manifest.toolchain.items()),
     }
-    tables = {"Kernels": list(kernels.values()), "Calls": calls, "Files": files}
+    slow: list[Row] = [{"what no fast kernel serves": each} for each in manifest.slow]
+    tables = {"Kernels": list(kernels.values()), "Calls": calls, "Slow": slow, "Files": files}
     return Outcome(True, figures, {"summary": summary, "tables": tables})
 
 

@@ -83,3 +83,20 @@ def test_a_graph_and_a_bundle_are_described(digits_pipeline, capsys):
     for outcome in (graph, bundle):
         render(outcome)
     assert "BinaryConv" in capsys.readouterr().out
+
+
+def test_a_bundle_names_what_no_fast_kernel_serves(uniform, tmp_path, capsys):
+    from edgedm.lower import compile as compile_graph
+    from edgedm.passes import optimize
+
+    optimize(uniform / "model.onnx", tmp_path / "deploy.onnx")
+    graph = inspect(tmp_path / "deploy.onnx").details["tables"]["Quantised weights"]
+    assert {(row["read by"], row["dtype"]) for row in graph} >= {("QuantConv", "uint4"), ("QuantGemm", "uint4")}
+    compiled = compile_graph(tmp_path / "deploy.onnx", tmp_path / "fast.bundle")
+    fast = inspect(tmp_path / "fast.bundle")
+    assert fast.figures["slow"] == compiled.figures["slow"] == len(compiled.details["slow"])
+    slow = compile_graph(tmp_path / "deploy.onnx", tmp_path / "plain.bundle", target="x86-64")
+    assert slow.figures["slow"] >= fast.figures["slow"]
+    render(inspect(tmp_path / "plain.bundle"))
+    shown = capsys.readouterr().out
+    assert all(line in shown for line in slow.details["slow"])

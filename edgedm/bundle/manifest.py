@@ -89,7 +89,7 @@ class Manifest(_Record):
     inputs: dict[Literal["step", "prepare"], list[Port]]
     outputs: dict[Literal["step", "prepare"], list[Port]]
     nodes: list[Node]
-    slow: list[str] = []  # nodes that run in float32 because no kernel serves their bits
+    slow: list[str] = []  # nodes that no fast kernel serves, and what serves them
 
     @field_validator("files")
     @classmethod

@@ -126,5 +126,12 @@ def _manifest(lowered: Lowered) -> Manifest:
         inputs={"step": step.inputs, "prepare": prepare.inputs},
         outputs={"step": step.outputs, "prepare": prepare.outputs},
         nodes=[*manifest_nodes(step, lowered.prefix), *manifest_nodes(prepare, lowered.prefix)],
-        slow=[*step.slow, *prepare.slow],
+        slow=[*step.slow, *prepare.slow, *_plain_loops(step), *_plain_loops(prepare)],
     )
+
+
+def _plain_loops(graph: Graph) -> list[str]:
+    """The calls of kernels that are right on every target and fast on none."""
+    origins = [call.origin for call in graph.plan.calls if call.origin is not None]
+    slow = [origin for origin in origins if origin.kernel.family.startswith("generic")]
+    return [f"node {each.node!r} ({each.op}, module {each.module}): a kernel of plain loops" for each in slow]

@@ -20,12 +20,13 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from edgedm.export.graph_io import graph_info
 from edgedm.ops import DOMAIN
 from edgedm.passes.base import GraphPass
-from edgedm.passes.editing import Editor, constant, dims, integer, ints, is_op, operand
+from edgedm.passes.editing import Editor, constant, dims, integer, ints, is_edgedm, is_op, operand
 
 _F32 = ir.DataType.FLOAT
 _ELEMENTWISE = {"Abs", "Add", "Cast", "Clip", "Div", "Erf", "Exp", "Identity", "Max", "Min", "Mul", "Neg", "Pow"}
 _ELEMENTWISE |= {"Relu", "Round", "Sigmoid", "Sqrt", "Sub", "Tanh", "Where", "Greater", "Less", "GreaterOrEqual"}
 _ELEMENTWISE |= {"LessOrEqual", "QuantizeLinear", "DequantizeLinear"}
+_QUANTISERS = ("QuantizeCodes", "QuantizeUniform")
 # Resize repeats every pixel `factor` times under these (coordinate_transformation_mode, nearest_mode)
 _REPEATING = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}
 
@@ -68,6 +69,8 @@ class _Walk:
 
     def visit(self, node: ir.Node) -> None:
         if node.domain not in ("", "ai.onnx"):
+            if is_edgedm(node, *_QUANTISERS):
+                self.keep(node, self.quantiser(node))
             return
         if node.op_type == "Transpose":
             self.transpose(node)
@@ -75,7 +78,10 @@ class _Walk:
         handler = self.handlers.get(node.op_type)
         if handler is None and node.op_type in _ELEMENTWISE:
             handler = self.elementwise
-        twin = handler(node) if handler else None
+        self.keep(node, handler(node) if handler else None)
+
+    def keep(self, node: ir.Node, twin: ir.Value | None) -> None:
+        """Let `twin`, if there is one, stand for the output of `node`."""
         if twin is not None:
             self.twins[node.outputs[0]] = twin
             self.replaced.append(node)
@@ -191,6 +197,14 @@ class _Walk:
         target = self.editor.constant(np.array(full, np.int64), "shape")
         outputs = [(f"{value.name}.full", value.dtype or _F32, full)]
         return self.twin(self.editor.add("Reshape", [value, target], node, outputs)[0], node)
+
+    def quantiser(self, node: ir.Node) -> ir.Value | None:
+        """One grid for all channels may stand in any layout."""
+        x, *grid = (operand(node, index) for index in range(len(node.inputs)))
+        if x not in self.twins or any(math.prod(dims(value)) > 1 for value in grid):
+            return None
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        return self.add(node, node.op_type, [self.twins[x], *grid], attributes, DOMAIN)
 
     def conv(self, node: ir.Node) -> ir.Value | None:
         x, weight = operand(node, 0), operand(node, 1)

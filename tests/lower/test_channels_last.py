@@ -71,6 +71,23 @@ def test_convolutions_and_elementwise_ops_keep_one_transpose_at_each_end():
     _check(model, expected, (1, 3, 6, 6), (1, 4, 1, 1))
 
 
+def test_a_quantiser_with_one_grid_stands_in_any_layout():
+    model = _model(
+        """g (float[1,3,6,6] x) => (float[1,3,6,6] y) {
+          a = Conv <pads = [1,1,1,1]> (x, w)
+          q = edgedm.QuantizeUniform <bits = 4> (a, one, step, zero)
+          r = Cast <to = 1> (q)
+          y = Conv <pads = [1,1,1,1]> (r, v)
+        }""",
+        w=_normal(4, 3, 3, 3),
+        v=_normal(3, 4, 3, 3),
+        one=np.ones(1, np.float32),
+        step=np.array(0.75, np.float32),
+        zero=np.array(7, np.uint8),
+    )
+    _check(model, {"Transpose": 2, "FloatConv": 2, "QuantizeUniform": 1, "Cast": 1}, (1, 3, 6, 6))
+
+
 def test_pooling_resizing_padding_and_concatenation_move_along():
     model = _model(
         """g (float[1,3,4,4] x) => (float[1,6,4,6] y) <float[1,3,4,4] u> {
