@@ -42,6 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     progress.enabled = True
     sections = [HEAD.format(target=resolve("host").name, system=platform.system())]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for model in arguments.models:
         with tempfile.TemporaryDirectory(prefix="edgedm-ablation-") as scratch:
             graph = Path(model)
@@ -51,8 +52,7 @@ def main() -> None:
             sections.append(
                 f"## {model.removeprefix('zoo:')}\n\n{table(ablate(graph, Path(scratch), arguments.seconds))}\n"
             )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text("\n".join(sections))
+        arguments.output.write_text("\n".join(sections))  # model by model: an interrupted run keeps what it has
     print(arguments.output)
 
 
