@@ -1,7 +1,9 @@
-"""Recognise an activation that went through a grid of unsigned codes, in every form that exports produce, and add the
+"""Recognise an activation that went through a grid of integer codes, in every form that exports produce, and add the
 quantiser that makes its codes.
 
     DequantizeLinear(QuantizeLinear(x, s, z), s, z)                   uint4 or uint8: 4 or 8 bits
+    DequantizeLinear(QuantizeLinear(x, s, z), s, z)                   int4 or int8, z constant: the unsigned grid with
+                                                                      the zero point z + 8 or z + 128
     DequantizeLinear(Clip(QuantizeLinear(x, s, z), 0, 2^b - 1), s, z) uint8: b bits
 
 Steps and zero points are constants or computed (rows of a table). A uint4 zero point that is cast from uint8 is read
@@ -16,7 +18,8 @@ import onnx_ir as ir
 from edgedm.ops import DOMAIN
 from edgedm.passes.editing import Array, Editor, constant, dims, integer, is_op, operand
 
-_WIDTHS = {ir.DataType.UINT4: 4, ir.DataType.UINT8: 8}
+_WIDTHS = {ir.DataType.UINT4: 4, ir.DataType.UINT8: 8, ir.DataType.INT4: 4, ir.DataType.INT8: 8}
+_SIGNED = {ir.DataType.INT4: 8, ir.DataType.INT8: 128}  # what makes the lowest code 0
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Grid:
     zero: ir.Value | None
     bits: int
     axis: int | None  # None: one step
+    shift: int = 0  # to be added to codes and zero point to make them unsigned
 
     @property
     def steps(self) -> int:
@@ -51,7 +55,9 @@ def match_grid(value: ir.Value) -> Grid | str | None:
         return None
     codes = quantize.outputs[0].dtype
     if codes not in _WIDTHS:
-        return f"its codes are {codes}; expected UINT4 or UINT8"
+        return f"its codes are {codes}; expected {', '.join(dtype.name for dtype in _WIDTHS)}"
+    if top is not None and codes in _SIGNED:
+        return f"its codes are {codes} and clipped; expected UINT8"
     bits = _WIDTHS[codes] if top is None else (top + 1).bit_length() - 1
     if top is not None and not (2 <= bits <= _WIDTHS[codes] and top == 2**bits - 1):
         return f"its codes are clipped to 0..{top}; expected 2^bits - 1"
@@ -70,12 +76,15 @@ def _grid_of(quantize: ir.Node, dequantize: ir.Node, bits: int) -> Grid | str:
         return f"it quantises {x.dtype} by a step of {step.dtype}; expected FLOAT"
     if any(integer(node, "block_size", 0) for node in (quantize, dequantize)):
         return "it has a step for each block"
+    shift = _SIGNED.get(quantize.outputs[0].dtype or ir.DataType.UNDEFINED, 0)
+    if shift and zero is not None and constant(zero) is None:
+        return "its codes are signed and its zero point is not a constant"
     if dims(step) in ((), (1,)):
-        return Grid(quantize, x, step, zero, bits, None)
+        return Grid(quantize, x, step, zero, bits, None, shift)
     axes = {integer(node, "axis", 1) % len(dims(x)) for node in (quantize, dequantize)}
     if len(axes) > 1:
         return "it is quantised along one axis, read another"
-    return Grid(quantize, x, step, zero, bits, axes.pop())
+    return Grid(quantize, x, step, zero, bits, axes.pop(), shift)
 
 
 def _same(left: ir.Value | None, right: ir.Value | None) -> bool:
@@ -94,7 +103,7 @@ def zero_of(editor: Editor, grid: Grid, shape: tuple[int, ...], like: ir.Node) -
     """The zero point as uint8 `shape`."""
     zero = grid.zero
     if zero is None:
-        return editor.constant(np.zeros(shape, np.uint8), "zero")
+        return editor.constant(np.full(shape, grid.shift, np.uint8), "zero")
     array = constant(zero)
     if array is None and zero.dtype != ir.DataType.UINT8:
         cast = zero.producer()
@@ -103,7 +112,11 @@ def zero_of(editor: Editor, grid: Grid, shape: tuple[int, ...], like: ir.Node) -
         else:
             byte = (f"{zero.name}.byte", ir.DataType.UINT8, dims(zero))
             (zero,) = editor.add("Cast", [zero], like, [byte], {"to": int(ir.DataType.UINT8)})
-    return _shaped(editor, zero, None if array is None else array.astype(np.uint8), shape, like)
+    return _shaped(editor, zero, None if array is None else _unsigned(array, grid.shift), shape, like)
+
+
+def _unsigned(zero: Array, shift: int) -> Array:
+    return (zero.astype(np.int16) + shift).astype(np.uint8)
 
 
 def _shaped(editor: Editor, value: ir.Value, array: Array | None, shape: tuple[int, ...], like: ir.Node) -> ir.Value:

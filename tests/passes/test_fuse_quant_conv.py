@@ -128,7 +128,7 @@ def test_a_quantised_value_that_is_read_elsewhere_stays_for_its_reader():
         ({"inputs": ", uint4[3,5,3,3] w"}, "packed weight is not a constant"),
         ({"inputs": ", float[3] ws"}, "step or zero point of its weight is not a constant"),
         ({"w": np.zeros((3, 5, 3, 3), np.int8), "wz": np.zeros(3, np.int8)}, "its weight is int8"),
-        ({"z": np.array(3, np.int8)}, "its codes are INT8"),
+        ({"z": np.array(3, np.uint16)}, "its codes are UINT16"),
         ({"s": np.array(-0.5, np.float32)}, "is not positive"),
         ({"s": np.array(0, np.float32)}, "is not positive"),
         ({"s": np.full(5, 0.5, np.float32), "z": np.full(5, 3, ml_dtypes.uint4)}, "5 steps along axis 1"),
@@ -142,6 +142,12 @@ def test_what_has_no_kernel_is_refused_with_its_reason(changes, reason):
     assert "Conv" in result.ops
     (refusal,) = result.report.refusals
     assert reason in refusal.reason and "'y'" in refusal.node
+
+
+def test_signed_codes_of_the_activation_become_unsigned_ones():
+    result = apply(FuseQuantConv(), conv_graph(z=np.array(-3, np.int8)))
+    assert result.one("QuantConv").inputs[1].const_value.numpy() == 125
+    result.assert_within_rounding()
 
 
 def test_groups_are_refused_by_name():

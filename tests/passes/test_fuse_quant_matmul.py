@@ -45,6 +45,19 @@ def test_a_product_of_two_quantised_operands_becomes_one_op(left, right, transpo
     result.assert_within_rounding()
 
 
+@pytest.mark.parametrize("kind", [ml_dtypes.int4, np.int8], ids=["int4", "int8"])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_signed_codes_become_unsigned_ones_with_another_zero_point(kind, transposed):
+    zeros = {"az": np.array([-8, 0, 7]).astype(kind), "bz": np.zeros(HEADS, kind)}
+    result = apply(FuseQuantMatMul(), attention(transposed=transposed, **zeros))
+    assert sorted(result.ops) == ["QuantMatMul", "QuantizeHeads", "QuantizeHeads"]
+    middle = 8 if kind is ml_dtypes.int4 else 128
+    product = result.one("QuantMatMul")
+    assert product.inputs[1].const_value.numpy().tolist() == [middle - 8, middle, middle + 7]
+    assert product.inputs[4].const_value.numpy().tolist() == [middle] * HEADS
+    result.assert_within_rounding()
+
+
 @pytest.mark.parametrize("heads", [HEADS, 0])
 def test_grids_looked_up_for_the_timestep_are_spread_over_the_heads(heads):
     axis = 1 if heads else None
@@ -74,7 +87,7 @@ def test_an_operand_of_two_products_is_quantised_once():
     ("model", "reason"),
     [
         (lambda: attention(bs=np.array([0.1, -0.1, 0.1], np.float32)), "not positive"),
-        (lambda: attention(bz=np.zeros(HEADS, ml_dtypes.int4)), "INT4"),
+        (lambda: _signed_zero_at_run_time(), "signed"),
         (lambda: _along(3, 7), "axis 1"),
         (lambda: _batches(), r"expected two operands [1, heads, ...], got (2, 3, 6, 5)"),
     ],
@@ -97,6 +110,13 @@ def _along(axis, size):
         {quantised("da", "a", "as", "az", 4, 1)} {quantised("db", "b", "bs", "bz", 4, axis)} y = MatMul(da, db)
     }}"""
     return graph(text, **grid("a", 4), **grid("b", 4, size))
+
+
+def _signed_zero_at_run_time():
+    text = f"""g (float[1,3,6,5] a, float[1,3,5,7] b, int8[3] bz) => (float[1,3,6,7] y) {{
+        {quantised("da", "a", "as", "az", 4, 1)} {quantised("db", "b", "bs", "bz", 8, 1)} y = MatMul(da, db)
+    }}"""
+    return graph(text, **grid("a", 4), bs=grid("b", 8)["bs"])
 
 
 def _batches():
