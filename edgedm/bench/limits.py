@@ -15,7 +15,7 @@ from tvm import tirx
 from edgedm.errors import UnsupportedError
 from edgedm.targets import Target
 from edgedm.targets.kernels.builder import Registers, block, build, let, load, loop, reinterpret, splat, store
-from edgedm.targets.kernels.lookup import STEP_BYTES
+from edgedm.targets.kernels.lookup import STEP_BYTES, Reader
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import TensorSpec
 from edgedm.targets.kernels.tiles import Window
@@ -38,10 +38,10 @@ class Limit:
 def limit(kind: str, target: Target) -> Limit:
     """Return the limit of layers of `kind`.
 
-    They are bconv (xor, population count), wconv (look-ups), qconv (integer dot products of 4-bit codes) and fconv
-    (floats). Raises UnsupportedError where plain loops serve the kind.
+    They are bconv (xor and population count, or look-ups of signs), wconv (look-ups), qconv (integer dot products of
+    4-bit codes) and fconv (floats). Raises UnsupportedError where plain loops serve the kind.
     """
-    loops = {"bconv": _popcounts, "wconv": _lookups, "qconv": _dots, "fconv": _floats}
+    loops = {"bconv": _signs, "wconv": _codes, "qconv": _dots, "fconv": _floats}
     body, parameters, macs = loops[kind](target)
     function = build("limit", parameters, body)
     run = tvm.compile(tvm.IRModule({"limit": function}), target.tvm())["limit"]
@@ -117,8 +117,16 @@ def _parameters(dtype: str, lanes: int, pixels: int, vectors: int) -> list[tuple
     return [(name, TensorSpec((size,), dtype)) for name, size in sizes.items()]
 
 
-def _lookups(target: Target) -> _Loop:
-    reader = tiling.lookup(target, _LARGE)
+def _codes(target: Target) -> _Loop:
+    return _lookups(tiling.lookup(target, _LARGE))
+
+
+def _signs(target: Target) -> _Loop:
+    reader = tiling.signs(target, _LARGE)
+    return _popcounts(target) if reader is None else _lookups(reader)
+
+
+def _lookups(reader: Reader) -> _Loop:
     steps = _CYCLE
     slots = reader.pixels * reader.groups
     pixels = [(p, 0) for p in range(reader.pixels)]

@@ -12,7 +12,8 @@ scratch (a zero bit means -1). For a pixel whose window reaches over the border,
 
 Limit with VPOPCNTDQ (an xor, a count and an addition for 8 words): 341 MAC/cycle on two 512-bit ports or four 256-bit
 ones. Reached, of what `edgedm.bench.limits` measures on one core: 0.93 (1,165 of 1,247 GMAC/s) for 256 to 256 channels
-3x3 on 16x16; 0.96 with AVX2, where LLVM counts by byte shuffles (349 of 364).
+3x3 on 16x16. Without VPOPCNTDQ LLVM counts by byte shuffles (0.96 of 364 GMAC/s with AVX2), which look-ups of signs
+outrun: see `tuning.tiling.signs`.
 """
 
 from collections.abc import Mapping, Sequence

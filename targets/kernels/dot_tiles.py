@@ -204,7 +204,7 @@ class PairDot(Dot):
     @property
     def most_steps(self) -> int:
         """Steps whose sums fit 16 bits."""
-        product = (2**self.bits - 1) * (2**self.weight_bits - 1)
+        product = ((1 << self.bits) - 1) * ((1 << self.weight_bits) - 1)
         return _INT16_MAX // (2 * product * self.step_words)
 
     def add(self, acc: Expr, word: Expr, factor: Expr) -> Expr:

@@ -99,6 +99,9 @@ def _binary(request: Request) -> Draft:
     if width != -(-channels // _WORD):
         raise InvalidModelError(f"{request.op}: {channels} channels need {-(-channels // _WORD)} words, got {width}")
     epilogue = Epilogue.of(_terms(request), output)
+    reader = tiling.signs(request.target, shape)
+    if reader is not None:
+        return lookup.draft(shape, bits.spec, weight, output, epilogue, reader)
     tile = tiling.bitserial(request.target, shape)
     return bitserial.draft(shape, bits.spec, weight, output, epilogue, tile)
 

@@ -1,5 +1,7 @@
 """W1A4 products by byte shuffles as table look-ups: BinaryWeightConv and BinaryWeightGemm.
 
+They serve BinaryConv and BinaryGemm too, where counting bits takes several instructions: a sign is a code of +-1.
+
 For every pixel and four input channels a 16-byte table holds, for each choice of the four, the sum of the chosen
 codes, plus a bias that makes it unsigned where the reader needs that. Four weight bits of an output channel index
 it: one byte shuffle adds up four channels for as many output channels as a vector has bytes. With b the weight
@@ -37,6 +39,7 @@ from edgedm.targets.kernels.builder import (
     splat,
     store,
     sum_lanes,
+    view,
     where,
 )
 from edgedm.targets.kernels.draft import Draft
@@ -45,6 +48,7 @@ from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Array, TensorSpec
 from edgedm.targets.kernels.tiles import Border, Pixel, Window, sum_fields, sweep
 
+WORD_BITS = 64  # signs of a packed word
 TABLE_CHANNELS = 4
 TABLE_BYTES = 16
 STEP_TABLES = 4
@@ -102,18 +106,19 @@ class Reader(Protocol):
 def draft(
     shape: Convolution, codes: TensorSpec, weight: Array, output: tuple[int, ...], epilogue: Epilogue, reader: Reader
 ) -> Draft:
-    """Return the kernel for codes int8[..., C] in -8..7 and a canonical weight."""
+    """Return the kernel for codes int8[..., C] in -8..7, or bits uint64[..., words], and a canonical weight."""
     packed = TensorSpec(reader.pack(weight, shape.channels).shape, "uint8")
-    kernel = _Kernel(shape, epilogue, reader)
+    name = "bits" if codes.dtype == "uint64" else "codes"
+    kernel = _Kernel(shape, epilogue, reader, codes)
 
     def body(inputs: Mapping[str, Buffer], outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
-        kernel.emit(inputs, outs[0], scratch)
+        kernel.emit(inputs, inputs[name], outs[0], scratch)
 
     terms = {name: operand.spec for name, operand in epilogue.terms.items()}
     return Draft(
         family=f"{reader.name} {reader.block} {reader.pixels}x{reader.groups}",
         body=body,
-        inputs={"codes": codes, "weight": packed, **terms},
+        inputs={name: codes, "weight": packed, **terms},
         outputs=[TensorSpec(output, "float32")],
         scratch=kernel.scratch(),
         pack={"weight": lambda array: reader.pack(array, shape.channels)},
@@ -128,8 +133,9 @@ def steps_of(channels: int, even: bool) -> int:
 
 
 class _Kernel:
-    def __init__(self, shape: Convolution, epilogue: Epilogue, reader: Reader) -> None:
+    def __init__(self, shape: Convolution, epilogue: Epilogue, reader: Reader, codes: TensorSpec) -> None:
         self.shape, self.epilogue, self.reader = shape, epilogue, reader
+        self.words = codes.shape[-1] if codes.dtype == "uint64" else 0  # of signs, a bit each
         self.blocks = -(-shape.out_channels // reader.block)
         self.border = Border(shape)
         self.height = self.border.height if shape.padded else shape.height
@@ -145,9 +151,11 @@ class _Kernel:
             TensorSpec((self.shape.out_height, self.shape.out_width), "int32"),
         ]
 
-    def emit(self, inputs: Mapping[str, Buffer], y: Buffer, scratch: Sequence[Buffer]) -> None:
+    def emit(self, inputs: Mapping[str, Buffer], codes: Buffer, y: Buffer, scratch: Sequence[Buffer]) -> None:
         tables, sums, fields = scratch
-        self._build_tables(inputs["codes"], tables, sums)
+        if self.words:
+            codes = view(codes, (codes.shape[0] * (WORD_BITS // STEP_CHANNELS),), "uint16")
+        self._build_tables(codes, tables, sums)
         if self.shape.taps > 1 or self.shape.strides != (1, 1):
             sum_fields(self.shape, self.width, sums, fields)
         else:
@@ -158,7 +166,7 @@ class _Kernel:
         top, left = self.shape.pads[:2]
         with parallel(self.height, self.worthwhile) as row, loop(self.width) as column:
             pixel = let(row * self.width + column)
-            source = ((row - top) * self.shape.width + column - left) * self.shape.channels
+            source = (row - top) * self.shape.width + column - left
 
             def clear() -> None:
                 with loop(self.steps) as step:
@@ -190,18 +198,33 @@ class _Kernel:
 
             if whole:
                 with loop(whole) as step:
-                    add(load(codes, source + step * STEP_CHANNELS, STEP_CHANNELS), step)
+                    add(self._whole_step(codes, source, step), step)
             if rest:
-                with block():
-                    last = local(STEP_CHANNELS, "int8")
-                    store(last, const(0, "int8", STEP_CHANNELS), 0, STEP_CHANNELS)
-                    with loop(rest) as channel:
-                        store(last, load(codes, source + whole * STEP_CHANNELS + channel), channel)
-                    add(load(last, 0, STEP_CHANNELS), whole)
+                add(self._part_step(codes, source, whole, rest), whole)
             for step in range(-(-self.shape.channels // STEP_CHANNELS), self.steps):
                 at = (pixel * self.steps + step) * STEP_BYTES
                 store(tables, const(self.reader.bias, "int8", STEP_BYTES), at, STEP_BYTES)
             store(sums, sum_lanes(load(total, 0, STEP_CHANNELS), STEP_CHANNELS), pixel)
+
+    def _whole_step(self, codes: Buffer, source: Expr, step: Expr) -> Expr:
+        """The 16 codes of a step of pixel `source`; a sign's code is +1 or -1."""
+        if not self.words:
+            return load(codes, source * self.shape.channels + step * STEP_CHANNELS, STEP_CHANNELS)
+        bits = load(codes, source * self.words * (WORD_BITS // STEP_CHANNELS) + step)
+        lanes = const(1, "uint16", STEP_CHANNELS) << lane_numbers(STEP_CHANNELS, "uint16")
+        positive = (splat(bits, STEP_CHANNELS) & lanes) != const(0, "uint16", STEP_CHANNELS)
+        return where(positive, const(1, "int8", STEP_CHANNELS), const(-1, "int8", STEP_CHANNELS))
+
+    def _part_step(self, codes: Buffer, source: Expr, step: int, count: int) -> Expr:
+        """The first `count` codes of a step; the others are 0."""
+        if self.words:
+            inside = lane_numbers(STEP_CHANNELS, "int8") < const(count, "int8", STEP_CHANNELS)
+            return where(inside, self._whole_step(codes, source, step), const(0, "int8", STEP_CHANNELS))
+        last = local(STEP_CHANNELS, "int8")
+        store(last, const(0, "int8", STEP_CHANNELS), 0, STEP_CHANNELS)
+        with loop(count) as channel:
+            store(last, load(codes, source * self.shape.channels + step * STEP_CHANNELS + channel), channel)
+        return load(last, 0, STEP_CHANNELS)
 
     def _step_tables(self, codes: Expr, tables: Buffer, at: Expr) -> None:
         """The tables of 16 codes: lane 16 g + e sums the codes of group g that the bits of e choose, and the bias."""

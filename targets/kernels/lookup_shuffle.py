@@ -74,23 +74,14 @@ class ShuffleReader:
         self, weight: Buffer, tables: Buffer, window: Window, index: Expr, together: int
     ) -> Callable[[int], list[Expr]]:
         """Add up all look-ups of a tile; return slot -> its four int32 vectors."""
-        lanes, half, quarter = self.block, self.block // 2, self.block // 4
+        lanes, half = self.block, self.block // 2
         slots = len(window.pixels) * together
         kh, row_steps = window.rows, window.row_steps
         wide = Registers(2 * slots, half, "uint16", zero=False)  # a slot's sum of x, then of x >> 8
 
         def step(i: Expr, k: Expr) -> None:
             """Sixteen channels of one tap."""
-            nibbles = []
-            for g in range(together):
-                at = ((index + g) * kh * row_steps + i * row_steps + k) * (STEP_TABLES // 2) * lanes
-                for pair in range(STEP_TABLES // 2):
-                    both = let(load(weight, at + pair * lanes, lanes))
-                    low = both & const(15, "uint8", lanes)
-                    high = (reinterpret(both, f"uint16x{half}") >> const(4, "uint16", half)) & const(
-                        0x0F0F, "uint16", half
-                    )
-                    nibbles += [let(reinterpret(low, f"int8x{lanes}")), let(reinterpret(high, f"int8x{lanes}"))]
+            nibbles = self._indices(weight, window, index, together, i, k)
             for p, pixel in enumerate(window.pixels):
                 at = let((window.at(pixel, i) + k) * STEP_TABLES * TABLE_BYTES)
                 entries = [
@@ -106,29 +97,85 @@ class ShuffleReader:
                     wide[even] = wide[even] + pairs
                     wide[even + 1] = wide[even + 1] + (pairs >> const(8, "uint16", half))
 
-        def widened(slot: int) -> list[Expr]:
-            """Vector q of a block's quarter q: byte lanes 4 j + q."""
-            odd = let(wide[2 * slot + 1])
-            even = let(wide[2 * slot] - (odd << const(8, "uint16", half)))
-            vectors = []
-            for q in range(4):
-                words = reinterpret(odd if q % 2 else even, f"uint32x{quarter}")
-                shift, mask = const(16, "uint32", quarter), const(0xFFFF, "uint32", quarter)
-                vectors.append(reinterpret(words >> shift if q >= 2 else words & mask, f"int32x{quarter}"))
-            return vectors
-
         if kh * row_steps <= WIDENINGS:
             wide.clear()
             with loop(kh) as i, loop(row_steps) as k:
                 step(i, k)
-            return widened
-        spill = Registers(4 * slots, quarter, "int32")
+            return lambda slot: self._widened(wide, slot)
+        spill = Registers(4 * slots, lanes // 4, "int32")
         with loop(kh) as i, loop(-(-row_steps // WIDENINGS)) as part:
             wide.clear()
             start = let(part * WIDENINGS)
             with loop(tirx.min(WIDENINGS, row_steps - start), start) as k:
                 step(i, k)
             for slot in range(slots):
-                for q, vector in enumerate(widened(slot)):
+                for q, vector in enumerate(self._widened(wide, slot)):
                     spill[4 * slot + q] = spill[4 * slot + q] + vector
         return lambda slot: [spill[4 * slot + q] for q in range(4)]
+
+    def _indices(self, weight: Buffer, window: Window, index: Expr, together: int, i: Expr, k: Expr) -> list[Expr]:
+        """The indices of step k in kernel row i: those of a group's four tables, then the next group's."""
+        lanes, half = self.block, self.block // 2
+        nibbles = []
+        for g in range(together):
+            at = ((index + g) * window.rows * window.row_steps + i * window.row_steps + k) * (STEP_TABLES // 2) * lanes
+            for pair in range(STEP_TABLES // 2):
+                both = let(load(weight, at + pair * lanes, lanes))
+                low = both & const(15, "uint8", lanes)
+                high = (reinterpret(both, f"uint16x{half}") >> const(4, "uint16", half)) & const(0x0F0F, "uint16", half)
+                nibbles += [let(reinterpret(low, f"int8x{lanes}")), let(reinterpret(high, f"int8x{lanes}"))]
+        return nibbles
+
+    def _widened(self, wide: Registers, slot: int) -> list[Expr]:
+        """Vector q of a block's quarter q, byte lanes 4 j + q, from a slot's sums of x and of x >> 8."""
+        half, quarter = self.block // 2, self.block // 4
+        odd = let(wide[2 * slot + 1])
+        even = let(wide[2 * slot] - (odd << const(8, "uint16", half)))
+        vectors = []
+        for q in range(4):
+            words = reinterpret(odd if q % 2 else even, f"uint32x{quarter}")
+            shift, mask = const(16, "uint32", quarter), const(0xFFFF, "uint32", quarter)
+            vectors.append(reinterpret(words >> shift if q >= 2 else words & mask, f"int32x{quarter}"))
+        return vectors
+
+
+@dataclass(frozen=True)
+class SignReader(ShuffleReader):
+    """The same for codes of +1 and -1: 28 look-ups, of at most 8 each, fit a byte before they are widened.
+
+    That leaves a shuffle, an addition and a broadcasting load for a table. Weights lie as for `ShuffleReader`.
+    """
+
+    name = "lookup-signs"
+    bias = TABLE_CHANNELS
+
+    def accumulate(
+        self, weight: Buffer, tables: Buffer, window: Window, index: Expr, together: int
+    ) -> Callable[[int], list[Expr]]:
+        """Add up the look-ups of a tile; return slot -> its four int32 vectors."""
+        lanes, half, slots = self.block, self.block // 2, len(window.pixels) * together
+        wide = Registers(2 * slots, half, "uint16")  # a slot's sum of x, then of x >> 8
+        narrow = Registers(slots, lanes, "int8", zero=False)
+        parts = -(-window.row_steps // _SIGN_STEPS)
+        size = -(-window.row_steps // parts)
+        with loop(window.rows) as i, loop(parts) as part:
+            narrow.clear()
+            with loop(tirx.min(size, window.row_steps - part * size), part * size) as k:
+                nibbles = self._indices(weight, window, index, together, i, k)
+                for p, pixel in enumerate(window.pixels):
+                    at = let((window.at(pixel, i) + k) * STEP_TABLES * TABLE_BYTES)
+                    for t in range(STEP_TABLES):
+                        entries = let(repeat(load(tables, at + t * TABLE_BYTES, TABLE_BYTES), TABLE_BYTES, lanes))
+                        for g in range(together):
+                            found = byte_shuffle(entries, nibbles[g * STEP_TABLES + t], lanes)
+                            narrow[p * together + g] = narrow[p * together + g] + found
+            for slot in range(slots):
+                pairs = let(reinterpret(narrow[slot], f"uint16x{half}"))
+                wide[2 * slot] = wide[2 * slot] + pairs
+                wide[2 * slot + 1] = wide[2 * slot + 1] + (pairs >> const(8, "uint16", half))
+        return lambda slot: self._widened(wide, slot)
+
+
+_MOST_A_STEP = STEP_TABLES * 2 * TABLE_CHANNELS
+_SIGN_STEPS = 255 // _MOST_A_STEP  # that a byte holds
+SIGN_STEPS = 65535 // _MOST_A_STEP  # that 16 bits hold: those of 32,752 channels

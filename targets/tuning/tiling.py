@@ -3,9 +3,9 @@
 from edgedm.targets.kernels import bitserial as _bitserial
 from edgedm.targets.kernels import float_conv as _float_conv
 from edgedm.targets.kernels.dot_tiles import Dot, PairDot, VnniDot, WideDot
-from edgedm.targets.kernels.lookup import Reader
+from edgedm.targets.kernels.lookup import STEP_CHANNELS, Reader
 from edgedm.targets.kernels.lookup_permute import PermuteReader
-from edgedm.targets.kernels.lookup_shuffle import ShuffleReader
+from edgedm.targets.kernels.lookup_shuffle import SIGN_STEPS, ShuffleReader, SignReader
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target
 
@@ -45,6 +45,20 @@ def lookup(target: Target, shape: Convolution) -> Reader:
     return ShuffleReader(lanes, pixels, max(1, most // pixels // 2))
 
 
+def signs(target: Target, shape: Convolution) -> Reader | None:
+    """Look-ups instead of counting bits where that takes several instructions; None where it is one.
+
+    256 to 256 channels 3x3 on 16x16, GMAC/s of one core, look-ups against counts: 570 to 350 with AVX2, 548 to 350
+    with AVX-512 BW.
+    """
+    steps = shape.taps * -(-shape.channels // STEP_CHANNELS)
+    if "vpopcntdq" in target.features or "ssse3" not in target.features or steps > SIGN_STEPS:
+        return None
+    most = 4 if target.vector_bytes == 64 else 8
+    pixels = min(most, shape.out_height * shape.out_width)
+    return SignReader(target.vector_bytes, pixels, 16 // most if pixels == most else 4)
+
+
 def float_conv(target: Target, shape: Convolution) -> _float_conv.Tile:
     """24 accumulators in 32 registers, 12 in 16; few pixels leave room for more output channels."""
     lanes = float_lanes(target)
@@ -62,10 +76,10 @@ def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool)
     if "ssse3" not in target.features:
         return None
     lanes = target.vector_bytes // 4
-    codes = (bits, weight_bits, nibbles)
     if (lanes == 16 and "vnni" in target.features) or (lanes == 8 and "avxvnni" in target.features):
         most = 8 if lanes == 16 else 4
-        return VnniDot(lanes, *((most, 2) if pixels >= most else (pixels, 4)), *codes)
-    size = (8, 1) if pixels >= 8 else (4, 2) if pixels >= 4 else (pixels, 3)
-    pairs = PairDot(lanes, *size, *codes)
-    return pairs if pairs.most_steps >= _FEWEST_STEPS else WideDot(lanes, *size, *codes)
+        tall, wide = (most, 2) if pixels >= most else (pixels, 4)
+        return VnniDot(lanes, tall, wide, bits, weight_bits, nibbles)
+    tall, wide = (8, 1) if pixels >= 8 else (4, 2) if pixels >= 4 else (pixels, 3)
+    pairs = PairDot(lanes, tall, wide, bits, weight_bits, nibbles)
+    return pairs if pairs.most_steps >= _FEWEST_STEPS else WideDot(lanes, tall, wide, bits, weight_bits, nibbles)

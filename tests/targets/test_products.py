@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_cases import Case, reference, run_kernels
+from kernel_cases import Case, reference, run_kernels, select_case
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.ops.packing import pack_rows, pack_signs
@@ -150,6 +150,22 @@ def test_the_largest_sums_do_not_overflow(target):
         unique.setdefault((case.op, case.inputs[0].shape), []).append(case)
     for group in unique.values():
         check(group, target)
+
+
+@pytest.mark.parametrize(("channels", "family"), [(32752, "lookup-signs"), (32768, "bitserial")])
+def test_sums_of_signs_stay_within_sixteen_bits(channels, family):
+    """The most channels that look-ups of signs add up, and more, which are counted."""
+    target = resolve("x86-64-v3")
+    rng = np.random.default_rng(9)
+    cases = []
+    for fill in (0, 255):
+        case = convolution(rng, "BinaryConv", (1, 2), channels, 3, (1, 1), (1, 1), (0,) * 4)
+        case.inputs[0][:] = pack_signs(np.full((1, channels), 1.0 if fill else -1.0))
+        case.inputs[1][:] = pack_signs(np.ones((1, channels)))
+        cases.append(case)
+    assert select_case(cases[0], target).family.startswith(family)
+    for case in cases:  # equal shapes share a kernel
+        check([case], target)
 
 
 def test_large_convolutions_share_their_work_among_threads(target):
