@@ -14,9 +14,7 @@ from edgedm.outcome import Outcome
 @click.option("--check", is_flag=True, help="Run the graph before and after every pass and compare.")
 @schedule_options
 @verb(show_figures)
-def command(
-    graph: str, output: str, dump: str | None, check: bool, steps: int, sampler: str
-) -> Outcome:
+def command(graph: str, output: str, dump: str | None, check: bool, steps: int, sampler: str) -> Outcome:
     """Rewrite GRAPH (from `edgedm export`) into the integer and fused ops that kernels exist for.
 
     Writes the step graph to OUTPUT and, beside it, NAME.prepare.onnx: what depends only on timestep and

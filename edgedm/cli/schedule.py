@@ -13,6 +13,6 @@ def schedule_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--steps", type=click.IntRange(1), default=50, show_default=True, help="Sampler steps.")(
         command
     )
-    return click.option(
-        "--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler."
-    )(command)
+    return click.option("--sampler", type=click.Choice(SAMPLERS), default="ddim", show_default=True, help="Sampler.")(
+        command
+    )
