@@ -9,9 +9,10 @@
     image                        f32[C, H, W]  the end of the trajectory
 
 for the steps i of `golden_steps` (the first one has has_state 0; fewer where the carried state is large), and as
-metadata: format, sampler, steps,
-golden_steps, seed, image, class_label, torch. `<stem>.layers.safetensors` holds of one step
-`<module path>.input` and `<module path>.output` of every low-bit layer and quantiser. PyTorch runs on one thread.
+metadata: format, sampler, steps, golden_steps, seed, image, class_label, torch, and rounding_noise: how far, relative
+to its size, the output at each of these steps moves where x moves by a rounding of float32, which a low-bit network
+amplifies. `<stem>.layers.safetensors` holds of one step `<module path>.input` and `<module path>.output` of every
+low-bit layer and quantiser. PyTorch runs on one thread.
 """
 
 import json
@@ -38,6 +39,7 @@ FORMAT = "edgedm.golden/1"
 TRAJECTORY_STEPS, SHORT_TRAJECTORY = 50, 10
 RECORDED_STEPS = 8  # spread evenly from the first to the last
 SEED, IMAGE = 0, 0
+_ROUNDING = 2.0**-22  # relative: twice the spacing of float32 above 1
 _LARGE_MODEL = 100_000_000  # weights
 _BUDGET = 64 << 20  # bytes of recorded inputs and outputs
 
@@ -88,6 +90,7 @@ def record(
         images = trajectory(recorder, schedule, shape, count, "ddim", seed=SEED, image=IMAGE)
         kept = [torch.from_numpy(x.copy()) for x in progress.track(images, "golden data", count + 1)]
         inside = record_layers(module, recorder.inputs_at(middle)) if layers else {}
+        noise = [_rounding_noise(module, recorder.inputs_at(step), recorder.output_at(step)) for step in steps]
     tensors = {"noise": kept[0], **recorder.tensors, "image": kept[-1]}
     metadata = {
         "format": FORMAT,
@@ -98,6 +101,7 @@ def record(
         "image": str(IMAGE),
         "class_label": str(label),
         "layers_step": str(middle),
+        "rounding_noise": json.dumps([float(f"{error:.3g}") for error in noise]),
         "torch": torch.__version__,
     }
     return Golden({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata, inside)
@@ -124,6 +128,14 @@ def record_layers(module: Denoiser, inputs: Mapping[str, Tensor]) -> dict[str, T
         for handle in handles:
             handle.remove()
     return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def _rounding_noise(module: Denoiser, inputs: Mapping[str, Tensor], eps: Tensor) -> float:
+    generator = torch.Generator().manual_seed(SEED)
+    moved = inputs["x"] * (1 + _ROUNDING * (2 * torch.rand(inputs["x"].shape, generator=generator) - 1))
+    output = module(*{**inputs, "x": moved}.values())
+    other = output if isinstance(output, Tensor) else output[0]
+    return float((other - eps).norm() / eps.norm())
 
 
 def files(golden: Golden, graph: str | os.PathLike[str]) -> dict[Path, bytes]:
@@ -161,6 +173,9 @@ class _Recorder:
 
     def inputs_at(self, step: int) -> dict[str, Tensor]:
         return {name: self.tensors[f"step.{step}.{name}"] for name in self.module.input_names}
+
+    def output_at(self, step: int) -> Tensor:
+        return self.tensors[f"step.{step}.eps"]
 
 
 def _serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -16,6 +16,9 @@ MAGIC = b"EDMGOLD1"
 # A low-bit network amplifies one flipped sign to a relative error of about 0.005, a dozen to 0.05; a wrong kernel,
 # table or state gives 0.5 and more.
 ALLOWED_ERROR = 0.1
+# Untrained networks amplify more: twice what a rounding of the input does to the output is let through, and never as
+# much as unrelated outputs differ by (the root of 2).
+NOISE_FACTOR, MOST_ALLOWED = 2.0, 0.9
 
 
 def flat_golden(path: Path, image_shape: tuple[int, int, int], states: list[Port]) -> bytes:
@@ -24,11 +27,14 @@ def flat_golden(path: Path, image_shape: tuple[int, int, int], states: list[Port
 
     try:
         with safe_open(path, "numpy") as file:
-            steps = json.loads((file.metadata() or {}).get("golden_steps", "[]"))
+            metadata = file.metadata() or {}
+            steps = json.loads(metadata.get("golden_steps", "[]"))
+            noise = max(map(float, json.loads(metadata.get("rounding_noise", "[]"))), default=0.0)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise InvalidModelError(f"{path}: {error}; export the checkpoint again") from error
-    data = [struct.pack("<8sIIfI", MAGIC, len(steps), len(states), ALLOWED_ERROR, 0)]
+    allowed = min(max(ALLOWED_ERROR, NOISE_FACTOR * noise), MOST_ALLOWED)
+    data = [struct.pack("<8sIIfI", MAGIC, len(steps), len(states), allowed, 0)]
     try:
         for step in steps:
             prefix = f"step.{step}."

@@ -124,6 +124,8 @@ def test_golden_trajectory_carries_the_state_from_step_to_step(exported) -> None
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert json.loads(metadata["golden_steps"]) == [0, 7, 14, 21, 28, 35, 42, 49]
+    noise = json.loads(metadata["rounding_noise"])
+    assert len(noise) == 8 and all(0 <= error < 2 for error in noise) and max(noise) > 0
     label = torch.tensor([int(metadata["class_label"])])
     betas = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64)
     alphas = torch.cumprod(1 - betas, 0)

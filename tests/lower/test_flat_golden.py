@@ -33,6 +33,13 @@ def test_it_holds_every_step_in_the_order_that_the_self_test_reads(tiny_folder):
         assert np.array_equal(floats[576:], tensors[f"step.{step}.eps"].ravel())
 
 
+@pytest.mark.parametrize(("noise", "expected"), [("[0.01, 0.04]", 0.1), ("[1e-7, 0.2]", 0.4), ("[0.8]", 0.9)])
+def test_a_network_that_amplifies_rounding_is_allowed_more(tiny_folder, tmp_path, noise, expected):
+    tensors, path = load_file(tiny_folder / "deploy.golden.safetensors"), tmp_path / "g.safetensors"
+    save_file(tensors, path, {"golden_steps": "[0, 1, 2]", "rounding_noise": noise})
+    assert struct.unpack("<8sIIfI", flat_golden(path, SHAPE, STATE)[:24])[3] == np.float32(expected)
+
+
 def test_a_wrong_shape_a_missing_tensor_and_a_broken_file_are_named(tiny_folder, tmp_path):
     tensors = load_file(tiny_folder / "deploy.golden.safetensors")
     path = tmp_path / "g.safetensors"
