@@ -10,8 +10,8 @@
 
 for the steps i of `golden_steps` (the first one has has_state 0; fewer where the carried state is large), and as
 metadata: format, sampler, steps, golden_steps, seed, image, class_label, torch, and rounding_noise: how far, relative
-to its size, the output at each of these steps moves where x moves by a rounding of float32, which a low-bit network
-amplifies. `<stem>.layers.safetensors` holds of one step `<module path>.input` and `<module path>.output` of every
+to its size, the output at each of these steps moves where every norm's output moves by a rounding of float32, which a
+low-bit network amplifies. `<stem>.layers.safetensors` holds of one step `<module path>.input` and `<module path>.output` of every
 low-bit layer and quantiser. PyTorch runs on one thread.
 """
 
@@ -131,11 +131,21 @@ def record_layers(module: Denoiser, inputs: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _rounding_noise(module: Denoiser, inputs: Mapping[str, Tensor], eps: Tensor) -> float:
+    """How far eps moves, relative to its size, where what every norm returns moves by a rounding."""
     generator = torch.Generator().manual_seed(SEED)
-    moved = inputs["x"] * (1 + _ROUNDING * (2 * torch.rand(inputs["x"].shape, generator=generator) - 1))
-    output = module(*{**inputs, "x": moved}.values())
-    other = output if isinstance(output, Tensor) else output[0]
-    return float((other - eps).norm() / eps.norm())
+
+    def disturb(_norm: nn.Module, _arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output * (1 + _ROUNDING * (2 * torch.rand(output.shape, generator=generator) - 1))
+
+    norms = [layer for layer in module.unet.modules() if isinstance(layer, nn.GroupNorm | nn.LayerNorm)]
+    handles = [norm.register_forward_hook(disturb) for norm in norms]
+    try:
+        output = module(*inputs.values())
+    finally:
+        for handle in handles:
+            handle.remove()
+    moved = output if isinstance(output, Tensor) else output[0]
+    return float((moved - eps).norm() / eps.norm())
 
 
 def files(golden: Golden, graph: str | os.PathLike[str]) -> dict[Path, bytes]:
