@@ -11,8 +11,8 @@
 for the steps i of `golden_steps` (the first one has has_state 0; fewer where the carried state is large), and as
 metadata: format, sampler, steps, golden_steps, seed, image, class_label, torch, and rounding_noise: how far, relative
 to its size, the output at each of these steps moves where every norm's output moves by a rounding of float32, which a
-low-bit network amplifies. `<stem>.layers.safetensors` holds of one step `<module path>.input` and `<module path>.output` of every
-low-bit layer and quantiser. PyTorch runs on one thread.
+low-bit network amplifies. `<stem>.layers.safetensors` holds of one step `<module path>.input` and
+`<module path>.output` of every low-bit layer and quantiser. PyTorch runs on one thread.
 """
 
 import json
