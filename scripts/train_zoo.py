@@ -47,7 +47,7 @@ MODELS = {
     "binarydm": Model("digits-binarydm-w1a4", "code", {"bases": "none", "lrm": False, "distill": 1.0}),
     "bidm": Model("digits-bidm-w1a1", None, {"distill": 1.0, "gap": 20}),
     "xnor": Model(None),
-    "efficientdm": Model("digits-efficientdm-w4a4"),
+    "efficientdm": Model("digits-efficientdm-w4a4", loop={"iterations": 8000}),
     "dilatequant": Model("digits-dilatequant-w4a4"),
 }
 
