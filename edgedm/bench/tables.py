@@ -13,11 +13,12 @@ from edgedm.outcome import Outcome
 
 SHOWN_CALLS = 24
 """Calls printed, the longest first; `--json` has all."""
+_WIDEST = 160
 
 
 def show(outcome: Outcome, console: Console | None = None) -> None:
     """Print an outcome of `bench`: of a bundle as tables, of layers or the machine figure by figure."""
-    console = console or Console(soft_wrap=True)
+    console = console or _console()
     details = outcome.details
     if "timings" not in details:
         for name, value in outcome.figures.items():
@@ -34,6 +35,12 @@ def show(outcome: Outcome, console: Console | None = None) -> None:
         for table in _inside(details["inside"]):
             console.print(table)
         console.print(verdict(outcome.figures), highlight=False)
+
+
+def _console() -> Console:
+    """As wide as the terminal; in a file or a pipe, which have no width, as wide as the widest table."""
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(soft_wrap=True, width=_WIDEST)
 
 
 def verdict(figures: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@
 
 for the steps i of `golden_steps` (the first one has has_state 0; fewer where the carried state is large), and as
 metadata: format, sampler, steps, golden_steps, seed, image, class_label, torch, and rounding_noise: how far, relative
-to its size, the output at each of these steps moves where every norm's output moves by a rounding of float32, which a
+to its size, the output at each of these steps moves where every norm's output moves by a few roundings, which a
 low-bit network amplifies. `<stem>.layers.safetensors` holds of one step `<module path>.input` and
 `<module path>.output` of every low-bit layer and quantiser. PyTorch runs on one thread.
 """
@@ -39,7 +39,7 @@ FORMAT = "edgedm.golden/1"
 TRAJECTORY_STEPS, SHORT_TRAJECTORY = 50, 10
 RECORDED_STEPS = 8  # spread evenly from the first to the last
 SEED, IMAGE = 0, 0
-_ROUNDING = 2.0**-22  # relative: twice the spacing of float32 above 1
+_ROUNDING = 2.0**-20  # relative: what another order of sums makes of a norm
 _LARGE_MODEL = 100_000_000  # weights
 _BUDGET = 64 << 20  # bytes of recorded inputs and outputs
 
@@ -131,7 +131,7 @@ def record_layers(module: Denoiser, inputs: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _rounding_noise(module: Denoiser, inputs: Mapping[str, Tensor], eps: Tensor) -> float:
-    """How far eps moves, relative to its size, where what every norm returns moves by a rounding."""
+    """How far eps moves, relative to its size, where what every norm returns moves by a few roundings."""
     generator = torch.Generator().manual_seed(SEED)
 
     def disturb(_norm: nn.Module, _arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
