@@ -9,7 +9,7 @@ import onnx_ir as ir
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export.graph_io import graph_info, load_graph
-from edgedm.passes.editing import constant, dims, is_edgedm
+from edgedm.passes.editing import constant, dims, is_edgedm, is_op
 
 OUTPUT = "output"
 
@@ -109,13 +109,17 @@ def _classes(config: dict[str, Any], roles: dict[str, str]) -> tuple[int, int]:
 
 def _trained(prepare: ir.Model, noise: NoiseSchedule) -> tuple[int, int]:
     """Timesteps before a table's first bin have no row."""
-    first = 0
+    first, timestep = 0, next((value for value in prepare.graph.inputs if value.name == "timestep"), None)
     for node in prepare.graph:
         if is_edgedm(node, "TimestepLookup"):
             edges = constant(node.inputs[1])
-            if edges is None or edges.size == 0:
-                raise InvalidModelError(f"node {node.name!r}: its bin edges are no constant")
-            first = max(first, int(edges[0]))
+        elif is_op(node, "LessOrEqual") and timestep is not None and node.inputs[1] is timestep:
+            edges = constant(node.inputs[0])  # the lookup as `LookupTimestepParameters` spells it out
+        else:
+            continue
+        if edges is None or edges.size == 0:
+            raise InvalidModelError(f"node {node.name!r}: its bin edges are no constant")
+        first = max(first, int(edges.flat[0]))
     return first, noise.num_train_timesteps - 1
 
 

@@ -15,6 +15,8 @@ from edgedm.bundle import load
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.lower import compile as compile_graph
 from edgedm.lower.codegen import LIBRARY_SOURCES, PROGRAM_SOURCES
+from edgedm.lower.interface import load_pair, read_interface
+from edgedm.passes.lookup_timestep_parameters import LookupTimestepParameters
 
 
 def test_the_same_graph_gives_the_same_bytes(tiny_folder, tmp_path, monkeypatch):
@@ -92,6 +94,13 @@ def test_a_schedule_outside_the_tables_is_refused(tiny_folder, tmp_path):
     with pytest.raises(UnsupportedError, match=r"trained for 40\.\.999"):
         compile_graph(tiny_folder / "deploy.onnx", tmp_path / "b", steps=50)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lookup_that_a_pass_spelled_out_bounds_the_timesteps_too(tiny_folder):
+    step, prepare, interface = load_pair(tiny_folder / "deploy.onnx")
+    LookupTimestepParameters()(prepare)
+    assert not any(node.op_type == "TimestepLookup" for node in prepare.graph)
+    assert read_interface(step, prepare).trained == interface.trained == (tiny_model.FIRST_TIMESTEP, 999)
 
 
 def test_an_unknown_sampler_or_target_is_refused(tiny_folder, tmp_path):
