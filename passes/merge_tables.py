@@ -44,13 +44,13 @@ class MergeTables(GraphPass):
         for node in editor.nodes():
             if _is_lookup(node):
                 lookups.setdefault(operand(node, 1), []).append(node)
-        groups = [nodes for nodes in lookups.values() if len({operand(node, 0) for node in nodes}) > 1]
-        for nodes in groups:
+        groups = {index: nodes for index, nodes in lookups.items() if len({operand(node, 0) for node in nodes}) > 1}
+        for index, nodes in groups.items():
             reads = [read for node in nodes for read in _reads(node)]
             for dtype in (_FLOAT, _BYTE):
-                _merge(editor, nodes[0], [read for read in reads if read.value.dtype == dtype], dtype)
+                _merge(editor, index, [read for read in reads if read.value.dtype == dtype], dtype)
             editor.rewritten.extend(describe(node) for node in nodes)
-        return {"tables.before": float(sum(map(len, groups))), "tables.after": float(2 * len(groups))}
+        return {"tables.before": float(sum(map(len, groups.values()))), "tables.after": float(2 * len(groups))}
 
 
 def _is_lookup(node: ir.Node) -> bool:
@@ -118,10 +118,11 @@ def _table(table: ir.Value) -> Array:
     return array
 
 
-def _merge(editor: Editor, like: ir.Node, reads: list[_Read], dtype: ir.DataType) -> None:
-    """Let all `reads`, of one dtype, read a joint table."""
+def _merge(editor: Editor, index: ir.Value, reads: list[_Read], dtype: ir.DataType) -> None:
+    """Let all `reads`, of one dtype, read the row `index` of a joint table."""
     if not reads:
         return
+    first = _maker(reads[0])  # the lookups themselves may be gone: those that only numbers were read from
     places: dict[tuple[ir.Value, int], int] = {}
     for read in reads:
         for column in read.columns.reshape(-1).tolist():
@@ -129,11 +130,15 @@ def _merge(editor: Editor, like: ir.Node, reads: list[_Read], dtype: ir.DataType
     joint = np.stack([_table(table)[:, column] for table, column in places], axis=1).astype(dtype.numpy())
     data = editor.constant(joint, "tables" if dtype == _FLOAT else "tables.bytes")
     output = (f"{data.name}.row", dtype, (len(places),))
-    (row,) = editor.add("Gather", [data, operand(like, 1)], like, [output], {"axis": 0})
+    (row,) = editor.add("Gather", [data, index], first, [output], {"axis": 0})
     for read in reads:
         columns = [places[read.table, column] for column in read.columns.reshape(-1).tolist()]
-        index = editor.constant(np.array(columns, np.int64).reshape(read.columns.shape), "columns")
-        maker = read.value.producer()
-        assert maker is not None
+        where = editor.constant(np.array(columns, np.int64).reshape(read.columns.shape), "columns")
         output = (f"{read.value.name}.column", dtype, read.columns.shape)
-        editor.replace(read.value, editor.add("Gather", [row, index], maker, [output], {"axis": 0})[0])
+        editor.replace(read.value, editor.add("Gather", [row, where], _maker(read), [output], {"axis": 0})[0])
+
+
+def _maker(read: _Read) -> ir.Node:
+    maker = read.value.producer()
+    assert maker is not None
+    return maker

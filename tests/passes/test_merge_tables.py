@@ -109,3 +109,14 @@ def test_tables_without_columns_are_joined_to_nothing():
     model = lookups("y = Concat<axis=0>(p, q)", "float[2] y", ptable=np.zeros((3, 0), np.float32))
     result = apply(MergeTables(), model)
     assert_equal_at_every_bin(result, other=np.array([0]))
+
+
+@pytest.mark.parametrize(("plain", "cut"), ["pq", "qp"])
+def test_a_lookup_of_numbers_only_may_stand_before_or_after_one_with_bytes(plain, cut):
+    rows = np.array([[0.5, 4.0], [0.25, 5.0], [0.75, 6.0]], np.float32)
+    tail = f"s = Slice({cut}, nought, one) z = Slice({cut}, one, two) b = Cast<to=2>(z) y = Concat<axis=0>(s, {plain})"
+    constants = {f"{plain}table": -rows, f"{cut}table": rows, "nought": np.array([0])}
+    result = apply(MergeTables(), lookups(tail, "uint8[1] b, float[3] y", **constants))
+    tables = [node.inputs[0].const_value for node in result.model.graph if node.op_type == "Gather"]
+    assert [tuple(each.shape) for each in tables if each is not None] == [(3, 3), (3, 1)]
+    assert_equal_at_every_bin(result, other=np.array([0]))
