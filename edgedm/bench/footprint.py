@@ -16,7 +16,8 @@ from edgedm.errors import ToolchainError
 ALLOWED_ARENA = 1.15
 """The arena should be at most this many times its lower bound."""
 
-_IMAGES = (1, 16, 256)
+_STEPS = 4
+_IMAGES = (1, 16, 1024)
 _ENOUGH = 5  # readings
 _SAMPLING_SECONDS = 0.001
 _GOLDEN = "golden/"
@@ -27,7 +28,7 @@ def footprint(bundle: Bundle, float_graph: Path | None = None) -> dict[str, floa
 
     `bytes.arena` is the planned memory for what lies between kernels, `bytes.live` its lower bound (see
     `live_bytes`), `arena.over_live` their quotient; `bytes.peak_rss` is the most that the bundle's own program had
-    resident while it drew one image on one thread. `bytes.bundle` counts every file but the golden data,
+    resident while it drew one image on one thread (see `peak_rss`). `bytes.bundle` counts every file but the golden data,
     `bytes.shipped` what a program needs: weights and the shared library. With the float32 ONNX file `float_graph`,
     `size.ratio` and `size.shipped_ratio` say how many times larger that is.
     """
@@ -84,9 +85,10 @@ def _bytes(operand: Operand) -> int:
 def peak_rss(bundle: Bundle) -> int:
     """The largest resident size in bytes of the bundle's program while it draws an image on one thread.
 
-    It is read while the program runs its default schedule: memory is taken before the first step, the others give
-    time to read how much. (A child's resource usage would count its parent's pages from before exec.) Of a model so
-    small that this is too fast, more images are drawn. Raises ToolchainError where the program doesn't run here.
+    It is read while the program runs a few steps, whatever its default schedule: memory is taken before the first is
+    over, the others give time to read how much. (A child's resource usage would count its parent's pages from before
+    exec.) Each further step of a schedule adds the manifest's `row_bytes`. Of a model so small that this is too fast,
+    more images are drawn. Raises ToolchainError where the program doesn't run here.
     """
     for images in _IMAGES:
         readings = _watch(bundle, images)
@@ -99,17 +101,22 @@ def _watch(bundle: Bundle, images: int) -> list[int]:
     """Readings of the program's high-water mark from its start to its end."""
     readings = []
     with tempfile.TemporaryDirectory(prefix="edgedm-bench-") as scratch, open(Path(scratch) / "log", "w+") as log:
-        command = [str(bundle.sampler.absolute()), "-n", str(images), "-o", f"{scratch}/image.npy"]
+        wanted = ["-n", str(images), "--steps", str(_STEPS), "-o", f"{scratch}/image.npy"]
         try:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            process = subprocess.Popen([str(bundle.sampler.absolute()), *wanted], stdout=log, stderr=log)
         except OSError as error:
             raise ToolchainError(
                 f"{bundle.sampler}: cannot run here: {error.strerror}; compile for this machine"
             ) from error
-        while process.poll() is None:
-            mark = high_water(Path(f"/proc/{process.pid}/status").read_text())
-            readings += [mark] if mark else []
-            time.sleep(_SAMPLING_SECONDS)
+        with process:
+            try:
+                while process.poll() is None:
+                    mark = high_water(Path(f"/proc/{process.pid}/status").read_text())
+                    readings += [mark] if mark else []
+                    time.sleep(_SAMPLING_SECONDS)
+            finally:
+                process.kill()  # it is over unless this is interrupted
+                process.wait()
         if process.returncode:
             log.seek(0)
             raise ToolchainError(f"{bundle.sampler}: exit code {process.returncode}: {log.read().strip()[-300:]}")

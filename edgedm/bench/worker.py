@@ -46,8 +46,12 @@ class Worker:
             text=True,
             env={**environment, "PYTHONPATH": os.pathsep.join(["", *sys.path]).lstrip(os.pathsep)},
         )
-        self._answer()  # it is set up
-        self._process.send_signal(signal.SIGSTOP)
+        try:
+            self._answer()  # it is set up
+            self._process.send_signal(signal.SIGSTOP)
+        except BaseException:  # an interrupt too: nobody else has the process yet
+            self.close()
+            raise
 
     def __enter__(self) -> "Worker":
         return self

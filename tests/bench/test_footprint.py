@@ -1,11 +1,14 @@
 """Memory and size: the lower bound of an arena by hand, and figures of a compiled bundle."""
 
 import os
+import subprocess
 
+import pytest
 import tiny_model
 from test_bound import manifest, node, operand
 
-from edgedm.bench.footprint import footprint, high_water, live_bytes
+from edgedm.bench import footprint as module
+from edgedm.bench.footprint import footprint, high_water, live_bytes, peak_rss
 from edgedm.bundle import load
 
 
@@ -57,3 +60,23 @@ def test_a_bundles_figures_count_every_file_but_golden_data(tmp_path):
     assert figures["size.ratio"] == 1000 / figures["bytes.bundle"]
     assert figures["arena.over_live"] == figures["bytes.arena"] / figures["bytes.live"] >= 1
     assert bundle.sampler.stat().st_size / 8 < figures["bytes.peak_rss"] < 1 << 30
+
+
+def test_an_interrupted_reading_leaves_no_program_and_draws_few_steps(monkeypatch):
+    bundle, started = load(tiny_model.folder() / "model.bundle"), []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, command, **named):
+            super().__init__(command, **named)
+            started.append(self)
+
+    def interrupt(_seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.subprocess, "Popen", Recorded)
+    monkeypatch.setattr(module.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        peak_rss(bundle)
+    [program] = started
+    assert program.returncode is not None
+    assert program.args[program.args.index("--steps") + 1] == "4"

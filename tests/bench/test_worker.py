@@ -73,6 +73,20 @@ def test_the_process_ends_with_the_one_that_started_it(tmp_path):
     assert not Path(f"/proc/{pid}").exists() or state(pid) == "Z"
 
 
+def test_an_interrupt_while_an_engine_is_set_up_leaves_no_process(monkeypatch, tmp_path):
+    started = []
+
+    def interrupted(worker):
+        started.append(worker._process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "_answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Worker(job("edgedm", tmp_path), dict(os.environ))
+    [process] = started
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_an_engine_with_more_threads_than_it_was_given_is_refused():
     assert check_threads("x", 1, [Sample(9.0, 1.0, 1.0), Sample(9.0, 2.0, 2.0)]) == 1.0
     assert check_threads("x", 2, [Sample(9.0, 2.0, 1.0)]) == 2.0
