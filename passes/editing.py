@@ -162,15 +162,16 @@ class Editor:
         outputs: Sequence[tuple[str, ir.DataType, Sequence[int]]],
         attributes: Mapping[str, Any] | None = None,
         domain: str = "",
+        shared: bool = True,
     ) -> list[ir.Value]:
         """Add a node before `like` with its metadata; `outputs` are (name hint, dtype, shape).
 
-        An equal node made earlier in this run is used again, so a tensor is transposed or packed once.
+        If `shared`, an equal node made earlier in this run is used again, so a tensor is transposed or packed once.
         """
         attributes = dict(attributes or {})
         key = (op_type, domain, tuple(inputs), repr(sorted(attributes.items())))
         made = self._made.get(key)
-        if made is not None and _in_graph(made[0]):
+        if shared and made is not None and _in_graph(made[0]):
             return made
         values = [
             ir.Value(name=self.unique(hint), type=ir.TensorType(dtype), shape=ir.Shape(shape))
@@ -187,7 +188,8 @@ class Editor:
             metadata_props={MODULE: module} if module is not None else None,
         )
         self.graph.insert_before(like, node)
-        self._made[key] = values
+        if shared:
+            self._made[key] = values
         return values
 
     def permute(self, value: ir.Value, perm: Sequence[int], like: ir.Node, suffix: str) -> ir.Value:
@@ -219,7 +221,7 @@ class Editor:
         if not rename and old.is_graph_output():
             assert producer is not None
             output = (f"{name}.copy", new.dtype or ir.DataType.FLOAT, dims(new))
-            (new,) = self.add("Identity", [new], producer, [output])
+            (new,) = self.add("Identity", [new], producer, [output], shared=False)
             rename = True
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         if rename:

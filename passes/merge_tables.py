@@ -131,11 +131,14 @@ def _merge(editor: Editor, index: ir.Value, reads: list[_Read], dtype: ir.DataTy
     data = editor.constant(joint, "tables" if dtype == _FLOAT else "tables.bytes")
     output = (f"{data.name}.row", dtype, (len(places),))
     (row,) = editor.add("Gather", [data, index], first, [output], {"axis": 0})
+    taken: set[ir.Value] = set()
     for read in reads:
         columns = [places[read.table, column] for column in read.columns.reshape(-1).tolist()]
         where = editor.constant(np.array(columns, np.int64).reshape(read.columns.shape), "columns")
         output = (f"{read.value.name}.column", dtype, read.columns.shape)
-        editor.replace(read.value, editor.add("Gather", [row, where], _maker(read), [output], {"axis": 0})[0])
+        (value,) = editor.add("Gather", [row, where], _maker(read), [output], {"axis": 0})
+        editor.replace(read.value, value, rename=value not in taken)  # equal reads share one, with one name
+        taken.add(value)
 
 
 def _maker(read: _Read) -> ir.Node:

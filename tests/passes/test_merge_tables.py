@@ -120,3 +120,18 @@ def test_a_lookup_of_numbers_only_may_stand_before_or_after_one_with_bytes(plain
     tables = [node.inputs[0].const_value for node in result.model.graph if node.op_type == "Gather"]
     assert [tuple(each.shape) for each in tables if each is not None] == [(3, 3), (3, 1)]
     assert_equal_at_every_bin(result, other=np.array([0]))
+
+
+def test_values_of_the_same_columns_that_are_outputs_keep_a_name_each():
+    tail = "d = Slice(p, one, two) s = Squeeze(d) c = Reshape(s, one) e = Slice(p, one, two, nought) y = Neg(q)"
+    model = lookups(tail, "float[1] c, float[1] d, float[1] e, float[2] y", nought=np.array([0]))
+    result = apply(MergeTables(), model)
+    assert sorted(result.ops).count("Identity") == 2 and not {"Slice", "Reshape", "Squeeze"} & set(result.ops)
+    assert_equal_at_every_bin(result, other=np.array([0]))
+
+
+def test_values_of_the_same_columns_are_looked_up_once():
+    tail = "d = Slice(p, one, two) n = Neg(d) e = Slice(p, one, two, nought) y = Concat<axis=0>(n, e, q)"
+    result = apply(MergeTables(), lookups(tail, "float[4] y", nought=np.array([0])))
+    assert result.ops.count("Gather") == 3  # the row, the column, q
+    assert_equal_at_every_bin(result, other=np.array([0]))
