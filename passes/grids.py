@@ -6,7 +6,8 @@ quantiser that makes its codes.
                                                                       the zero point z + 8 or z + 128
     DequantizeLinear(Clip(QuantizeLinear(x, s, z), 0, 2^b - 1), s, z) uint8: b bits
 
-Steps and zero points are constants or computed (rows of a table). A uint4 zero point that is cast from uint8 is read
+Steps and zero points are constants or computed (rows of a table). Kernels rely on zero points that are codes, so one
+beyond the codes, constant or in any row of its table, has none. A uint4 zero point that is cast from uint8 is read
 before the cast: the exporter writes no number there that 4 bits don't hold.
 """
 
@@ -17,6 +18,7 @@ import onnx_ir as ir
 
 from edgedm.ops import DOMAIN
 from edgedm.passes.editing import Array, Editor, constant, dims, integer, is_op, operand
+from edgedm.passes.merge_tables import RESHAPES, sliced
 
 _WIDTHS = {ir.DataType.UINT4: 4, ir.DataType.UINT8: 8, ir.DataType.INT4: 4, ir.DataType.INT8: 8}
 _SIGNED = {ir.DataType.INT4: 8, ir.DataType.INT8: 128}  # what makes the lowest code 0
@@ -79,6 +81,9 @@ def _grid_of(quantize: ir.Node, dequantize: ir.Node, bits: int) -> Grid | str:
     shift = _SIGNED.get(quantize.outputs[0].dtype or ir.DataType.UNDEFINED, 0)
     if shift and zero is not None and constant(zero) is None:
         return "its codes are signed and its zero point is not a constant"
+    largest = 0.0 if zero is None else _largest(zero) + shift
+    if not largest <= 2**bits - 1:
+        return f"its zero point {largest:g} lies beyond its codes 0..{2**bits - 1}"
     if dims(step) in ((), (1,)):
         return Grid(quantize, x, step, zero, bits, None, shift)
     axes = {integer(node, "axis", 1) % len(dims(x)) for node in (quantize, dequantize)}
@@ -92,6 +97,35 @@ def _same(left: ir.Value | None, right: ir.Value | None) -> bool:
         return True
     first, second = constant(left), constant(right)
     return first is not None and second is not None and bool(np.array_equal(first, second))
+
+
+def _largest(zero: ir.Value) -> float:
+    """The largest zero point, of all timesteps, as far as constants tell."""
+    entries = constant(zero)
+    entries = _every_row(zero) if entries is None else entries
+    return 0.0 if entries is None else float(np.trunc(entries.astype(np.float32)).max(initial=0))
+
+
+def _every_row(value: ir.Value) -> Array | None:
+    """What `value`, cut out of a row of a constant table, is for each row: [rows, *its shape]; else None."""
+    node = value.producer()
+    if node is None or not node.inputs:
+        return None
+    source = operand(node, 0)
+    cells = np.arange(np.prod(dims(source), dtype=np.int64)).reshape(dims(source))
+    if is_op(node, "Gather") and integer(node, "axis", 0) == 0:
+        index = constant(operand(node, 1))
+        if index is None:
+            return constant(source) if dims(operand(node, 1)) == () else None
+        part: Array | None = cells[index]
+    elif is_op(node, "Slice"):
+        part = sliced(node, cells)
+    elif any(is_op(node, name) for name in ("Cast", *RESHAPES)):
+        part = cells.reshape(dims(value))
+    else:
+        return None
+    rows = _every_row(source)
+    return None if rows is None or part is None else rows.reshape(len(rows), -1)[:, part]
 
 
 def step_of(editor: Editor, grid: Grid, shape: tuple[int, ...], like: ir.Node) -> ir.Value:

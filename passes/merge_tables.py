@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgedm.passes.base import GraphPass
 from edgedm.passes.editing import Array, Editor, constant, describe, dims, integer, is_op, operand
 
-_RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Identity")
+RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Identity")
 _FLOAT, _BYTE = ir.DataType.FLOAT, ir.DataType.UINT8
 
 Columns = NDArray[np.int64]
@@ -87,17 +87,18 @@ def _moved(node: ir.Node, value: ir.Value, columns: Columns, table: ir.Value) ->
     """The columns of the result of a move of `value`, or of a cast to bytes that loses nothing; else None."""
     if node.inputs[0] is not value or (value.dtype == _BYTE and is_op(node, "Cast")):
         return None
-    if any(is_op(node, name) for name in _RESHAPES):
+    if any(is_op(node, name) for name in RESHAPES):
         return columns.reshape(dims(node.outputs[0]))
     if is_op(node, "Slice"):
-        return _sliced(node, columns)
+        return sliced(node, columns)
     if is_op(node, "Cast") and node.outputs[0].dtype == _BYTE:
         entries = _table(table)[:, columns.reshape(-1)]
         return columns if np.all((entries == np.rint(entries)) & (entries >= 0) & (entries <= 255)) else None
     return None
 
 
-def _sliced(node: ir.Node, columns: Columns) -> Columns | None:
+def sliced(node: ir.Node, columns: Columns) -> Columns | None:
+    """What a Slice takes of `columns`; None if its limits are not constants or it goes backwards."""
     given = [constant(each) for each in node.inputs[1:]]
     if any(array is None for array in given):
         return None

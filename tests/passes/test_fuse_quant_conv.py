@@ -9,6 +9,7 @@ from edgedm.passes.fuse_quant_conv import FuseQuantConv
 from edgedm.passes.fuse_row_addend import FuseRowAddend
 from edgedm.passes.lookup_timestep_parameters import LookupTimestepParameters
 from edgedm.passes.merge_scales import MergeScales
+from edgedm.passes.merge_tables import MergeTables
 
 RNG = np.random.default_rng(5)
 STEP = np.array(0.15, np.float32)
@@ -142,6 +143,30 @@ def test_what_has_no_kernel_is_refused_with_its_reason(changes, reason):
     assert "Conv" in result.ops
     (refusal,) = result.report.refusals
     assert reason in refusal.reason and "'y'" in refusal.node
+
+
+def test_a_zero_point_beyond_clipped_codes_is_refused():
+    inside, beyond = (apply(FuseQuantConv(), conv_graph(6, zero=zero)) for zero in (63, 64))
+    assert "QuantConv" in inside.ops and not inside.report.refusals
+    assert "zero point 64" in beyond.report.refusals[0].reason and "0..63" in beyond.report.refusals[0].reason
+
+
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("largest", [63, 64])
+def test_a_zero_point_beyond_clipped_codes_in_one_bin_of_a_table_is_refused(joined, largest):
+    other = f"{looked_up('o', 8)} {quantised('e', 'x', 'o_step', 'o_zero', 8)}" if joined else ""
+    text = f"""g (float[1,5,6,6] x, int64[1] timestep) => (float[1,3,4,4] y) {{ {other}
+        {looked_up("a", 6)} {quantised("d", "e" if joined else "x", "a_step", "a_zero", 6)} {CONV.format("group=1")}
+    }}"""
+    constants = weight(RNG, 4, 3, 5, 3, 3) | lookup_constants(0) | limits(6) | {"b": BIAS}
+    constants |= {"o_table": table(RNG, 8)} if joined else {}
+    rows = np.array([[0.1, 0], [0.2, largest], [0.3, 30]], np.float32)
+    model = graph(text, a_table=rows, **constants)
+    model = apply(MergeTables(), apply(LookupTimestepParameters(), model).model).model
+    result = apply(FuseQuantConv(), model)
+    assert [each.reason for each in result.report.refusals] == (
+        [] if largest == 63 else ["its zero point 64 lies beyond its codes 0..63"]
+    )
 
 
 def test_signed_codes_of_the_activation_become_unsigned_ones():
