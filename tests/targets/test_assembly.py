@@ -41,6 +41,15 @@ def uniform(op):
     return Case(op, operands, {"strides": [1, 1], "pads": [1, 1, 1, 1]}, frozenset({0, 1, 5}))
 
 
+def gemm(pixels, bits):
+    """A product of `bits`-bit codes whose tiles hold all of `pixels`."""
+    codes, number = np.zeros((pixels, 512), np.uint8), np.zeros((), np.uint8)
+    weight, zeros = np.ones((512, 512), np.uint8), np.full(512, 7, np.uint8)
+    ones, none = np.ones(512, np.float32), np.zeros((1, 1), np.float32)
+    operands = [codes, number, weight, zeros, ones, np.float32(1).reshape(()), 0 * ones, none, ones[:1]]
+    return Case("QuantGemm", operands, {"bits": bits, "weight_bits": bits}, frozenset({0, 1}))
+
+
 CASES = {op: conv(op) for op in ("BinaryConv", "BinaryWeightConv")}
 CASES |= {op: activation(op) for op in ("PackBits", "GroupNormSilu")}
 CASES |= {op: uniform(op) for op in ("QuantConv", "QuantMatMul")}
@@ -118,6 +127,23 @@ def test_a_step_of_a_uniform_product_is_its_products_and_little_else(target, ins
     words = sum("vpbroadcast" in line for line in lines)
     sums = sum("vpaddw" in line for line in lines)
     assert len(lines) - products - words - sums <= 14 * (products // count)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("target", "pixels"),
+    [*((FULL, pixels) for pixels in range(1, 9)), *(("x86-64-v3+avxvnni", pixels) for pixels in range(1, 5))],
+)
+def test_tiles_of_few_pixels_fit_the_registers(target, pixels, bits):
+    resolved = resolve(target)
+    text = assembly(select_case(gemm(pixels, bits), resolved), resolved)
+    inner = max(re.split(r"^\.LBB\w+:", text, flags=re.MULTILINE), key=lambda each: each.count("vpdpbusd"))
+    inner = re.split(r"\tj\w+", inner)[0]
+    assert inner.count("vpdpbusd") >= 2 * pixels
+    stack = [line for line in inner.splitlines() if re.search(r"\(%r[sb]p", line)]
+    # 2 x 4 in 16 registers: vectors of weights wait there for their high nibbles, stored and loaded once in a step
+    waiting = 4 if (target, pixels, bits) == ("x86-64-v3+avxvnni", 2, 4) else 0
+    assert len(stack) <= 2 * waiting, stack
 
 
 def test_no_kernel_calls_a_library_function():

@@ -215,18 +215,24 @@ def test_large_products_share_their_work_among_threads(target):
 
 @pytest.mark.parametrize("codes", [(4, 4), (8, 8), (8, 4)])
 def test_narrow_vnni_vectors_are_exact(monkeypatch, codes):
-    """AVX-VNNI's shape of tile, with the instruction that AVX-512 VL has for it."""
+    """AVX-VNNI's tiles, with the instruction that AVX-512 VL has for it."""
     here = resolve("host")
     if "vnni" not in here.features:
         pytest.skip("this machine has no VNNI")
 
-    def narrow(target, pixels, bits, weight_bits, nibbles):
-        return VnniDot(8, min(pixels, 4), 2, bits, weight_bits, nibbles)
+    choose, narrower = tiling.dot, resolve("x86-64-v3+avxvnni")
+
+    def narrow(_, *product):
+        tile = choose(narrower, *product)
+        assert isinstance(tile, VnniDot)
+        assert tile.lanes == 8
+        return tile
 
     monkeypatch.setattr(tiling, "dot", narrow)
     rng = np.random.default_rng(10)
     cases = [convolution(rng, (5, 7), 20, 21, (3, 3), (1, 1), (1, 0, 2, 1), *codes)]
-    cases += [gemm(rng, (5,), 70, 21, *codes), matmul(rng, 2, 9, 18, 23, True, *codes)]
+    cases += [gemm(rng, (rows,), 70, 45, *codes) for rows in (1, 2, 3, 5)]
+    cases += [matmul(rng, 2, 9, 18, 23, True, *codes)]
     check(cases, here)
 
 
