@@ -1,5 +1,6 @@
 """What every test may use: no network, the real 1-bit model through the whole pipeline once a session."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from edgedm import progress
 def silent(monkeypatch) -> None:
     """A verb that a test runs in this process must not leave the progress bars on for the tests after it."""
     monkeypatch.setattr(progress, "enabled", False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bundles_are_compiled_anew(tmp_path_factory) -> Iterator[None]:
+    """No test, nor a program that it starts, takes a bundle from the user's cache or leaves one there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEDM_BUNDLE_CACHE", str(tmp_path_factory.mktemp("bundles")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ def _show(outcome: Outcome) -> None:
 def command(graph: str, output: str, target: str, steps: int, sampler: str, no_cache: bool) -> Outcome:
     """Compile GRAPH (from `edgedm optimize`) into a bundle: objects, weights, C runtime, `bin/edgedm-sample`.
 
-    `--steps` and `--sampler` set the bundle's default schedule; any other can be chosen when sampling.
+    `--steps` and `--sampler` set the bundle's default schedule; any other can be chosen when sampling. Bundles are kept
+    for a second compile in `~/.cache/edgedm/bundles`, or in the folder that EDGEDM_BUNDLE_CACHE names.
     """
     from edgedm.lower import compile
 

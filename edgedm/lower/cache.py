@@ -1,17 +1,20 @@
 """Compiled bundles that are kept, so that a second compile of an unchanged model only copies files.
 
-An entry is a bundle in `<cache folder>/bundles/<key>`. The key is a hash of everything that a bundle follows from:
-the bytes of both graphs and of the golden data, the target, the schedule, edgedm's own files and the versions of the
-packages that take part. A bundle carries the hash of each of its files, so an entry that is damaged or half written
-is found out when it is read; it is removed and the model compiled again.
+An entry is a bundle in `<cache folder>/bundles/<key>`, or in `$EDGEDM_BUNDLE_CACHE/<key>` where that is set. The key
+is a hash of everything that a bundle follows from: the bytes of both graphs and of the golden data, the target, the
+schedule, edgedm's own files and the versions of the packages that take part. A bundle carries the hash of each of its
+files, so an entry that is damaged or half written is found out when it is read; it is removed and the model compiled
+again.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import edgedm
@@ -19,7 +22,7 @@ import edgedm.passes
 import edgedm.targets
 from edgedm import progress
 from edgedm.atomic import atomic_dir
-from edgedm.bundle import Manifest, load
+from edgedm.bundle import Manifest, load, write
 from edgedm.errors import InvalidModelError
 from edgedm.lower.toolchain import cache_folder
 from edgedm.targets import Target
@@ -27,6 +30,10 @@ from edgedm.targets import Target
 LIMIT_BYTES = 4 << 30
 """What all entries take together; the ones that were used longest ago go first."""
 
+FOLDER = "EDGEDM_BUNDLE_CACHE"
+"""The environment variable that puts the entries, and nothing else of the cache, into another folder."""
+
+_SCRATCH_SECONDS = 24 * 3600  # no copy takes a day: a scratch folder that old was left by a process that was killed
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "ziglang", "onnx", "onnx-ir", "onnxscript", "numpy", "jinja2")
 _NOT_CODE = {"__pycache__", "zoo"}
 
@@ -44,20 +51,34 @@ def key_of(graph: Path, target: Target, steps: int, sampler: str) -> str:
 
 
 def fetch(key: str, output: str | os.PathLike[str]) -> Manifest | None:
-    """Write the kept bundle to `output`, whole or not at all; None where there is no sound one."""
+    """Write the kept bundle to `output`, whole or not at all; None where there is no sound one.
+
+    An OSError that escapes is one of `output`.
+    """
     entry = _folder() / key
-    if not entry.is_dir():
-        return None
     try:
-        with atomic_dir(output) as scratch:
-            shutil.copytree(entry, scratch, dirs_exist_ok=True)
-            manifest = load(scratch).manifest
-    except (InvalidModelError, OSError) as error:
-        progress.stage(f"the kept bundle is not used: {error}")
+        if not entry.is_dir():
+            return None
+        manifest = load(entry).manifest
+        data = {name: (entry / name).read_bytes() for name in manifest.files}
+    except InvalidModelError as error:
+        progress.stage(f"the kept bundle is broken and removed: {error}")
         shutil.rmtree(entry, ignore_errors=True)
         return None
-    os.utime(entry)
-    return manifest
+    except OSError as error:  # another process removed it, or it may not be read
+        progress.stage(f"the kept bundle is not used: {error}")
+        return None
+
+    def fill(folder: Path) -> Manifest:
+        for name, content in data.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return manifest
+
+    written = write(output, fill)
+    with contextlib.suppress(OSError):  # the copy is as good where the entry is gone by now
+        os.utime(entry)
+    return written
 
 
 def keep(key: str, bundle: str | os.PathLike[str]) -> None:
@@ -65,13 +86,15 @@ def keep(key: str, bundle: str | os.PathLike[str]) -> None:
     try:
         with atomic_dir(_folder() / key) as scratch:
             shutil.copytree(bundle, scratch, dirs_exist_ok=True)
-        _make_room()
+        with contextlib.suppress(FileNotFoundError):  # another process makes room too
+            _make_room()
     except OSError as error:
         progress.stage(f"the bundle is not kept for a second compile: {error}")
 
 
 def _make_room() -> None:
-    entries = sorted((each for each in _folder().iterdir() if each.is_dir()), key=lambda each: each.stat().st_mtime)
+    found = [each for each in _folder().iterdir() if each.is_dir() and not _is_being_filled(each)]
+    entries = sorted(found, key=lambda each: each.stat().st_mtime)
     sizes = [sum(path.stat().st_size for path in each.rglob("*") if path.is_file()) for each in entries]
     total = sum(sizes)
     for entry, size in list(zip(entries, sizes, strict=True))[:-1]:
@@ -81,8 +104,14 @@ def _make_room() -> None:
         total -= size
 
 
+def _is_being_filled(folder: Path) -> bool:
+    """Whether this is the scratch folder of a process that may still run."""
+    return folder.name.startswith(".") and time.time() - folder.stat().st_mtime < _SCRATCH_SECONDS
+
+
 def _folder() -> Path:
-    return cache_folder() / "bundles"
+    chosen = os.environ.get(FOLDER)
+    return Path(chosen) if chosen else cache_folder() / "bundles"
 
 
 def _versions() -> list[str]:

@@ -1,6 +1,10 @@
 """A second compile of an unchanged model is a copy; anything that changed, or was damaged, is compiled."""
 
+import errno
+import os
+import resource
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from edgedm.bundle import load
 from edgedm.errors import InvalidModelError
 from edgedm.lower import cache
 from edgedm.lower import compile as compile_graph
+from edgedm.lower.toolchain import cache_folder
 from edgedm.targets import resolve
 
 V3 = "x86-64-v3"
@@ -19,7 +24,7 @@ def graph(tiny_folder, tmp_path, monkeypatch) -> Path:
     """The tiny model's files, and a cache of the test's own that is empty."""
     for file in tiny_folder.glob("deploy*"):
         shutil.copyfile(file, tmp_path / file.name)
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("EDGEDM_BUNDLE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "deploy.onnx"
 
 
@@ -87,7 +92,7 @@ def test_every_source_file_counts(graph, tmp_path, monkeypatch) -> None:
 def test_a_damaged_entry_is_not_used(graph, tmp_path, tiny_bundle, damage) -> None:
     name = key(graph)
     cache.keep(name, tiny_bundle)
-    entry = tmp_path / "cache" / "bundles" / name
+    entry = tmp_path / "cache" / name
     if damage == "altered":
         data = bytearray((entry / "weights.bin").read_bytes())
         data[len(data) // 2] ^= 1
@@ -102,20 +107,78 @@ def test_a_damaged_entry_is_not_used(graph, tmp_path, tiny_bundle, damage) -> No
     assert cache.fetch(name, tmp_path / "bundle") == load(tiny_bundle).manifest
 
 
+def test_an_output_that_cannot_be_written_is_no_fault_of_the_entry(graph, tmp_path, tiny_bundle) -> None:
+    (tmp_path / "file").write_text("")
+    cache.keep("a", tiny_bundle)
+    with pytest.raises(FileExistsError, match="file"):
+        cache.fetch("a", tmp_path / "file" / "bundle")
+    assert files(tmp_path / "cache" / "a") == files(tiny_bundle)
+
+
+def test_a_disk_that_fills_up_is_no_fault_of_the_entry(graph, tmp_path, tiny_bundle) -> None:
+    cache.keep("a", tiny_bundle)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(map(len, files(tiny_bundle).values())) - 1, hard))
+    try:
+        with pytest.raises(OSError) as refusal:
+            cache.fetch("a", tmp_path / "bundle")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert refusal.value.errno == errno.EFBIG  # what the command line makes its message of
+    assert not (tmp_path / "bundle").exists()
+    assert files(tmp_path / "cache" / "a") == files(tiny_bundle)
+
+
+@pytest.mark.parametrize("when", ["before it is read", "while it is copied"])
+def test_an_entry_that_another_process_removes_meanwhile_is_no_error(
+    graph, tmp_path, tiny_bundle, monkeypatch, when
+) -> None:
+    function = {"before it is read": "load", "while it is copied": "write"}[when]
+    honest = getattr(cache, function)
+
+    def evict(*arguments):
+        shutil.rmtree(tmp_path / "cache" / "a")
+        return honest(*arguments)
+
+    monkeypatch.setattr(cache, function, evict)
+    cache.keep("a", tiny_bundle)
+    manifest = cache.fetch("a", tmp_path / "bundle")
+    if when == "while it is copied":
+        assert manifest == load(tmp_path / "bundle").manifest == load(tiny_bundle).manifest
+    else:
+        assert manifest is None and not (tmp_path / "bundle").exists()
+
+
 def test_the_entries_used_longest_ago_go_first(graph, tmp_path, tiny_bundle, monkeypatch) -> None:
     size = sum(path.stat().st_size for path in tiny_bundle.rglob("*") if path.is_file())
     monkeypatch.setattr(cache, "LIMIT_BYTES", 2 * size + size // 2)
     for number, name in enumerate("abc"):
         cache.keep(name, tiny_bundle)
-        cache.os.utime(tmp_path / "cache" / "bundles" / name, (number, number))
+        os.utime(tmp_path / "cache" / name, (number, number))
     assert cache.fetch("b", tmp_path / "bundle")
     cache.keep("d", tiny_bundle)
-    assert {path.name for path in (tmp_path / "cache" / "bundles").iterdir()} == {"b", "d"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"b", "d"}
+
+
+def test_what_another_process_is_still_writing_is_left_alone(graph, tmp_path, tiny_bundle, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "LIMIT_BYTES", 0)
+    for name, hours in (("fresh", 23), ("left", 25)):
+        scratch = tmp_path / "cache" / f".{name}.scratch"
+        scratch.mkdir(parents=True)
+        (scratch / "weights.bin").write_bytes(b"w")
+        os.utime(scratch, (0, time.time() - hours * 3600))
+    cache.keep("a", tiny_bundle)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {".fresh.scratch", "a"}
+
+
+def test_tests_keep_out_of_the_users_cache() -> None:
+    assert cache._folder() != cache_folder() / "bundles"
+    assert cache_folder() not in cache._folder().parents
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(graph, tmp_path, tiny_bundle, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setenv("EDGEDM_BUNDLE_CACHE", str(tmp_path / "file"))
     cache.keep("a", tiny_bundle)
     assert cache.fetch("a", tmp_path / "bundle") is None
 
