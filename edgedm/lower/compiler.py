@@ -64,23 +64,29 @@ def compile(
         return _outcome(kept, Path(output), time.perf_counter() - started, cached=True)
     step, prepare, interface = load_pair(graph_path)
     interface.check_schedule(steps)
-    prefix = _prefix(step, prepare, chosen)
-    progress.stage(f"lowering for {chosen.name}")
-    weights = Weights()
-    lowered = Lowered(
-        step=_lower("step", step, chosen, weights),
-        prepare=_lower("prepare", prepare, chosen, weights),
-        models={"step": step, "prepare": prepare},
-        weights=weights.tobytes(),
-        interface=interface,
-        prefix=prefix,
-        target=chosen,
-        schedule=Schedule.model_validate({"steps": steps, "sampler": sampler}),
-        golden=graph_path.with_suffix(".golden.safetensors"),
-    )
-    manifest = write_bundle(output, lambda folder: assemble(folder, lowered))
-    if key:
+
+    def fill(folder: Path) -> Manifest:
+        prefix = _prefix(step, prepare, chosen)
+        progress.stage(f"lowering for {chosen.name}")
+        weights = Weights()
+        lowered = Lowered(
+            step=_lower("step", step, chosen, weights),
+            prepare=_lower("prepare", prepare, chosen, weights),
+            models={"step": step, "prepare": prepare},
+            weights=weights.tobytes(),
+            interface=interface,
+            prefix=prefix,
+            target=chosen,
+            schedule=Schedule.model_validate({"steps": steps, "sampler": sampler}),
+            golden=graph_path.with_suffix(".golden.safetensors"),
+        )
+        return assemble(folder, lowered)
+
+    manifest = write_bundle(output, fill)  # a place that cannot be written is found before anything is lowered
+    if key and key_of(graph_path, chosen, steps, sampler) == key:
         keep(key, output)
+    elif key:
+        progress.stage("the graphs or the golden data changed meanwhile: the bundle is not kept")
     return _outcome(manifest, Path(output), time.perf_counter() - started)
 
 
@@ -144,5 +150,6 @@ def _outcome(manifest: Manifest, path: Path, seconds: float, cached: bool = Fals
     }
     for family in sorted({node.family for node in steps if node.macs}):
         figures[f"macs.{family}"] = float(sum(node.macs for node in steps if node.family == family))
+    assert manifest.slow is not None  # this edgedm wrote it, cached or not
     figures["slow"] = float(len(manifest.slow))
     return Outcome(True, figures, {"bundle": str(path), "target": manifest.target.name, "slow": manifest.slow})

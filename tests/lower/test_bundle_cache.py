@@ -11,7 +11,7 @@ import pytest
 
 from edgedm.bundle import load
 from edgedm.errors import InvalidModelError
-from edgedm.lower import cache
+from edgedm.lower import cache, compiler
 from edgedm.lower import compile as compile_graph
 from edgedm.lower.toolchain import cache_folder
 from edgedm.targets import resolve
@@ -107,6 +107,13 @@ def test_a_damaged_entry_is_not_used(graph, tmp_path, tiny_bundle, damage) -> No
     assert cache.fetch(name, tmp_path / "bundle") == load(tiny_bundle).manifest
 
 
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_compiled(graph, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(compiler, "_lower", None)  # not called
+    with pytest.raises(FileExistsError, match="file"):
+        compile_graph(graph, tmp_path / "file" / "bundle", steps=10)
+
+
 def test_an_output_that_cannot_be_written_is_no_fault_of_the_entry(graph, tmp_path, tiny_bundle) -> None:
     (tmp_path / "file").write_text("")
     cache.keep("a", tiny_bundle)
@@ -147,6 +154,22 @@ def test_an_entry_that_another_process_removes_meanwhile_is_no_error(
         assert manifest == load(tmp_path / "bundle").manifest == load(tiny_bundle).manifest
     else:
         assert manifest is None and not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("suffix", [".prepare.onnx", ".golden.safetensors"])
+def test_a_bundle_of_files_that_changed_while_it_was_compiled_is_not_kept(graph, tmp_path, monkeypatch, suffix) -> None:
+    before, file, honest = key(graph), graph.with_suffix(suffix), compiler.load_pair
+
+    def export_again(path):
+        pair = honest(path)
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        return pair
+
+    monkeypatch.setattr(compiler, "load_pair", export_again)
+    compile_graph(graph, tmp_path / "bundle", target=V3, steps=10)
+    assert load(tmp_path / "bundle") and key(graph) != before
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_entries_used_longest_ago_go_first(graph, tmp_path, tiny_bundle, monkeypatch) -> None:
