@@ -32,7 +32,7 @@ def pass_level(against: Checkpoint | str, graphs: Mapping[str, Graph], steps: in
         rows = [_row(verdict) for verdict in outcome.details["check"]]
         if outcome.ok:
             fresh = {"step": load_graph(deployed), "prepare": load_graph(deployed.with_suffix(".prepare.onnx"))}
-            rows.append(_weights(fresh, graphs))
+            rows.append(constants_row(fresh, graphs))
         elif all(row.ok for row in rows):
             rows.append(Row("pipeline", False, note=str(outcome.details.get("broken", "failed"))))
     exact = sum(bool(verdict["exact"]) for verdict in outcome.details["check"])
@@ -54,28 +54,37 @@ def _row(verdict: Mapping[str, Any]) -> Row:
     return Row(f"{verdict['name']} ({kind})", verdict["failure"] is None, figures, verdict["failure"] or "")
 
 
-def _weights(fresh: Mapping[str, ir.Model], graphs: Mapping[str, Graph]) -> Row:
-    """The bundle's graphs hold the checkpoint's integers, and the weights that run as floats, number by number."""
+def constants_row(fresh: Mapping[str, ir.Model], graphs: Mapping[str, Graph]) -> Row:
+    """Compare the constants of the bundle's graphs with those of `fresh`, which is lowered in place, bit for bit.
+
+    The checkpoint's integers, and the weights that run as floats, must all be there. Any other constant (floats that no
+    phase made, shapes, edges) is compared where the bundle's graph has its name, since lowering drops some. What
+    lowering itself adds to the bundle's graph has nothing to be compared with. A row without a comparison fails.
+    """
     compared, note = 0, ""
     for name, model in fresh.items():
         before = set(model.graph.initializers)
         for phase in (WidenCodes(), SplitGemm()):
             phase(model)
         for key, value in model.graph.initializers.items():
-            if value.const_value is None or (value.const_value.dtype not in _INTEGERS and key in before):
+            if value.const_value is None:
+                continue
+            own, held = value.const_value.numpy(), graphs[name].constants.get(key)
+            if held is None and value.const_value.dtype not in _INTEGERS and key in before:
                 continue
             compared += 1
-            own, held = value.const_value.numpy(), graphs[name].constants.get(key)
             if held is None:
                 note = note or f"{name}: {key} is not in the bundle's graph"
-            elif own.shape != held.shape or own.tobytes() != held.tobytes():
+            elif own.shape != held.shape or own.dtype != held.dtype or own.tobytes() != held.tobytes():
                 note = note or f"{name}: {key}: {_difference(own, held)} differ from the checkpoint's"
+    if not compared:
+        note = "nothing to compare: the bundle's graphs share no constant with the checkpoint's"
     return Row("weights", not note, {"compared": float(compared)}, note)
 
 
 def _difference(own: NDArray[Any], held: NDArray[Any]) -> str:
     """How many bits of bytes, else how many numbers, are other ones."""
-    if own.shape != held.shape:
+    if own.shape != held.shape or own.dtype != held.dtype:
         return f"all {own.size} numbers"
     if own.dtype == held.dtype == np.uint8:
         return f"{int(np.unpackbits(own ^ held).sum())} bits"
