@@ -22,7 +22,7 @@ from onnx_ir.passes.common import (
 from edgedm.errors import InvalidModelError
 from edgedm.ops import infer_shapes
 from edgedm.passes.base import GraphPass
-from edgedm.passes.editing import MODULE, Editor, dims, is_op
+from edgedm.passes.editing import MODULE, Editor, dims, is_op, operand
 
 REORDERING = [
     "fuse_add_bias_into_conv",
@@ -83,21 +83,37 @@ def _onnxsim(model: ir.Model) -> ir.Model:
 
 
 def _restore_outputs(graph: ir.Graph, names: list[str | None]) -> None:
-    """Give every output its own name again: of outputs that are equal, the clean-ups may keep one node for all."""
+    """Give every output its own name again: of outputs that are equal, the clean-ups may keep one node for all.
+
+    The first of them is the value itself; the others are copies that nothing reads, at the end, in order.
+    """
+    for value in dict.fromkeys(graph.outputs):
+        maker = value.producer()
+        if maker is not None and is_op(maker, "Identity"):
+            _read_source(graph, maker)
     seen: set[ir.Value] = set()
     for index, (value, name) in enumerate(zip(list(graph.outputs), names, strict=True)):
         maker = value.producer()
         if value in seen:
-            maker = ir.node("Identity", [value], name=f"{name}.copy")
+            maker = ir.node("Identity", [value])
             copy = maker.outputs[0]
-            copy.name, copy.type, copy.shape = name, value.type, value.shape
-            graph.append(maker)
-            graph.outputs[index] = copy
-            continue
+            copy.type, copy.shape = value.type, value.shape
+            graph.outputs[index] = value = copy
         seen.add(value)
         value.name = name
-        if maker is not None and is_op(maker, "Identity"):  # one of theirs: named as ours would be
+        if maker is not None and is_op(maker, "Identity"):
             maker.name = f"{name}.copy"
+            graph.append(maker)
+
+
+def _read_source(graph: ir.Graph, identity: ir.Node) -> None:
+    """Let all read what `identity` copies, the outputs too unless that is an input or a constant."""
+    source, copy = operand(identity, 0), identity.outputs[0]
+    for node, index in list(copy.uses()):
+        node.replace_input_with(index, source)
+    if source.producer() is not None:
+        copy.replace_all_uses_with(source, replace_graph_outputs=True)
+        graph.remove(identity, safe=True)
 
 
 def _restore_modules(graph: ir.Graph, modules: dict[str | None, str | None]) -> None:

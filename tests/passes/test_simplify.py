@@ -97,3 +97,19 @@ def test_equal_outputs_keep_their_names(body):
     result = apply(Simplify(), graph(f"g (float[4] x) => (float[4] y, float[4] z) {{ {body} }}"))
     assert sorted(result.ops) == ["Identity", "Neg"]
     result.assert_same_bits()
+
+
+@pytest.mark.parametrize(
+    ("body", "ops"),
+    [
+        ("y = Relu(x) z = Relu(x) k = Neg(y)", ["Relu", "Neg", "Identity"]),
+        ("z = Relu(x) y = Relu(x) k = Neg(z)", ["Relu", "Neg", "Identity"]),
+        ("z = Relu(x) k = Neg(z) y = Identity(z)", ["Relu", "Neg", "Identity"]),
+        ("z = Relu(x) y = Relu(x) k = Relu(x)", ["Relu", "Identity", "Identity"]),
+        ("y = Identity(x) z = Identity(x) k = Neg(z)", ["Neg", "Identity", "Identity"]),
+    ],
+)
+def test_copies_of_equal_outputs_stand_last_and_nothing_reads_them(body, ops):
+    result = apply(Simplify(), graph(f"g (float[4] x) => (float[4] y, float[4] z, float[4] k) {{ {body} }}"))
+    assert result.ops == ops
+    result.assert_same_bits()
