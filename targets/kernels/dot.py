@@ -23,15 +23,13 @@ from tvm import tirx
 
 from edgedm.targets.kernels.builder import Buffer, Expr, branch, cast, const, let, load, loop, parallel, splat, store
 from edgedm.targets.kernels.dot_image import Image
-from edgedm.targets.kernels.dot_tiles import Dot
+from edgedm.targets.kernels.dot_tiles import PARALLEL_MACS, Dot
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import store_few
 from edgedm.targets.kernels.quant_operands import Operands
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Array, TensorSpec
 from edgedm.targets.kernels.tiles import Border, Pixel, Window, sum_fields, sweep
-
-PARALLEL_MACS = 1 << 22  # about 20 us of one core
 
 
 def draft(shape: Convolution, operands: Operands, tile: Dot) -> Draft:
@@ -78,26 +76,26 @@ class _Kernel:
         return np.stack([np.pad(row, (0, self.channels - len(row))) for row in rows]).astype(np.int32)
 
     def scratch(self) -> list[TensorSpec]:
-        """The image as words; sums of codes of pixels; of windows."""
+        """The image as words; sums of codes of pixels; of windows of more than a pixel."""
         specs = []
         if self.staged:
             specs.append(TensorSpec((self.height, self.width, self.image.words), "int32"))
         if self.summed:
             specs.append(TensorSpec((self.height, self.width), "int32"))
-            specs.append(TensorSpec((self.shape.out_height, self.shape.out_width), "int32"))
+            if not self.shape.pointwise:
+                specs.append(TensorSpec((self.shape.out_height, self.shape.out_width), "int32"))
         return specs
 
     def emit(self, inputs: Mapping[str, Buffer], y: Buffer, scratch: Sequence[Buffer]) -> None:
         codes, rest = inputs["codes"], list(scratch)
         staged = rest.pop(0) if self.staged else None
-        sums, fields = rest if self.summed else (None, None)
+        sums = rest.pop(0) if self.summed else None
+        fields = rest.pop(0) if rest else sums
         zero = let(cast(load(inputs["zero"], 0), "int32"))
         if staged is not None or sums is not None:
             self._stage(codes, zero, staged, sums)
-        if sums is not None and (self.shape.taps > 1 or self.shape.strides != (1, 1)):
+        if fields is not sums:
             sum_fields(self.shape, self.width, sums, fields)
-        else:
-            fields = sums
         image = staged if staged is not None else self.image.as_words(codes)
         self._product(inputs, image, zero, fields, y)
 

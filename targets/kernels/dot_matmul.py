@@ -32,14 +32,12 @@ from edgedm.targets.kernels.builder import (
     store,
 )
 from edgedm.targets.kernels.dot_image import Image
-from edgedm.targets.kernels.dot_tiles import WORD_CHANNELS, Dot
+from edgedm.targets.kernels.dot_tiles import PARALLEL_MACS, WORD_CHANNELS, Dot
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue, store_few
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import TensorSpec
 from edgedm.targets.kernels.tiles import Pixel, Window, sweep
-
-PARALLEL_MACS = 1 << 22  # about 20 us of one core
 
 
 def draft(size: tuple[int, int, int, int], transposed: bool, specs: Mapping[str, TensorSpec], tile: Dot) -> Draft:

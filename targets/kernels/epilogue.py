@@ -12,6 +12,7 @@ from edgedm.errors import InvalidModelError
 from edgedm.targets.kernels.builder import Buffer, Expr, block, load, local, loop, splat, store
 from edgedm.targets.kernels.spec import Operand
 
+UNIFORM_TERMS = ("multiplier", "step", "addend", "residual", "residual_scale")  # of products of uniform codes
 _FACTORS = ("multiplier", "pixel_scale", "step")
 _NEUTRAL = {**dict.fromkeys(_FACTORS, 1.0), "addend": 0.0, "residual": 0.0, "residual_scale": 1.0}
 

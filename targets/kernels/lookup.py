@@ -144,22 +144,23 @@ class _Kernel:
         self.worthwhile = shape.macs >= PARALLEL_MACS
 
     def scratch(self) -> list[TensorSpec]:
-        """Tables of every pixel with its border; sums of codes of pixels; of receptive fields."""
-        return [
+        """Tables of every pixel with its border; sums of codes of pixels; of receptive fields of more than a pixel."""
+        specs = [
             TensorSpec((self.height, self.width, self.steps, STEP_BYTES), "int8"),
             TensorSpec((self.height, self.width), "int32"),
-            TensorSpec((self.shape.out_height, self.shape.out_width), "int32"),
         ]
+        if not self.shape.pointwise:
+            specs.append(TensorSpec((self.shape.out_height, self.shape.out_width), "int32"))
+        return specs
 
     def emit(self, inputs: Mapping[str, Buffer], codes: Buffer, y: Buffer, scratch: Sequence[Buffer]) -> None:
-        tables, sums, fields = scratch
+        tables, sums, *rest = scratch
+        fields = rest[0] if rest else sums
         if self.words:
             codes = view(codes, (codes.shape[0] * (WORD_BITS // STEP_CHANNELS),), "uint16")
         self._build_tables(codes, tables, sums)
-        if self.shape.taps > 1 or self.shape.strides != (1, 1):
+        if fields is not sums:
             sum_fields(self.shape, self.width, sums, fields)
-        else:
-            fields = sums
         self._product(inputs, tables, fields, y)
 
     def _build_tables(self, codes: Buffer, tables: Buffer, sums: Buffer) -> None:

@@ -9,14 +9,13 @@ import numpy as np
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.targets.kernels import dot, dot_matmul, generic, quantize
 from edgedm.targets.kernels.draft import Draft
-from edgedm.targets.kernels.epilogue import Epilogue
+from edgedm.targets.kernels.epilogue import UNIFORM_TERMS, Epilogue
 from edgedm.targets.kernels.quant_operands import Operands, require_exact, require_exact_length
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Operand, Request, TensorSpec
 from edgedm.targets.tuning import tiling
 
-_TERMS = ("multiplier", "step", "addend", "residual", "residual_scale")
-_FEWEST, _MOST = 1, 8  # bits of a code
+_FEWEST, _MOST = 2, 8  # bits of a code
 _NIBBLE = 4  # bits of a weight that shares its byte
 
 
@@ -67,7 +66,7 @@ def top_code(request: Request, name: str) -> int:
 
 
 def bits_of(request: Request, name: str) -> int:
-    """Return attribute `name` (4 if absent), a number of bits from 1 to 8."""
+    """Return attribute `name` (4 if absent), a number of bits from 2 to 8."""
     bits = int(request.attrs.get(name, 4))
     if not _FEWEST <= bits <= _MOST:
         raise InvalidModelError(f"{request.op}: {name}: expected {_FEWEST}..{_MOST}, got {bits}")
@@ -132,7 +131,7 @@ def _operands(request: Request) -> tuple[Convolution, Operands]:
     else:
         shape = Convolution(1, math.prod(codes.shape[:-1]), channels, out_channels)
         output = (*codes.shape[:-1], out_channels)
-    terms: dict[str, Operand] = {name: request.operands[name] for name in _TERMS}
+    terms: dict[str, Operand] = {name: request.operands[name] for name in UNIFORM_TERMS}
     epilogue = Epilogue.of(terms, output)
     specs = {name: request.operands[name].spec for name in ("codes", "zero", "weight", "weight_zero")}
     specs |= {name: operand.spec for name, operand in epilogue.terms.items()}

@@ -13,10 +13,9 @@ from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.targets.kernels import families
 from edgedm.targets.kernels.builder import build
 from edgedm.targets.kernels.draft import Draft
+from edgedm.targets.kernels.epilogue import UNIFORM_TERMS
 from edgedm.targets.kernels.spec import Array, Kernel, Operand, Request, TensorSpec, words
 from edgedm.targets.target import Target
-
-_UNIFORM_TERMS = ("multiplier", "step", "addend", "residual", "residual_scale")
 
 _INPUTS: Mapping[str, tuple[str, ...]] = {
     "PackBits": ("x", "threshold"),
@@ -33,8 +32,8 @@ _INPUTS: Mapping[str, tuple[str, ...]] = {
     "GroupNormSiluQuantizeUniform": ("x", "gamma", "beta", "divisor", "step", "zero"),
     "QuantizeUniform": ("x", "divisor", "step", "zero"),
     "QuantizeHeads": ("x", "step", "zero"),
-    "QuantConv": ("codes", "zero", "weight", "weight_zero", *_UNIFORM_TERMS),
-    "QuantGemm": ("codes", "zero", "weight", "weight_zero", *_UNIFORM_TERMS),
+    "QuantConv": ("codes", "zero", "weight", "weight_zero", *UNIFORM_TERMS),
+    "QuantGemm": ("codes", "zero", "weight", "weight_zero", *UNIFORM_TERMS),
     "QuantMatMul": ("a", "a_zero", "a_step", "b", "b_zero", "b_step"),
     "FloatConv": ("x", "weight", "bias"),
     "UpsampleNearest": ("x",),

@@ -55,6 +55,11 @@ class Convolution:
         return self.kernel[0] * self.kernel[1]
 
     @property
+    def pointwise(self) -> bool:
+        """Whether each output pixel's window is the one pixel at its place in the padded image."""
+        return self.taps == 1 and self.strides == (1, 1)
+
+    @property
     def padded(self) -> bool:
         """Whether any padding is asked for."""
         return any(self.pads)
