@@ -1,5 +1,6 @@
-"""Targets that this machine can run, and the path of the helpers beside the tests."""
+"""Targets that this machine can run, two threads to run kernels on, and the path of the helpers beside the tests."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from edgedm.targets import resolve, x86
 
+os.environ["TVM_NUM_THREADS"] = "2"  # on any machine, so that a race would show; read when the pool starts
 sys.path.insert(0, str(Path(__file__).parent))
 
 VARIANTS = ("host", "x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")

@@ -47,6 +47,11 @@ def assembly(kernel: Kernel, target: Target) -> str:
     return compile_kernels([kernel], target).mod.inspect_source("asm")
 
 
+def runs_on_threads(case: Case, target: Target) -> bool:
+    """Whether the case's kernel hands work to the thread pool, and that has more threads than one."""
+    return "parallel_lambda" in assembly(select_case(case, target), target) and tvm.runtime.num_threads() > 1
+
+
 def symbol(kernel: Kernel) -> str:
     return str(kernel.function.attrs["global_symbol"])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_cases import Case, reference, run_kernels
+from kernel_cases import Case, reference, run_kernels, runs_on_threads
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.targets import resolve
@@ -209,7 +209,8 @@ def test_large_products_share_their_work_among_threads(target):
     if target.level == "x86-64":
         pytest.skip("plain loops are never shared")
     cases = [convolution(rng, (16, 16), 128, 128, (3, 3), (1, 1), (1, 1, 1, 1), 4, 4)]
-    cases += [matmul(rng, 4, 256, 256, 32, flag) for flag in (True, False)]
+    cases += [matmul(rng, heads, 256, 256, 64, flag) for heads in (4, 1) for flag in (True, False)]
+    assert all(runs_on_threads(case, target) for case in cases)
     check(cases, target)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_cases import Case, reference, run_kernels, select_case
+from kernel_cases import Case, reference, run_kernels, runs_on_threads, select_case
 
 from edgedm.errors import InvalidModelError
 from edgedm.targets import resolve
@@ -70,6 +70,7 @@ def test_large_tensors_use_all_threads_and_agree(target):
     rng = np.random.default_rng(3)
     x = rows(rng, 1, 64, 64, 128)
     cases = [uniform(x, 1.0, 0.3, 7), uniform(x, np.abs(rows(rng, 128)) + np.float32(0.5), 0.3, 7)]
+    assert all(runs_on_threads(case, target) for case in cases)
     for case, (got,) in zip(cases, run_kernels(cases, target), strict=True):
         np.testing.assert_array_equal(got, reference(case)[0])
 
@@ -86,7 +87,8 @@ def test_grids_that_do_not_fit_are_refused():
         select_case(uniform(x, np.ones(3), 0.3, 0), here)
     with pytest.raises(InvalidModelError, match="step: expected 1"):
         select_case(uniform(x, 1.0, [0.3, 0.1], 0), here)
-    with pytest.raises(InvalidModelError, match="bits: expected"):
-        select_case(uniform(x, 1.0, 0.3, 0, bits=9), here)
+    for bits in (1, 9):
+        with pytest.raises(InvalidModelError, match=rf"bits: expected 2\.\.8, got {bits}"):
+            select_case(uniform(x, 1.0, 0.3, 0, bits=bits), here)
     with pytest.raises(InvalidModelError, match="expected \\[1, H, T, D\\]"):
         select_case(Case("QuantizeHeads", [x, np.ones(1, np.float32), np.zeros(1, np.uint8)]), here)
