@@ -14,22 +14,29 @@ from typing import Any
 
 from edgedm import progress
 from edgedm.bench.footprint import footprint
-from edgedm.bench.peers import ALL, OURS, Peer, environment, resolve_peers, unlimited
+from edgedm.bench.peers import ALIASES, OURS, PEERS, Peer, environment, resolve_peers, unlimited
 from edgedm.bench.timing import Sample, Timing, interleave_turns, summary
 from edgedm.bench.twin import FP32, Twin
 from edgedm.bench.worker import Worker, check_threads
 from edgedm.bundle import Bundle, load
-from edgedm.errors import ToolchainError, UnsupportedError
+from edgedm.errors import EdgedmError, ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
 
 
 @dataclass
 class _Run:
-    """What a run has found so far."""
+    """What a run has found so far; it fails without the engines that it is `bound_to`."""
 
+    bound_to: frozenset[str]
     figures: dict[str, float] = field(default_factory=dict)
     timings: dict[str, dict[str, Any]] = field(default_factory=dict)
     absent: list[dict[str, str]] = field(default_factory=list)
+
+    def failed(self, engine: str, error: EdgedmError) -> None:
+        """Go on without an engine, or raise `error`."""
+        if engine in self.bound_to:
+            raise error
+        self.absent.append({"engine": engine, "why": str(error), "install": PEERS[engine].install})
 
 
 def bench_model(
@@ -54,11 +61,11 @@ def bench_model(
         if not 1 <= count <= cores:
             raise UnsupportedError(f"bench: {count} threads on {cores} cores")
     loaded = load(bundle)
-    run = _Run(absent=absent)
+    run = _Run(frozenset({OURS, *(ALIASES.get(name, name) for name in against)}), absent=absent)
     with tempfile.TemporaryDirectory(prefix="edgedm-bench-") as scratch:
         twin = Twin(loaded.manifest.config, Path(scratch)) if peers else None
         for count in threads:
-            _measure(run, loaded, twin, peers, ALL in against, count, seconds)
+            _measure(run, loaded, twin, peers, count, seconds)
             failed = {row["engine"] for row in run.absent}
             peers = [peer for peer in peers if peer.name not in failed]
         reference = None if twin is None else twin.folder / FP32
@@ -69,25 +76,21 @@ def bench_model(
     return Outcome(True, run.figures, details)
 
 
-def _measure(
-    run: _Run, bundle: Bundle, twin: Twin | None, peers: Sequence[Peer], tolerant: bool, threads: int, seconds: float
-) -> None:
+def _measure(run: _Run, bundle: Bundle, twin: Twin | None, peers: Sequence[Peer], threads: int, seconds: float) -> None:
     plural = "s" if threads > 1 else ""
     with ExitStack() as stack:
         workers = {OURS: stack.enter_context(_worker(OURS, bundle, bundle.path, threads))}
         for peer in peers:
             assert twin is not None
-            for file in peer.files:
-                twin.need(file)
-            progress.stage(f"setting up {peer.name} with {threads} thread{plural}")
             try:
+                for file in peer.files:
+                    twin.need(file)
+                progress.stage(f"setting up {peer.name} with {threads} thread{plural}")
                 workers[peer.name] = stack.enter_context(_worker(peer.name, bundle, twin.folder, threads))
-            except ToolchainError as error:
-                if not tolerant:
-                    raise
-                run.absent.append({"engine": peer.name, "why": str(error), "install": peer.install})
+            except EdgedmError as error:
+                run.failed(peer.name, error)
         progress.stage(f"timing {len(workers)} engines with {threads} thread{plural}, in turns")
-        samples = interleave_turns({name: worker.turn for name, worker in workers.items()}, seconds)
+        samples = interleave_turns({name: worker.turn for name, worker in workers.items()}, seconds, run.failed)
     _report(run, samples, threads)
 
 
@@ -99,14 +102,20 @@ def _worker(engine: str, bundle: Bundle, source: Path, threads: int) -> Worker:
 
 
 def _report(run: _Run, samples: dict[str, list[Sample]], threads: int) -> None:
-    timing = {name: summary([each.seconds for each in found]) for name, found in samples.items()}
-    processor = {name: summary([each.processor for each in found]) for name, found in samples.items()}
+    timing: dict[str, Timing] = {}
+    processor: dict[str, float] = {}
     rows = {}
-    for name, each in timing.items():
-        shared = check_threads(name, threads, samples[name])
-        rows[name] = {**asdict(each), "processor": processor[name].median, "threads": shared}
+    for name, found in samples.items():
+        try:
+            shared = check_threads(name, threads, found)
+        except ToolchainError as error:
+            run.failed(name, error)
+            continue
+        timing[name] = summary([each.seconds for each in found])
+        processor[name] = summary([each.processor for each in found]).median
+        rows[name] = {**asdict(timing[name]), "processor": processor[name], "threads": shared}
     run.timings[f"t{threads}"] = rows
-    run.figures |= step_figures(timing, {name: each.median for name, each in processor.items()}, threads)
+    run.figures |= step_figures(timing, processor, threads)
 
 
 def step_figures(timing: dict[str, Timing], processor: dict[str, float], threads: int) -> dict[str, float]:

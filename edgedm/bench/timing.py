@@ -2,8 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from edgedm.errors import ToolchainError
 
 TURN_SECONDS = 0.05
 """Length of one engine's turn: far above the clock's resolution, far below a change of frequency or load."""
@@ -35,6 +37,14 @@ class Sample:
 Turn = Callable[[int], Sample]
 """Runs a number of calls, returns their mean."""
 
+Failed = Callable[[str, ToolchainError], None]
+"""Is told which engine failed and why; raises where the run shall not go on without it."""
+
+
+def insist(_engine: str, error: ToolchainError) -> None:
+    """Go on without no engine: a `Failed`."""
+    raise error
+
 
 def interleave(engines: Mapping[str, Callable[[], object]], seconds: float = 2.0) -> dict[str, Timing]:
     """Call every engine in turns until each has run for about `seconds`; two calls first warm it up.
@@ -46,18 +56,38 @@ def interleave(engines: Mapping[str, Callable[[], object]], seconds: float = 2.0
     return {name: summary([each.seconds for each in found]) for name, found in samples.items()}
 
 
-def interleave_turns(turns: Mapping[str, Turn], seconds: float = 2.0) -> dict[str, list[Sample]]:
-    """Let engines run in turns until each has had about `seconds` and `MIN_TURNS`; their samples, in order."""
-    calls = {name: _calls_per_turn(turn) for name, turn in turns.items()}
+def interleave_turns(
+    turns: Mapping[str, Turn], seconds: float = 2.0, failed: Failed = insist
+) -> dict[str, list[Sample]]:
+    """Let engines run in turns until each has had about `seconds` and `MIN_TURNS`; their samples, in order.
+
+    An engine whose turn raises ToolchainError has no samples, where `failed` lets the others go on.
+    """
+    calls: dict[str, int] = {}
     samples: dict[str, list[Sample]] = {name: [] for name in turns}
     spent = dict.fromkeys(turns, 0.0)
-    running = list(turns)
+
+    def warm_up(name: str) -> None:
+        calls[name] = _calls_per_turn(turns[name])
+
+    def run(name: str) -> None:
+        sample = turns[name](calls[name])
+        samples[name].append(sample)
+        spent[name] += sample.seconds * calls[name]
+
+    def in_turn(names: Sequence[str], act: Callable[[str], None]) -> list[str]:
+        """Those of `names` that did not fail."""
+        for name in names:
+            try:
+                act(name)
+            except ToolchainError as error:
+                failed(name, error)
+                del samples[name]
+        return [name for name in names if name in samples]
+
+    running = in_turn(list(turns), warm_up)
     while running:
-        for name in running:
-            sample = turns[name](calls[name])
-            samples[name].append(sample)
-            spent[name] += sample.seconds * calls[name]
-        running = [name for name in running if spent[name] < seconds or len(samples[name]) < MIN_TURNS]
+        running = [name for name in in_turn(running, run) if spent[name] < seconds or len(samples[name]) < MIN_TURNS]
     return samples
 
 

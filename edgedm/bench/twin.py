@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedm import progress
-from edgedm.errors import UnsupportedError
+from edgedm.atomic import atomic_file
+from edgedm.errors import EdgedmError, ToolchainError, UnsupportedError
 
 CONFIG, INPUTS, FP32, INT8 = "config.json", "inputs.npz", "fp32.onnx", "int8.onnx"
 CALIBRATION_SAMPLES = 4
@@ -40,10 +41,18 @@ class Twin:
         np.savez(folder / INPUTS, **next(feeds(self._config, 1)))  # type: ignore[arg-type]  # names, not options
 
     def need(self, name: str) -> Path:
-        """Return the file `name`, made now unless it is there."""
+        """Return the file `name`, made now unless it is there. Raises ToolchainError where its maker fails."""
         path = self.folder / name
         if not path.exists():
-            {FP32: self._export, INT8: self._quantize}[name](path)
+            make = {FP32: self._export, INT8: self._quantize}[name]
+            try:
+                with atomic_file(path) as scratch:
+                    make(scratch)
+            except EdgedmError:
+                raise
+            except Exception as error:  # whatever an exporter or a quantiser that is not ours comes upon
+                why = f"{type(error).__name__}: {error}"
+                raise ToolchainError(f"bench: cannot make {name} of the full-precision twin: {why}") from error
         return path
 
     def _export(self, path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from edgedm.bench import models, tables
 from edgedm.bench.models import bench_model, step_figures
-from edgedm.bench.timing import Timing
+from edgedm.bench.timing import Sample, Timing
 from edgedm.bench.twin import CONFIG, FP32, INT8, Twin, feeds, full_precision, read_feeds
 from edgedm.errors import ToolchainError, UnsupportedError
 
@@ -144,3 +144,62 @@ def test_an_engine_that_fails_stops_the_run_if_it_was_asked_for_and_is_listed_by
     assert row["engine"] == "torch_eager"
     assert "libfoo" in row["why"]
     assert "ratio.onnxruntime_fp32.t1" in outcome.figures
+
+
+class Engine:
+    """Stands for a process: every call takes a millisecond; one dies in its turn, one uses a thread too many."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def turn(self, _calls: int) -> Sample:
+        if self.name == "torch_eager":
+            raise ToolchainError("bench: torch_eager failed (exit code -9): Killed")
+        return Sample(1e-3, 2e-3 if self.name == "onnxruntime_fp32" else 1e-3, 1e-3)
+
+
+@pytest.fixture
+def failing(small_bundle, monkeypatch):
+    """Three peers that fail: in their turn, by their threads, and because a file cannot be made."""
+    three = [models.PEERS[name] for name in ("torch_eager", "onnxruntime_fp32", "onnxruntime_int8")]
+    monkeypatch.setattr(models, "_worker", lambda engine, *_: Engine(engine))
+    monkeypatch.setattr(models, "resolve_peers", lambda _names: (three, []))
+    monkeypatch.setattr(models, "footprint", lambda *_: {})
+    monkeypatch.setattr(Twin, "_export", lambda _self, path: path.write_bytes(b"x"))
+
+    def broken(_self, path):
+        path.write_bytes(b"half")
+        raise ValueError("no such shape")
+
+    monkeypatch.setattr(Twin, "_quantize", broken)
+    return small_bundle
+
+
+def test_all_goes_on_without_the_engines_that_fail_and_says_why(failing):
+    outcome = bench_model(failing, ("all",), THREADS, seconds=0.01)
+    why = {row["engine"]: row["why"] for row in outcome.details["absent"]}
+    assert "Killed" in why["torch_eager"]
+    assert "2.00 threads" in why["onnxruntime_fp32"]
+    assert "int8.onnx" in why["onnxruntime_int8"] and "ValueError: no such shape" in why["onnxruntime_int8"]
+    assert {name.split(".")[1] for name in outcome.figures} == {"edgedm"}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("torch", "Killed"), ("onnxruntime", r"2\.00 threads"), ("onnxruntime_int8", "no such shape")]
+)
+def test_an_engine_asked_for_beside_all_stops_the_run_where_it_fails(failing, name, why):
+    with pytest.raises(ToolchainError, match=why):
+        bench_model(failing, ("all", name), THREADS, seconds=0.01)
+
+
+def test_a_file_that_cannot_be_made_is_not_left_half_written(failing, tmp_path):
+    made = Twin({}, tmp_path)
+    for _ in range(2):
+        with pytest.raises(ToolchainError, match="no such shape"):
+            made.need(INT8)
