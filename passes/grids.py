@@ -69,7 +69,7 @@ def match_grid(value: ir.Value) -> Grid | str | None:
 def _grid_of(quantize: ir.Node, dequantize: ir.Node, bits: int) -> Grid | str:
     x, step = operand(quantize, 0), operand(quantize, 1)
     zero, other = (node.inputs[2] if len(node.inputs) > 2 else None for node in (quantize, dequantize))
-    if not _same(step, operand(dequantize, 1)) or not _same(zero, other):
+    if not _same(step, operand(dequantize, 1)) or not (_same(zero, other) or (_is_zero(zero) and _is_zero(other))):
         return "it is quantised on one grid and dequantised on another"
     known = constant(step)
     if known is not None and not np.all((known > 0) & np.isfinite(known)):
@@ -97,6 +97,12 @@ def _same(left: ir.Value | None, right: ir.Value | None) -> bool:
         return True
     first, second = constant(left), constant(right)
     return first is not None and second is not None and bool(np.array_equal(first, second))
+
+
+def _is_zero(point: ir.Value | None) -> bool:
+    """Whether this zero point is 0, as one that is left out is."""
+    known = constant(point)
+    return point is None or (known is not None and bool(np.all(known == 0)))
 
 
 def _largest(zero: ir.Value) -> float:

@@ -175,6 +175,20 @@ def test_signed_codes_of_the_activation_become_unsigned_ones():
     result.assert_within_rounding()
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+@pytest.mark.parametrize(("first", "second"), [("s, z", "s"), ("s", "s, z"), ("s", "s")])
+def test_a_zero_point_that_is_left_out_is_0(first, second, kind):
+    constants = weight(RNG, 4, 3, 5, 3, 3) | {"s": STEP, "b": BIAS, "z": np.array(0, kind)}
+    quantise = "q = QuantizeLinear" + ("" if "z" in first else f"<output_dtype={2 if kind is np.uint8 else 3}>")
+    text = f"""g (float[1,5,6,6] x) => (float[1,3,4,4] y) {{
+        {quantise}(x, {first}) d = DequantizeLinear(q, {second}) {CONV.format("group=1")}
+    }}"""
+    used = {name: array for name, array in constants.items() if name != "z" or "z" in first + second}
+    result = apply(FuseQuantConv(), graph(text, **used))
+    assert result.one("QuantConv").inputs[1].const_value.numpy() == (0 if kind is np.uint8 else 128)
+    result.assert_within_rounding()
+
+
 def test_groups_are_refused_by_name():
     model = graph(
         f"g (float[1,6,6,6] x) => (float[1,4,4,4] y) {{ {quantised('d', 'x', 's', 'z', 4)} "
