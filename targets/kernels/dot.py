@@ -6,7 +6,9 @@ With v the weights less the tile's offset, zv their zero points less the same, a
 
 over all taps and channels; padding is the code za. S is one number an output pixel: the sums of pixels' codes, added
 up over windows, and it is left out where every zv is 0. T is one number an output channel, made with the weights.
-All of it is int32 modulo 2^32, so what counts is that the left side fits (see `quant_operands.require_exact`).
+With N terms of at most A in the codes and zero points of a, and W in those of w, every sum and product above, partial
+sums included, lies within N A W of 0, also with an offset; TVM's int32 arithmetic may not overflow, and N A W fits (see
+`quant_operands.require_exact`).
 
 Loop order: the image, as words of four channels, into scratch (bordered with za; not at all where it lies so already),
 S, then the tiles of `sweep`: in registers `pixels` x `groups` vectors over taps and steps of channels.

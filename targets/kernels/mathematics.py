@@ -52,7 +52,8 @@ def silu(v: Expr, lanes: int) -> Expr:
     """v * sigmoid(v) = v / (1 + e^-v) for float32 lanes, one division.
 
     e^-v is within 2e-7 of its value, which the 1 beside it hides or halves, and takes half of the operations of
-    `exp`: one power of two reaches from 0, below -88, to infinity, above 88.4, where SiLU is -0. NaN gives NaN.
+    `exp`: one power of two reaches from 0, below -88, to infinity, above 88.4. So SiLU is -0 below v = -88.4, where
+    float32 still has values, from -3.6e-37 up: SiLU(-88.5) is -3.2e-37. NaN gives NaN.
     """
 
     def number(value: float) -> Expr:

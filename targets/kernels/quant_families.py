@@ -10,7 +10,7 @@ from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.targets.kernels import dot, dot_matmul, generic, quantize
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import UNIFORM_TERMS, Epilogue
-from edgedm.targets.kernels.quant_operands import Operands, require_exact, require_exact_length
+from edgedm.targets.kernels.quant_operands import Operands, require_exact
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Operand, Request, TensorSpec
 from edgedm.targets.tuning import tiling
@@ -97,7 +97,7 @@ def matmul(request: Request) -> Draft:
                 f"QuantMatMul: {name}: expected {heads} values, got shape {list(request.operands[name].shape)}"
             )
     bits, other_bits = bits_of(request, "bits"), bits_of(request, "other_bits")
-    require_exact_length(request.op, k, bits, other_bits)
+    require_exact(request.op, k, bits, other_bits)
     specs = {name: operand.spec for name, operand in request.operands.items()}
     tile = tiling.dot(request.target, m, bits, other_bits, nibbles=False)
     if tile is None:
@@ -121,9 +121,11 @@ def _operands(request: Request) -> tuple[Convolution, Operands]:
         raise InvalidModelError(f"{op}: weight: a code is {values.max()}, beyond {weight_bits} bits")
     if zero_values.shape != weight.shape[:1]:
         raise InvalidModelError(f"{op}: weight_zero: expected {weight.shape[0]} values, got {list(zeros.shape)}")
+    if zero_values.size and zero_values.max() > 2**weight_bits - 1:
+        raise InvalidModelError(f"{op}: weight_zero: a code is {zero_values.max()}, beyond {weight_bits} bits")
     if request.operands["zero"].spec.size != 1:
         raise InvalidModelError(f"{op}: zero: expected 1 value, got shape {list(request.operands['zero'].shape)}")
-    require_exact(op, values, zero_values, bits)
+    require_exact(op, math.prod(weight.shape[1:]), bits, weight_bits)
     channels, out_channels = weight.shape[-1], weight.shape[0]
     if op == "QuantConv":
         shape = Convolution.of(codes.shape, channels, out_channels, weight.shape[1:3], request.attrs)

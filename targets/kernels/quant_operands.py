@@ -1,9 +1,7 @@
-"""What the kernels of QuantConv and QuantGemm share: their checked operands and the sums that overflow nowhere."""
+"""Operands of QuantConv and QuantGemm, checked, and the bound within which no integer product overflows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
 
 from edgedm.errors import UnsupportedError
 from edgedm.targets.kernels.epilogue import Epilogue
@@ -25,25 +23,15 @@ class Operands:
     output: tuple[int, ...]
 
 
-def require_exact(op: str, weight: Array, zero: Array, bits: int) -> None:
-    """Refuse a reduction whose sum could leave int32; sums on the way there may wrap.
+def require_exact(op: str, length: int, bits: int, other_bits: int) -> None:
+    """Refuse a sum over `length` products of two codes that could leave int32, or take a step there out of it.
 
-    The sum of (code - zero point) * (weight - zero) is at most top * sum of |weight - zero|, per output channel.
+    The bound is that of the largest codes and does not ask which weights there are: kernels take zero points off at
+    the end, so a weight that equals its zero point adds nothing to the sum and as much as any other on the way.
     """
-    rows = weight.reshape(weight.shape[0], -1).astype(np.int64)
-    worst = int(np.abs(rows - zero.astype(np.int64)[:, None]).sum(axis=1).max()) * (2**bits - 1)
-    if worst > _INT32_MAX:
-        raise UnsupportedError(
-            f"{op}: a sum over {rows.shape[1]} products of {bits}-bit codes reaches {worst}, beyond int32's "
-            f"{_INT32_MAX}; use fewer input channels or fewer bits"
-        )
-
-
-def require_exact_length(op: str, length: int, bits: int, other_bits: int) -> None:
-    """Refuse a product of two activations over `length` terms that could leave int32."""
     worst = length * (2**bits - 1) * (2**other_bits - 1)
     if worst > _INT32_MAX:
         raise UnsupportedError(
             f"{op}: a sum over {length} products of {bits}- and {other_bits}-bit codes reaches {worst}, beyond "
-            f"int32's {_INT32_MAX}; use fewer channels or fewer bits"
+            f"int32's {_INT32_MAX}; use fewer input channels or fewer bits"
         )

@@ -188,9 +188,10 @@ def test_the_largest_sums_do_not_overflow(target, bits, weight_bits):
 def test_sums_beyond_int32_are_refused():
     channels = 2**31 // 255**2 + 1
     case = gemm(np.random.default_rng(4), (1,), channels, 1, 8, 8, weight_zero=0)
-    case.inputs[2][:] = 255
-    with pytest.raises(UnsupportedError, match=r"QuantGemm.*int32"):
-        select("QuantGemm", case.inputs, case.attrs, resolve("host"))
+    for weight, weight_zero in [(255, 0), (255, 255)]:  # the second sum is 0, but what it is the difference of is not
+        case.inputs[2][:], case.inputs[3][:] = weight, weight_zero
+        with pytest.raises(UnsupportedError, match=r"QuantGemm.*int32"):
+            select("QuantGemm", case.inputs, case.attrs, resolve("host"))
     operands = [*matmul(np.random.default_rng(4), 1, 1, 1, channels, True, 8, 8).inputs]
     with pytest.raises(UnsupportedError, match=r"QuantMatMul.*int32"):
         select("QuantMatMul", operands, {"bits": 8, "other_bits": 8}, resolve("host"))
@@ -276,6 +277,8 @@ def test_operands_that_do_not_fit_are_refused():
         attempt(0, TensorSpec((3, 64), "float32"))
     with pytest.raises(InvalidModelError, match="beyond 4 bits"):
         attempt(2, np.full((32, 64), 16, np.uint8))
+    with pytest.raises(InvalidModelError, match="weight_zero: a code is 16, beyond 4 bits"):
+        attempt(3, np.full(32, 16, np.uint8))
     with pytest.raises(InvalidModelError, match="weight_zero: expected 32"):
         attempt(3, np.zeros(31, np.uint8))
     with pytest.raises(InvalidModelError, match="weight_bits"):
