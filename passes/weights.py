@@ -78,12 +78,14 @@ def _match(node: ir.Node) -> Match | None:
 
 def _match_conv(node: ir.Node) -> Match | None:
     unpack = operand(node, 1).producer()
-    if unpack is None or not unpack.inputs or len(dims(unpack.outputs[0])) != 4:
+    if unpack is None or not unpack.inputs or len(dims(unpack.outputs[0])) < 3:  # fewer is no convolution at all
         return None
     outputs, _, *kernel = dims(unpack.outputs[0])
     bias, refusal = _bias(node, outputs)
-    if constant(operand(unpack, 0)) is None:
-        refusal = "its packed weight is not a constant"
+    if len(kernel) != 2:
+        refusal = f"its weight {dims(unpack.outputs[0])} is not [out, in, height, width]: no other has a low-bit kernel"
+    elif constant(operand(unpack, 0)) is None:
+        refusal = "its weight is not a constant"
     elif integer(node, "group", 1) != 1:
         refusal = f"grouped convolution (group = {integer(node, 'group', 1)}) has no low-bit kernel"
     elif any(dilation != 1 for dilation in ints(node, "dilations", ())):
@@ -110,9 +112,9 @@ def _match_linear(node: ir.Node) -> Match | None:
         transposed ^= integer(node, "transB", 0) == 1
     bias, refusal = _bias(node, dims(unpack.outputs[0])[0])
     if not transposed:
-        refusal = "its unpacked weight is not transposed: inputs stand on the rows"
+        refusal = "its weight is not transposed: inputs stand on the rows"
     elif constant(operand(unpack, 0)) is None:
-        refusal = "its packed weight is not a constant"
+        refusal = "its weight is not a constant"
     elif gemm and (integer(node, "transA", 0), number(node, "alpha", 1.0), number(node, "beta", 1.0)) != (0, 1.0, 1.0):
         refusal = "Gemm with transA, alpha or beta has no low-bit kernel"
     return Match(node, operand(node, 0), unpack, bias, refusal=refusal)

@@ -119,7 +119,7 @@ def test_every_form_of_a_linear_layer_becomes_a_binary_gemm(product):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("g (float[1,4,6,6] x, uint8[2,3,3,8] w) => (float[1,2,4,4] y)", "packed weight is not a constant"),
+        ("g (float[1,4,6,6] x, uint8[2,3,3,8] w) => (float[1,2,4,4] y)", "its weight is not a constant"),
         ("g (float[1,4,6,6] x, float[1,4,1,1] t) => (float[1,2,4,4] y)", "threshold is not a constant"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_quantised_value_that_is_read_elsewhere_stays_for_its_reader():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"inputs": ", uint4[3,5,3,3] w"}, "packed weight is not a constant"),
+        ({"inputs": ", uint4[3,5,3,3] w"}, "its weight is not a constant"),
         ({"inputs": ", float[3] ws"}, "step or zero point of its weight is not a constant"),
         ({"w": np.zeros((3, 5, 3, 3), np.int8), "wz": np.zeros(3, np.int8)}, "its weight is int8"),
         ({"z": np.array(3, np.uint16)}, "its codes are UINT16"),
@@ -187,6 +187,23 @@ def test_a_zero_point_that_is_left_out_is_0(first, second, kind):
     result = apply(FuseQuantConv(), graph(text, **used))
     assert result.one("QuantConv").inputs[1].const_value.numpy() == (0 if kind is np.uint8 else 128)
     result.assert_within_rounding()
+
+
+def test_a_convolution_along_one_axis_is_refused():
+    text = f"""g (float[1,5,6] x) => (float[1,3,4] y) {{
+        {quantised("d", "x", "s", "z", 4)} u = DequantizeLinear<axis=0>(w, ws, wz) y = Conv(d, u)
+    }}"""
+    result = apply(FuseQuantConv(), graph(text, s=STEP, z=np.array(3, ml_dtypes.uint4), **weight(RNG, 4, 3, 5, 3)))
+    (refusal,) = result.report.refusals
+    assert "(3, 5, 3)" in refusal.reason and "kernel" in refusal.reason
+
+
+def test_a_weight_with_inputs_on_the_rows_is_refused():
+    text = f"""g (float[6,5] x) => (float[6,3] y) {{
+        {quantised("d", "x", "s", "z", 4)} u = DequantizeLinear<axis=0>(w, ws, wz) y = MatMul(d, u)
+    }}"""
+    result = apply(FuseQuantConv(), graph(text, s=STEP, z=np.array(3, ml_dtypes.uint4), **weight(RNG, 4, 5, 3)))
+    assert result.report.refusals[0].reason == "its weight is not transposed: inputs stand on the rows"
 
 
 def test_groups_are_refused_by_name():
