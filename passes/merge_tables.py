@@ -45,12 +45,16 @@ class MergeTables(GraphPass):
             if _is_lookup(node):
                 lookups.setdefault(operand(node, 1), []).append(node)
         groups = {index: nodes for index, nodes in lookups.items() if len({operand(node, 0) for node in nodes}) > 1}
+        before = {operand(node, 0) for nodes in groups.values() for node in nodes}
+        after: set[ir.Value] = set()
         for index, nodes in groups.items():
             reads = [read for node in nodes for read in _reads(node)]
             for dtype in (_FLOAT, _BYTE):
-                _merge(editor, index, [read for read in reads if read.value.dtype == dtype], dtype)
+                of_dtype = [read for read in reads if read.value.dtype == dtype]
+                if of_dtype:
+                    after.add(_merge(editor, index, of_dtype, dtype))
             editor.rewritten.extend(describe(node) for node in nodes)
-        return {"tables.before": float(sum(map(len, groups.values()))), "tables.after": float(2 * len(groups))}
+        return {"tables.before": float(len(before)), "tables.after": float(len(after))}
 
 
 def _is_lookup(node: ir.Node) -> bool:
@@ -119,10 +123,8 @@ def _table(table: ir.Value) -> Array:
     return array
 
 
-def _merge(editor: Editor, index: ir.Value, reads: list[_Read], dtype: ir.DataType) -> None:
-    """Let all `reads`, of one dtype, read the row `index` of a joint table."""
-    if not reads:
-        return
+def _merge(editor: Editor, index: ir.Value, reads: list[_Read], dtype: ir.DataType) -> ir.Value:
+    """Let all `reads`, of one dtype, read the row `index` of a joint table; the table."""
     first = _maker(reads[0])  # the lookups themselves may be gone: those that only numbers were read from
     places: dict[tuple[ir.Value, int], int] = {}
     for read in reads:
@@ -140,6 +142,7 @@ def _merge(editor: Editor, index: ir.Value, reads: list[_Read], dtype: ir.DataTy
         (value,) = editor.add("Gather", [row, where], _maker(read), [output], {"axis": 0})
         editor.replace(read.value, value, rename=value not in taken)  # equal reads share one, with one name
         taken.add(value)
+    return data
 
 
 def _maker(read: _Read) -> ir.Node:

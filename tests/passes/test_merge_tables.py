@@ -130,6 +130,13 @@ def test_values_of_the_same_columns_that_are_outputs_keep_a_name_each():
     assert_equal_at_every_bin(result, other=np.array([0]))
 
 
+def test_tables_are_counted_once_and_no_bytes_are_no_table():
+    lookup = "r = edgedm.TimestepLookup(ptable, edges, timestep)"
+    model = lookups(f"{lookup} y = Concat<axis=0>(p, q, r)", "float[10] y")
+    result = apply(MergeTables(), model)
+    assert result.report.notes == {"tables.before": 2, "tables.after": 1}
+
+
 def test_values_of_the_same_columns_are_looked_up_once():
     tail = "d = Slice(p, one, two) n = Neg(d) e = Slice(p, one, two, nought) y = Concat<axis=0>(n, e, q)"
     result = apply(MergeTables(), lookups(tail, "float[4] y", nought=np.array([0])))
