@@ -36,7 +36,16 @@ class FuseNormActPack(GraphPass):
             elif codes and sole_consumer(y) is codes[0]:
                 _fuse_quantize(editor, node, codes[0])
             elif codes:
-                editor.refuse(node, "its float result is read by other nodes than the quantiser")
+                editor.refuse(node, _readers(y, len(codes)))
+
+
+def _readers(y: ir.Value, quantisers: int) -> str:
+    """Why the float result is needed, or not one quantiser alone reads it."""
+    if y.is_graph_output():
+        return "its float result is an output of the graph"
+    if len(y.uses()) > quantisers:
+        return "its float result is read by other nodes than the quantiser"
+    return f"its result is quantised {quantisers} times, on different grids"
 
 
 def _fuse_pack(editor: Editor, norm: ir.Node, pack: ir.Node) -> None:

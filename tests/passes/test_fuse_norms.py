@@ -135,7 +135,10 @@ def test_a_float_result_that_is_read_elsewhere_is_refused():
     assert "GroupNormSiluQuantize" not in result.ops
 
 
-def uniform(divisor="", tail="", outputs="float[1,4,4,4] y"):
+LAST = "last = Transpose<perm=[0,2,3,1]>(a)"
+
+
+def uniform(divisor="", tail="", outputs="float[1,4,4,4] y", **constants):
     """A norm, perhaps a dilation, an unsigned grid and a convolution."""
     value = "v" if divisor else "a"
     return graph(
@@ -149,6 +152,7 @@ def uniform(divisor="", tail="", outputs="float[1,4,4,4] y"):
         step=np.array(0.2, np.float32),
         zero=np.array(2, ml_dtypes.uint4),
         **({"dilation": np.linspace(0.5, 3, 6, dtype=np.float32).reshape(6, 1, 1)} if divisor else {}),
+        **constants,
         **weight(RNG, 4, 4, 6, 2, 2),
         **AFFINE,
     )
@@ -171,3 +175,15 @@ def test_a_norm_whose_float_result_is_read_beside_an_unsigned_grid_is_refused():
     result = run_all(uniform(tail="z = Neg(a)", outputs="float[1,4,4,4] y, float[1,6,5,5] z"), *UNIFORM)
     assert "read by other nodes" in result.report.refusals[0].reason
     assert "QuantizeUniform" in result.ops
+
+
+def test_a_norm_that_is_quantised_on_two_grids_is_refused_in_these_words():
+    second = f"{quantised('d2', 'a', 'step2', 'zero', 4)} z = Conv(d2, u)"
+    model = uniform(tail=second, outputs="float[1,4,4,4] y, float[1,4,4,4] z", step2=np.array(0.3, np.float32))
+    result = run_all(model, *UNIFORM)
+    assert [each.reason for each in result.report.refusals] == ["its result is quantised 2 times, on different grids"]
+
+
+def test_a_norm_whose_float_result_is_an_output_is_refused_in_these_words():
+    result = run_all(uniform(outputs="float[1,4,4,4] y, float[1,5,5,6] last", tail=LAST), *UNIFORM)
+    assert [each.reason for each in result.report.refusals] == ["its float result is an output of the graph"]
