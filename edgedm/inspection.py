@@ -288,7 +288,6 @@ def _bundle(path: Path) -> Outcome:
         "bytes.arena": float(manifest.arena_bytes),
         "bytes.weights": float(manifest.weights_bytes),
         "bytes.row": float(manifest.row_bytes),
-        "slow": float(len(manifest.slow)),
         "bytes.files": float(sum(entry.bytes for entry in manifest.files.values())),
         **{f"macs.{family or 'fused'}": float(macs) for family, macs in by_family.items()},
     }
@@ -300,8 +299,10 @@ def _bundle(path: Path) -> Outcome:
         "carried state": ", ".join(port.name for port in manifest.states()) or "none",
         "toolchain": ", ".join(f"{name} {version}" for name, version in manifest.toolchain.items()),
     }
-    slow: list[Row] = [{"what no fast kernel serves": each} for each in manifest.slow]
-    tables = {"Kernels": list(kernels.values()), "Calls": calls, "Slow": slow, "Files": files}
+    tables = {"Kernels": list(kernels.values()), "Calls": calls, "Files": files}
+    if manifest.slow is not None:
+        figures["slow"] = float(len(manifest.slow))
+        tables["Slow"] = [{"what no fast kernel serves": each} for each in manifest.slow]
     return Outcome(True, figures, {"summary": summary, "tables": tables})
 
 

@@ -27,14 +27,17 @@ def footprint(bundle: Bundle, float_graph: Path | None = None) -> dict[str, floa
     """Figures on memory and size.
 
     `bytes.arena` is the planned memory for what lies between kernels, `bytes.live` its lower bound (see
-    `live_bytes`), `arena.over_live` their quotient; `bytes.peak_rss` is the most that the bundle's own program had
-    resident while it drew one image on one thread (see `peak_rss`). `bytes.bundle` counts every file but the golden data,
-    `bytes.shipped` what a program needs: weights and the shared library. With the float32 ONNX file `float_graph`,
-    `size.ratio` and `size.shipped_ratio` say how many times larger that is.
+    `live_bytes`), `arena.over_live` their quotient; both are left out for a bundle that doesn't record its scratch.
+    `bytes.peak_rss` is the most that the bundle's own program had resident while it drew one image on one thread (see
+    `peak_rss`). `bytes.bundle` counts every file but the golden data, `bytes.shipped` what a program needs: weights and
+    the shared library. With the float32 ONNX file `float_graph`, `size.ratio` and `size.shipped_ratio` say how many
+    times larger that is.
     """
     manifest = bundle.manifest
     live = live_bytes(manifest)
-    figures = {"bytes.arena": float(manifest.arena_bytes), "bytes.live": float(live)}
+    figures = {"bytes.arena": float(manifest.arena_bytes)}
+    if live is not None:
+        figures["bytes.live"] = float(live)
     if live:
         figures["arena.over_live"] = manifest.arena_bytes / live
     figures["bytes.peak_rss"] = float(peak_rss(bundle))
@@ -49,11 +52,14 @@ def footprint(bundle: Bundle, float_graph: Path | None = None) -> dict[str, floa
     return figures
 
 
-def live_bytes(manifest: Manifest) -> int:
+def live_bytes(manifest: Manifest) -> int | None:
     """The most bytes of the arena that are live at one time, in either graph: no plan can do with less.
 
-    A buffer lives from the call that writes it to the last call that reads it; scratch lives during its call.
+    A buffer lives from the call that writes it to the last call that reads it; scratch lives during its call. None for
+    a bundle of an edgedm that didn't record scratch.
     """
+    if any(node.scratch is None for node in manifest.nodes):
+        return None
     graphs = ("step", "prepare")
     return max(_live([node for node in manifest.nodes if node.graph == graph]) for graph in graphs)
 
@@ -65,7 +71,7 @@ def _live(nodes: list[Node]) -> int:
         for operand in _in_arena(node.inputs):
             first, _, size = intervals[current[operand.offset]]
             intervals[current[operand.offset]] = (first, index, size)
-        for operand in _in_arena([*node.outputs, *node.scratch]):
+        for operand in _in_arena([*node.outputs, *(node.scratch or ())]):
             current[operand.offset] = len(intervals)
             intervals.append((index, index, _bytes(operand)))
     return max(

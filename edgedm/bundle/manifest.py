@@ -46,7 +46,10 @@ class Operand(_Record):
 
 
 class Node(_Record):
-    """One kernel call; `node` and `module` are empty where Relax fused standard ops. `scratch` lives during it."""
+    """One kernel call; `node` and `module` are empty where Relax fused standard ops. `scratch` lives during it.
+
+    Where a bundle is of an edgedm that didn't record it, `scratch` is None.
+    """
 
     index: int = Field(ge=0)
     graph: Literal["step", "prepare"]
@@ -58,7 +61,7 @@ class Node(_Record):
     macs: int = Field(ge=0)
     inputs: list[Operand]
     outputs: list[Operand]
-    scratch: list[Operand] = []
+    scratch: list[Operand] | None = None
 
 
 class Schedule(_Record):
@@ -89,7 +92,7 @@ class Manifest(_Record):
     inputs: dict[Literal["step", "prepare"], list[Port]]
     outputs: dict[Literal["step", "prepare"], list[Port]]
     nodes: list[Node]
-    slow: list[str] = []  # nodes that no fast kernel serves, and what serves them
+    slow: list[str] | None = None  # nodes that no fast kernel serves, and what serves them; None: not recorded
 
     @field_validator("files")
     @classmethod

@@ -16,7 +16,7 @@ def operand(source: str, *shape: int, offset: int = 0) -> Operand:
 
 def node(index: int, op: str, family: str, macs: int, inputs: list[Operand], outputs: list[Operand]) -> Node:
     fields = {"graph": "step", "kernel": "k", "node": "", "module": f"m{index}"}
-    return Node(index=index, op=op, family=family, macs=macs, inputs=inputs, outputs=outputs, **fields)
+    return Node(index=index, op=op, family=family, macs=macs, inputs=inputs, outputs=outputs, scratch=[], **fields)
 
 
 def manifest(*nodes: Node) -> Manifest:

@@ -1,5 +1,6 @@
 """Memory and size: the lower bound of an arena by hand, and figures of a compiled bundle."""
 
+import dataclasses
 import os
 import subprocess
 
@@ -9,7 +10,8 @@ from test_bound import manifest, node, operand
 
 from edgedm.bench import footprint as module
 from edgedm.bench.footprint import footprint, high_water, live_bytes, peak_rss
-from edgedm.bundle import load
+from edgedm.bundle import Manifest, Node, load
+from edgedm.inspection import inspect
 
 
 def test_live_bytes_are_the_most_that_live_at_one_time():
@@ -37,6 +39,24 @@ def test_scratch_lives_during_its_call_only():
     scratch = call.model_copy(update={"scratch": [operand("arena", 1000, offset=64)]})
     after = node(1, "b", "", 0, [operand("arena", 10, offset=0)], [operand("arena", 500, offset=64)])
     assert live_bytes(manifest(scratch, after)) == 4 * 1010
+
+
+def test_scratch_that_was_not_recorded_gives_no_bound():
+    recorded = node(0, "a", "", 0, [], [operand("arena", 10, offset=0)])
+    older = Node.model_validate({**recorded.model_dump(), "scratch": None})
+    assert Node.model_validate(recorded.model_dump(exclude={"scratch"})).scratch is None
+    assert live_bytes(manifest(recorded, older)) is None
+
+
+def test_figures_leave_out_what_an_older_bundle_does_not_record(monkeypatch):
+    bundle = load(tiny_model.folder() / "model.bundle")
+    fields = bundle.manifest.model_dump(exclude={"slow": True, "nodes": {"__all__": {"scratch"}}})
+    older = dataclasses.replace(bundle, manifest=Manifest.model_validate(fields))
+    figures = footprint(older)
+    assert "bytes.arena" in figures and not {"bytes.live", "arena.over_live"} & set(figures)
+    monkeypatch.setattr("edgedm.bundle.load", lambda _path: older)
+    seen = inspect(bundle.path)
+    assert "slow" not in seen.figures and "Slow" not in seen.details["tables"]
 
 
 def test_no_nodes_need_no_memory():
@@ -77,6 +97,5 @@ def test_an_interrupted_reading_leaves_no_program_and_draws_few_steps(monkeypatc
     monkeypatch.setattr(module.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         peak_rss(bundle)
-    [program] = started
-    assert program.returncode is not None
-    assert program.args[program.args.index("--steps") + 1] == "4"
+    assert started and all(program.returncode is not None for program in started)
+    assert all(program.args[program.args.index("--steps") + 1] == "4" for program in started)
