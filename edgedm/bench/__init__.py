@@ -14,14 +14,15 @@ def bench(
     bundle: str | os.PathLike[str] | None = None,
     *,
     layers: Sequence[str] = (),
-    against: Sequence[str] = ("onnxruntime",),
-    threads: Sequence[int] = (1, 2),
+    against: Sequence[str] | None = None,
+    threads: Sequence[int] | None = None,
     calls: bool = False,
     machine: bool = False,
 ) -> Outcome:
     """Time a denoising step of `bundle`, or each of `layers` (e.g. `bconv:256x256x16`), against peers.
 
-    `against` names engines (`edgedm.bench.peers`), or is `all` that are installed, or `none`. For a bundle, figures
+    `against` (by default ONNX Runtime) names engines: those of `edgedm.bench.peers` for a bundle, onnxruntime and torch
+    for layers; or it is `all` that are installed, or `none`. `threads` are 1 and 2 by default. For a bundle, figures
     are those of `bench_model`; with `calls` also those of `bench_calls`, each under `calls.`. For layers they are those
     of `bench_layer`; with several layers each name starts with the layer. With `machine` and nothing else they are
     the limits of this machine (`bench_machine`). Raises `UnsupportedError` for an unknown engine or layer,
@@ -32,14 +33,21 @@ def bench(
             "bench: give one of a bundle, layers (KIND:INxOUTxHEIGHT) and the machine; calls need a bundle"
         )
     if machine:
+        if against is not None or threads is not None:
+            raise InvalidModelError(
+                "bench: the machine's limits are of one thread and beside no engine: leave out "
+                "--against and --threads, or give a bundle or --layer"
+            )
         from edgedm.bench.machine import bench_machine
 
         return bench_machine()
+    peers = ("onnxruntime",) if against is None else tuple(against)
+    counts = (1, 2) if threads is None else tuple(threads)
     if bundle is not None:
-        return _bundle(bundle, tuple(against), tuple(threads), calls)
+        return _bundle(bundle, peers, counts, calls)
     from edgedm.bench.layers import bench_layer
 
-    outcomes = {layer: bench_layer(layer, against=tuple(against), threads=tuple(threads)) for layer in layers}
+    outcomes = {layer: bench_layer(layer, against=peers, threads=counts) for layer in layers}
     if len(outcomes) == 1:
         return next(iter(outcomes.values()))
     figures = {f"{layer}.{name}": v for layer, outcome in outcomes.items() for name, v in outcome.figures.items()}

@@ -20,6 +20,7 @@ os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")  # microseconds, not
 import tvm
 
 from edgedm.bench.limits import limit
+from edgedm.bench.peers import Peer, resolve_peers
 from edgedm.bench.timing import interleave
 from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.ops.domain import IR_VERSION, ONNX_OPSET
@@ -39,6 +40,14 @@ KERNEL_SIZE = 3
 _TVM_BIG_CORES = 1  # the affinity mode of `runtime.config_threadpool` that uses the first cores
 
 Engine = Callable[[], object]
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("onnxruntime", ("onnxruntime", "onnx"), "pip install 'edgedm[compile]'"),
+        Peer("torch", ("torch",), "pip install 'edgedm[train]'"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,13 @@ def bench_layer(
 
     Figures: `us.<engine>.t<n>` (median), `ratio.<peer>.t<n>` (peer over edgedm), `gmacs.edgedm.t<n>`; for one
     thread `gmacs.limit.t1` and `fraction.t1` of the limit (see `limits`). Details hold deciles, kernel families and
-    shapes. Raises UnsupportedError for an unknown layer, peer or number of threads, ToolchainError for a peer that
-    is not installed.
+    shapes. `against` names peers (`PEERS`), or is `all` that are installed (`details["absent"]` has the others), or
+    `none`. Raises UnsupportedError for an unknown layer, peer or number of threads, ToolchainError for a peer asked for
+    by name that is not installed.
     """
     shape = Layer.parse(layer)
-    unknown = [peer for peer in against if peer not in PEERS]
-    if unknown:
-        raise UnsupportedError(f"bench: unknown peer {', '.join(unknown)}; known are {', '.join(PEERS)}")
+    chosen, absent = resolve_peers(against, PEERS)
+    peers = [peer.name for peer in chosen]
     machine = resolve(target)
     ours = _Ours(shape, machine)
     bound = limit(shape.kind, machine)
@@ -95,8 +104,8 @@ def bench_layer(
             raise UnsupportedError(f"bench: {count} threads on {machine.cores} cores")
         _use_threads(count)
         engines: dict[str, Engine] = {"edgedm": ours.run}
-        engines |= {f"{peer}_fp32": _PEER[peer](shape, count) for peer in against}
-        if shape.kind == "qconv" and "onnxruntime" in against:
+        engines |= {f"{peer}_fp32": _PEER[peer](shape, count) for peer in peers}
+        if shape.kind == "qconv" and "onnxruntime" in peers:
             engines["onnxruntime_int8"] = _onnxruntime_int8(shape, count)
         if count == 1:
             engines["limit"] = bound.run
@@ -110,8 +119,8 @@ def bench_layer(
         figures[f"gmacs.edgedm.t{count}"] = shape.macs / best / 1e9
         if count == 1:
             figures["fraction.t1"] = figures["gmacs.edgedm.t1"] / figures["gmacs.limit.t1"]
-    details = {"layer": layer, "is": KINDS[shape.kind], "target": machine.name, "macs": shape.macs}
-    details |= {"kernels": ours.families, "seconds": timings}
+    details: dict[str, Any] = {"layer": layer, "is": KINDS[shape.kind], "target": machine.name, "macs": shape.macs}
+    details |= {"kernels": ours.families, "seconds": timings, "absent": absent}
     return Outcome(True, figures, details)
 
 
@@ -179,7 +188,8 @@ def _use_threads(count: int) -> None:
 
 def _onnxruntime(layer: Layer, threads: int) -> Engine:
     """ONNX Runtime's float convolution, all optimisation, in its own layout (NCHW)."""
-    _, helper, numpy_helper = _onnx()
+    from onnx import helper, numpy_helper
+
     x, weight, bias = _float_operands(layer)
     constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
     return _session(layer, threads, x, [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])], constants)
@@ -187,7 +197,8 @@ def _onnxruntime(layer: Layer, threads: int) -> Engine:
 
 def _onnxruntime_int8(layer: Layer, threads: int) -> Engine:
     """ONNX Runtime's convolution of uint8 codes with int8 weights, from float to float."""
-    _, helper, numpy_helper = _onnx()
+    from onnx import helper, numpy_helper
+
     x, weight, _ = _float_operands(layer)
     values = {"s": np.float32(0.03), "z": np.uint8(128), "w": np.clip(weight * 32, -128, 127).astype(np.int8)}
     values |= {"ws": np.float32(1 / 32), "wz": np.int8(0), "ys": np.float32(1.0), "yz": np.uint8(128)}
@@ -202,18 +213,11 @@ def _onnxruntime_int8(layer: Layer, threads: int) -> Engine:
     return _session(layer, threads, x, nodes, constants)
 
 
-def _onnx() -> tuple[Any, Any, Any]:
-    try:
-        import onnxruntime
-        from onnx import helper, numpy_helper
-    except ModuleNotFoundError as error:
-        raise ToolchainError(f"bench: {error.name} is missing: pip install 'edgedm[compile,bench]'") from None
-    return onnxruntime, helper, numpy_helper
-
-
 def _session(layer: Layer, threads: int, x: Array, nodes: Sequence[Any], constants: Sequence[Any]) -> Engine:
     """ONNX Runtime on nodes that make `y` from `x`."""
-    onnxruntime, helper, _ = _onnx()
+    import onnxruntime
+    from onnx import helper
+
     size = [1, layer.out_channels, layer.height, layer.height]
     graph = helper.make_graph(
         nodes,
@@ -232,10 +236,8 @@ def _session(layer: Layer, threads: int, x: Array, nodes: Sequence[Any], constan
 
 def _torch(layer: Layer, threads: int) -> Engine:
     """PyTorch's float convolution, channels last."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise ToolchainError("bench: torch is missing: pip install 'edgedm[train]'") from None
+    import torch
+
     last = torch.channels_last
     x, weight, bias = (torch.from_numpy(each) for each in _float_operands(layer))
     x, weight = x.to(memory_format=last), weight.to(memory_format=last)
@@ -257,4 +259,3 @@ def _float_operands(layer: Layer) -> tuple[Array, Array, Array]:
 
 
 _PEER: dict[str, Callable[[Layer, int], Engine]] = {"onnxruntime": _onnxruntime, "torch": _torch}
-PEERS = tuple(_PEER)

@@ -61,18 +61,18 @@ _LEVEL_VARIABLES: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-def resolve_peers(names: Sequence[str]) -> tuple[list[Peer], list[dict[str, str]]]:
-    """Return the engines that `names` ask for, and {engine, why, install} of those that `all` lacks here.
+def resolve_peers(names: Sequence[str], known: Mapping[str, Peer] = PEERS) -> tuple[list[Peer], list[dict[str, str]]]:
+    """Return the engines of `known` that `names` ask for, and {engine, why, install} of those that `all` lacks here.
 
     Raises UnsupportedError for an unknown name, ToolchainError for a missing engine that was asked for by name.
     """
-    wanted = [ALIASES.get(name, name) for name in names if name not in ("", NONE)]
-    unknown = [name for name in wanted if name != ALL and name not in PEERS]
+    wanted = [name if name in known else ALIASES.get(name, name) for name in names if name not in ("", NONE)]
+    unknown = [name for name in wanted if name != ALL and name not in known]
     if unknown:
         raise UnsupportedError(
-            f"bench: unknown engine {', '.join(unknown)}; known are {', '.join(PEERS)}, all and none"
+            f"bench: unknown engine {', '.join(unknown)}; known are {', '.join(known)}, all and none"
         )
-    chosen = [peer for name, peer in PEERS.items() if name in wanted or ALL in wanted]
+    chosen = [peer for name, peer in known.items() if name in wanted or ALL in wanted]
     absent: list[dict[str, str]] = []
     for peer in chosen:
         missing = peer.missing()

@@ -23,10 +23,12 @@ def show(outcome: Outcome, console: Console | None = None) -> None:
     if "timings" not in details:
         for name, value in outcome.figures.items():
             console.print(f"{name:<44} {value:>14,.2f}", highlight=False)
-        return
-    console.print(_engines(details["timings"]))
-    for row in details["absent"]:
+    else:
+        console.print(_engines(details["timings"]))
+    for row in details.get("absent", ()):
         console.print(f"not compared: {row['engine']}: {row['why']}; {row['install']}", highlight=False)
+    if "timings" not in details:
+        return
     if details["not_limited"]:
         names = ", ".join(details["not_limited"])
         console.print(f"not limited to {details['target']}: {names}", highlight=False)

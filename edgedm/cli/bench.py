@@ -16,27 +16,28 @@ def _show(outcome: Outcome) -> None:
 @click.command(name="bench", short_help="speed, side by side with peers in one run")
 @click.argument("bundle", required=False, type=click.Path())
 @click.option("--layer", "layers", multiple=True, metavar="KIND:INxOUTxHEIGHT", help="e.g. bconv:256x256x16")
-@click.option("--against", default="onnxruntime", show_default=True, help="Engines, by commas; or all, or none.")
-@click.option("--threads", default="1,2", show_default=True, help="Thread counts, separated by commas.")
+@click.option("--against", show_default="onnxruntime", help="Engines, by commas; or all, or none.")
+@click.option("--threads", show_default="1,2", help="Thread counts, separated by commas.")
 @click.option("--calls", is_flag=True, help="Also each kernel call inside the step, against this machine's limits.")
 @click.option("--machine", is_flag=True, help="Only this machine's limits: arithmetic, bandwidth of every cache.")
 @verb(_show)
 def command(
-    bundle: str | None, layers: tuple[str, ...], against: str, threads: str, calls: bool, machine: bool
+    bundle: str | None, layers: tuple[str, ...], against: str | None, threads: str | None, calls: bool, machine: bool
 ) -> Outcome:
     """Time a denoising step of BUNDLE, or single layers, against peers: median and spread, interleaved runs.
 
-    Packing and epilogue are inside the timer. Engines: onnxruntime_fp32, onnxruntime_int8, openvino_fp32,
-    openvino_int8, torch_eager, torch_compile, ncnn_fp32, tvm_default.
+    Packing and epilogue are inside the timer. Engines for BUNDLE: onnxruntime_fp32, onnxruntime_int8, openvino_fp32,
+    openvino_int8, torch_eager, torch_compile, ncnn_fp32, tvm_default; for --layer: onnxruntime, torch.
     """
     if sum((bundle is not None, bool(layers), machine)) != 1:
         raise InvalidModelError("bench: give a bundle, or --layer KIND:INxOUTxHEIGHT, or --machine: one of the three")
     if calls and bundle is None:
         raise InvalidModelError("bench: --calls needs a bundle")
     try:
-        counts = tuple(int(count) for count in threads.split(","))
+        counts = None if threads is None else tuple(int(count) for count in threads.split(","))
     except ValueError:
         raise InvalidModelError(f"--threads: expected numbers like 1,2, got {threads!r}") from None
     from edgedm.bench import bench
 
-    return bench(bundle, layers=layers, against=tuple(against.split(",")), threads=counts, calls=calls, machine=machine)
+    peers = None if against is None else tuple(against.split(","))
+    return bench(bundle, layers=layers, against=peers, threads=counts, calls=calls, machine=machine)

@@ -4,10 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from edgedm.bench import peers
 from edgedm.bench.layers import Layer, bench_layer
 from edgedm.bench.limits import limit
-from edgedm.errors import UnsupportedError
+from edgedm.cli.bench import command
+from edgedm.cli.common import BAD_INPUT
+from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.targets import resolve
 
 # The prototype of the W1A1 convolution reached 11 times ONNX Runtime's float32 on one core.
@@ -31,6 +35,25 @@ def test_unknown_peers_and_too_many_threads_are_refused():
         bench_layer("bconv:64x64x4", against=("abacus",))
     with pytest.raises(UnsupportedError, match="threads"):
         bench_layer("bconv:64x64x4", against=(), threads=(resolve("host").cores + 1,))
+
+
+def test_all_are_the_layers_own_peers_that_are_installed_and_none_is_none(monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "torch" else object())
+    outcome = bench_layer("bconv:64x64x4", against=("all",), threads=(1,), seconds=0.01)
+    assert {name for name in outcome.figures if name.startswith("us.")} == {"us.edgedm.t1", "us.onnxruntime_fp32.t1"}
+    [row] = outcome.details["absent"]
+    assert row["engine"] == "torch" and "pip install" in row["install"]
+    with pytest.raises(ToolchainError, match="torch needs torch: pip install"):
+        bench_layer("bconv:64x64x4", against=("torch",))
+    alone = bench_layer("bconv:64x64x4", against=("none",), threads=(1,), seconds=0.01)
+    assert not any(name.startswith("ratio.") for name in alone.figures)
+
+
+@pytest.mark.parametrize("given", [("--against", "none"), ("--threads", "1")])
+def test_the_machine_takes_neither_peers_nor_threads(given):
+    done = CliRunner().invoke(command, ["--machine", *given])
+    assert done.exit_code == BAD_INPUT
+    assert "leave out --against and --threads" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["bconv", "wconv", "qconv", "fconv"])
