@@ -1,15 +1,17 @@
 """Level "weights" of a graph: the integers, scales and tables in the file are the checkpoint's, bit for bit.
 
 Nothing here is computed but the lookup of table rows, which is run at both ends of every timestep bin: a row that is
-one bin off, or a column taken for another, shows as a wrong number. Of an optimised graph the scales, thresholds, means
-and steps of binary layers and the float parameters are left out, since passes fold them into other constants; what
-they became is held by the levels that run the graph.
+one bin off, or a column taken for another, shows as a wrong number. A dilation is the quantiser's divisor, or what the
+norm before was divided by in float32, as `FoldWeightDilation` does. Of an optimised graph the scales, thresholds, means
+and steps of binary layers and the other float parameters are left out, since passes fold them into other constants;
+what they became is held by the levels that run the graph.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,8 +20,8 @@ from edgedm.ops import unpack_codes
 from edgedm.quant.inference import ActivationQuantizer
 from edgedm.quant.integer import QuantLayer, UniformQuantizer
 from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
-from edgedm.verify.cut import Atlas, Quantiser
-from edgedm.verify.fused import Fused, Grid, find_fused, to_torch
+from edgedm.verify.cut import Atlas, Quantiser, path_of
+from edgedm.verify.fused import Fused, Grid, find_fused, is_dilated, named, to_torch
 from edgedm.verify.graphs import Part
 from edgedm.verify.report import Level, Row
 from edgedm.verify.whole_graph import WholeGraph
@@ -37,7 +39,7 @@ _PACKED = {
 
 def contents_level(graph: WholeGraph, module: Denoiser, trained: int) -> Level:
     """Compare everything that is stored; `trained` is the number of training timesteps."""
-    comparison = _Comparison(graph, trained)
+    comparison = _Comparison(graph, module.unet, trained)
     rows, values = [], 0
     for path, layer in module.unet.named_modules():
         if isinstance(layer, UniformQuantizer) and path.endswith(".activation"):
@@ -62,8 +64,9 @@ def contents_level(graph: WholeGraph, module: Denoiser, trained: int) -> Level:
 class _Comparison:
     """Looks up what a module holds in torch and in the graph."""
 
-    def __init__(self, graph: WholeGraph, trained: int) -> None:
+    def __init__(self, graph: WholeGraph, unet: nn.Module, trained: int) -> None:
         self.graph, self.trained, self.atlas = graph, trained, Atlas(graph)
+        self.norms = {path: each for path, each in unet.named_modules() if isinstance(each, nn.GroupNorm)}
         self.timestep = next((name for name, role in graph.info.inputs.items() if role == "timestep"), "timestep")
         self.exported = graph.info.level == "exported"
         self.values = 0
@@ -139,7 +142,27 @@ class _Comparison:
         if grid.divisor is not None:
             expected = np.ones(1) if layer.dilation is None else layer.dilation.numpy().reshape(-1)
             yield self._equal("dilation", self.graph.constants[grid.divisor].reshape(-1), expected)
+        elif grid.norm is not None:
+            yield from self._divided_norm(grid.norm, layer)
+        elif is_dilated(layer):
+            yield "its dilation is missing"
         yield from self._fused_grid(grid, layer.activation)
+
+    def _divided_norm(self, node: onnx.NodeProto, layer: QuantLayer) -> Iterator[str]:
+        """The norm before a layer has absorbed its dilation: gamma and beta are the checkpoint's, divided."""
+        path, operands = path_of(node), named(node)
+        norm = self.norms.get(path)
+        if norm is None or norm.weight is None or norm.bias is None:
+            yield f"its dilation is missing: the norm before it, {path or node.name!r}, has no gamma of the checkpoint"
+            return
+        assert layer.dilation is not None
+        dilation = layer.dilation.numpy().reshape(-1)
+        for role, name, parameter in (("gamma", "weight", norm.weight), ("beta", "bias", norm.bias)):
+            held, own = self.graph.constants.get(operands[role]), parameter.detach().numpy()
+            if held is None or own.shape != dilation.shape:
+                yield f"its dilation is missing: {path}.{name} is no constant of {dilation.size} channels"
+            else:
+                yield self._equal(f"{path}.{name} / dilation", held, (own / dilation).astype(np.float32))
 
     def _fused_grid(self, grid: Grid, stored: UniformQuantizer) -> Iterator[str]:
         if grid.bits != stored.bits:

@@ -4,8 +4,8 @@
     codes = GroupNormSiluQuantizeUniform(x, ..., step, zero)       y = QuantGemm(...)
     codes = QuantizeHeads(x, step, zero)
 
-A quantiser behind a norm, or whose dilation went into a norm, has no input of its own; a product whose scales or bias
-were merged with what stands behind it gives something else than its layer.
+A quantiser inside a norm, or whose dilation went into the norm before it, has no input of its own; a product whose
+scales or bias were merged with what stands behind it gives something else than its layer.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ from edgedm.verify.subject import roles
 
 _PRODUCTS = ("QuantConv", "QuantGemm")
 _QUANTISERS = ("QuantizeUniform", "QuantizeHeads", "GroupNormSiluQuantizeUniform")
-_NEUTRAL_SIZE = 1  # of a divisor that is absent
 
 
 @dataclass(frozen=True)
 class Grid:
     """A quantiser node and its operands' names: `x` is None where what it quantises has no place of its own in the
-    graph, `divisor` where there is none.
+    graph, `divisor` where there is none. `norm` is the GroupNorm that should have absorbed the dilation: the one before
+    a quantiser of a dilated layer that divides by nothing itself.
     """
 
     node: onnx.NodeProto
@@ -38,6 +38,7 @@ class Grid:
     step: str
     zero: str
     bits: int
+    norm: onnx.NodeProto | None = None
 
     @property
     def codes(self) -> str:
@@ -69,24 +70,39 @@ def find_fused(atlas: Atlas, path: str, module: nn.Module) -> Fused | None:
     if len(products) != 1:
         return None
     assert isinstance(module, QuantLayer)
-    operands = _named(products[0])
+    operands = named(products[0])
     quantiser = atlas.graph.maker(operands["codes"])
     if quantiser is None or quantiser.op_type not in _QUANTISERS:
         return None
-    return Fused(_grid(atlas, quantiser, module.dilation is not None), products[0], operands)
+    return Fused(_grid(atlas, quantiser, is_dilated(module)), products[0], operands)
+
+
+def is_dilated(layer: QuantLayer) -> bool:
+    """Whether the layer divides its input by anything but 1."""
+    return layer.dilation is not None and bool((layer.dilation != 1).any())
 
 
 def _grid(atlas: Atlas, node: onnx.NodeProto, dilated: bool) -> Grid:
-    names = _named(node)
+    names = named(node)
     divisor = names.get("divisor")
-    if divisor is not None and atlas.graph.constants[divisor].size == _NEUTRAL_SIZE:
+    if divisor is not None and np.array_equal(atlas.graph.constants[divisor].reshape(-1), [1]):
         divisor = None
-    inside = node.op_type.startswith("GroupNorm") or (dilated and divisor is None)  # folded into the norm before
-    x = None if inside else names["x"]
-    return Grid(node, x, divisor, names["step"], names["zero"], int(attribute(node, "bits", 4)))
+    inside = node.op_type.startswith("GroupNorm")
+    norm = _norm_before(atlas, names["x"]) if dilated and divisor is None and not inside else None
+    x = None if inside or norm is not None else names["x"]
+    return Grid(node, x, divisor, names["step"], names["zero"], int(attribute(node, "bits", 4)), norm)
 
 
-def _named(node: onnx.NodeProto) -> dict[str, str]:
+def _norm_before(atlas: Atlas, name: str) -> onnx.NodeProto | None:
+    """The norm that makes `name`, turned round or not. A division doesn't move through the SiLU of another norm op."""
+    maker = atlas.graph.maker(name)
+    while maker is not None and maker.op_type == "Transpose":
+        maker = atlas.graph.maker(maker.input[0])
+    return maker if maker is not None and maker.op_type == "GroupNorm" else None
+
+
+def named(node: onnx.NodeProto) -> dict[str, str]:
+    """Names of a node's operands by role."""
     return dict(zip(roles(node), node.input, strict=True))
 
 

@@ -1,11 +1,13 @@
 """`verify` on a graph bites: a right graph holds at every level, each of these faults is found and its layer named."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import tiny
+import torch
 from onnx import numpy_helper
 from w4a4_model import w4a4_checkpoint
 
@@ -263,6 +265,81 @@ def test_a_changed_constant_of_a_fused_layer_is_found(exported, optimised, tmp_p
     onnx.save(step, tmp_path / "deploy.onnx")
     rows = off(check(tmp_path / "deploy.onnx", exported, *levels))
     assert all(len(each) == 1 and layer in each[0] for each in rows.values()), rows
+
+
+def edited(optimised, folder, change) -> Path:
+    """A copy of an optimised graph after `change(its step graph)`."""
+    shutil.copyfile(optimised.with_suffix(".prepare.onnx"), folder / "deploy.prepare.onnx")
+    step = onnx.load(optimised)
+    change(step.graph)
+    onnx.save(step, folder / "deploy.onnx")
+    return folder / "deploy.onnx"
+
+
+DOWN = "down_blocks.0.downsamplers.0.conv"
+ATTENTION = "mid_block.attentions.0"
+PROJECTIONS = [f"{ATTENTION}.{name}" for name in ("to_q", "to_k", "to_v")]
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory):
+    """(optimised graph, checkpoint) of a model whose projections share a dilation, which goes into the norm before."""
+    checkpoint = w4a4_checkpoint()
+    projections = [checkpoint.module.unet.get_submodule(path) for path in PROJECTIONS]
+    dilation = 1 + torch.rand(projections[0].in_channels, generator=torch.Generator().manual_seed(0))
+    for layer in projections:
+        layer.dilation = dilation.clone()
+    down = checkpoint.module.unet.get_submodule(DOWN)  # no norm before it
+    down.dilation = 1 + torch.rand(down.in_channels, generator=torch.Generator().manual_seed(1))
+    folder = tmp_path_factory.mktemp("folded")
+    export(checkpoint, folder / "model.onnx")
+    outcome = optimize(folder / "model.onnx", folder / "deploy.onnx")
+    assert outcome.figures["FoldWeightDilation.channels.norm"] > 0
+    return folder / "deploy.onnx", checkpoint
+
+
+def test_a_dilation_that_was_divided_into_a_norm_holds(folded) -> None:
+    outcome = check(folded[0], folded, "weights", "layer", "step")
+    assert outcome.ok, outcome.details["first_failure"]
+
+
+@pytest.mark.parametrize("layer", [DOWN, LAYER])
+def test_a_missing_dilation_is_found(folded, tmp_path, layer) -> None:
+    def change(graph) -> None:
+        (divisor,) = [item for item in graph.initializer if item.name.startswith(f"{layer}.dilation")]
+        divisor.CopyFrom(numpy_helper.from_array(np.ones(1, np.float32), divisor.name))
+        for typed in [item for item in graph.value_info if item.name == divisor.name]:
+            graph.value_info.remove(typed)
+
+    alone = layer != LAYER  # the other's quantiser is inside a norm, and has no input of its own
+    rows = off(check(edited(folded[0], tmp_path, change), folded, "weights", *(["layer"] if alone else [])))
+    assert rows["weights"] == [f"QuantLayer {layer}: its dilation is missing"]
+    assert not alone or (len(rows["layer"]) == 1 and f"{layer}: step" in rows["layer"][0])
+
+
+@pytest.mark.parametrize(("what", "suffix"), [("weight", "gamma"), ("bias", "beta")])
+def test_a_norm_that_was_not_divided_by_the_dilation_behind_it_is_found(folded, tmp_path, what, suffix) -> None:
+    norm = f"{ATTENTION}.group_norm"
+    own = folded[1].module.unet.get_submodule(norm).get_parameter(what).detach().numpy()
+
+    def change(graph) -> None:
+        (divided,) = [item for item in graph.initializer if item.name == f"{norm}.{what}.{suffix}"]
+        divided.CopyFrom(numpy_helper.from_array(own, divided.name))
+
+    rows = off(check(edited(folded[0], tmp_path, change), folded, "weights"))["weights"]
+    assert [row.split(": ")[0] for row in rows] == [f"QuantLayer {path}" for path in PROJECTIONS]
+    assert all(f"{norm}.{what} / dilation [" in row for row in rows)
+
+
+def test_a_dilation_whose_norm_is_passed_by_is_found(folded, tmp_path) -> None:
+    def change(graph) -> None:
+        (norm,) = [node for node in graph.node if f"{ATTENTION}.group_norm.weight.gamma" in node.input]
+        for node in graph.node:
+            if node.input[0] == norm.output[0]:
+                node.input[0] = norm.input[0]
+
+    rows = off(check(edited(folded[0], tmp_path, change), folded, "weights"))["weights"]
+    assert rows == [f"QuantLayer {path}: its dilation is missing" for path in PROJECTIONS]
 
 
 @pytest.mark.parametrize("method", ["bidm", pytest.param("binarydm", marks=pytest.mark.slow)])
