@@ -3,6 +3,7 @@
     preset:ddpm-cifar10                                         full precision
     preset:ddpm-cifar10,method=bidm                             the method's first policy, its default options
     preset:ldm4-bedrooms,method=binarydm,policy=code,bases=lmb  a policy variant, an option of the method
+    preset:ddpm-cifar10,method=bidm,policy=int8                 the options that a policy implies unless given
     preset:ddpm-cifar10,method=bidm,narrow=4                    a quarter of the channels, for tests and trials
 
 The weights are those of `edgedm.models.seeded`: random, calibrated, the same in every process of one machine. A preset
@@ -92,7 +93,7 @@ def preset_config(reference: PresetReference) -> CheckpointConfig:
             raise UnsupportedError(f"{PREFIX}{reference.name}: a policy or an option, but no method; add method=NAME")
         return CheckpointConfig.model_validate(config)
     policy = policy_of(reference.method, reference.policy)
-    options, method = method_options(reference.method, reference.options), METHODS[reference.method]
+    options, method = method_options(reference.method, reference.options, policy), METHODS[reference.method]
     with torch.device("meta"):
         taps = method.taps(CheckpointConfig.model_validate(config).float_unet(), options)
     bins, count = method.bins(options), int(preset.noise_schedule["num_train_timesteps"])

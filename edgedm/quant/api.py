@@ -39,15 +39,16 @@ def quantize_layers(
     """Swap `Conv2d`, `Conv1d`, `Linear` and the operands of diffusers' attention by low-bit ones; return `model`.
 
     `policy` is a published one (default: the method's first) or a table {role: bits}; a role that it leaves out
-    stays float. `options` are the method's own. `roles` names the roles of layers that are none of diffusers'.
-    `edges` are the first timesteps of the rows of per-timestep tables, for the methods that have them.
-    Nothing is changed if an error is raised. Raises `UnsupportedError` for an unknown method, option, role or bits.
+    stays float. `options` are the method's own; a policy may imply some that are not given. `roles` names the roles of
+    layers that are none of diffusers'. `edges` are the first timesteps of the rows of per-timestep tables, for the
+    methods that have them. Nothing is changed if an error is raised. Raises `UnsupportedError` for an unknown method,
+    option, role or bits.
     """
     if method not in METHODS:
         raise UnsupportedError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     chosen = METHODS[method]
-    settings = method_options(method, options)
     table = policy_of(method) if policy is None else policy
+    settings = method_options(method, options, table if isinstance(table, Policy) else None)
     bits = dict(table.bits if isinstance(table, Policy) else table)
     installed, ends = find_clock(model), chosen.ends(model, settings)
     clock = installed or Clock()
@@ -76,15 +77,21 @@ def quantize_layers(
     return model
 
 
-def method_options(method: str, options: Options | Mapping[str, Any] | None = None) -> Options:
-    """Return the method's options, checked. Raises `UnsupportedError` that names the option."""
+def method_options(
+    method: str, options: Options | Mapping[str, Any] | None = None, policy: Policy | None = None
+) -> Options:
+    """Return the method's options, checked: those given, else `policy`'s, else the defaults.
+
+    Of an `Options` those count as given that it was made with. Raises `UnsupportedError` that names the option.
+    """
     kind = METHODS[method].options
     if isinstance(options, Options):
         if not isinstance(options, kind):
             raise UnsupportedError(f"options: expected {kind.__name__}, got {type(options).__name__}")
-        return options
+        options = options.model_dump(exclude_unset=True)
+    implied = {} if policy is None else policy.options
     try:
-        return kind.model_validate(dict(options or {}))
+        return kind.model_validate({**implied, **(options or {})})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

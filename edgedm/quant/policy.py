@@ -1,8 +1,9 @@
 """Which role gets how many bits: the published policies of the four methods as tables, with the reason of each row."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from edgedm.errors import UnsupportedError
 from edgedm.models.bits import Bits, parse_bits
@@ -11,12 +12,16 @@ from edgedm.models.roles import FLOAT, ROLES, Role
 
 @dataclass(frozen=True)
 class Policy:
-    """Bits of every role, and why; `nominal` are the bits that name the method's setting, such as W4A4."""
+    """Bits of every role, and why; `nominal` are the bits that name the method's setting, such as W4A4.
+
+    `options` are those of the method that go with these bits, unless they are given (see `method_options`).
+    """
 
     name: str
     nominal: Bits
     bits: Mapping[Role, Bits]
     reasons: Mapping[Role, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[Role, Bits, str]]:
         """Return the table: (role, bits, reason) in the order of `ROLES`."""
@@ -71,7 +76,7 @@ _BIDM: _Rows = {
 
 _BIDM_INT8: _Rows = {
     **_BIDM,
-    "shortcut": ("W8A8", "not published: in float they take most of a step's time (go with shortcut_bits=W8A8)"),
+    "shortcut": ("W8A8", "not published: in float they take most of a step's time; implies shortcut_bits=W8A8"),
 }
 
 # for the baselines that are held against BiDM at its bits, where the reasons of its release are not theirs
@@ -117,10 +122,10 @@ _DILATEQUANT: _Rows = {
 }
 
 
-def _policy(name: str, nominal: Bits, table: _Rows) -> Policy:
+def _policy(name: str, nominal: Bits, table: _Rows, **options: Any) -> Policy:
     reasons = {role: reason for role, (_, reason) in table.items()}
     bits = {**FLOAT, **{role: value for role, (value, _) in table.items()}}
-    return Policy(name, nominal, MappingProxyType(bits), MappingProxyType(reasons))
+    return Policy(name, nominal, MappingProxyType(bits), MappingProxyType(reasons), MappingProxyType(options))
 
 
 _BINARYDM_EDGES_8: _Rows = {
@@ -141,7 +146,7 @@ POLICIES: Mapping[str, Mapping[str, Policy]] = MappingProxyType(
         },
         "bidm": {
             "paper": _policy("bidm/paper", "W1A1", _BIDM),
-            "int8": _policy("bidm/int8", "W1A1", _BIDM_INT8),
+            "int8": _policy("bidm/int8", "W1A1", _BIDM_INT8, shortcut_bits="W8A8"),
         },
         "xnor": {"paper": _policy("xnor/paper", "W1A1", _BIDM)},
         "dorefa": {"paper": _policy("dorefa/paper", "W1A1", _AS_BIDM)},

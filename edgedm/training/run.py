@@ -91,7 +91,7 @@ def settle(
         raise UnsupportedError(f"base: {method} trains on the noise, but the base predicts {base.prediction_type}")
     chosen, settings = policy or policy_of(method), loop or recipe.loop
     _check_loop(method, recipe, settings)
-    return Settings(method, recipe, chosen, method_options(method, options), settings, data)
+    return Settings(method, recipe, chosen, method_options(method, options, chosen), settings, data)
 
 
 def make_student(

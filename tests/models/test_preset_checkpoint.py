@@ -178,6 +178,15 @@ def test_an_unknown_name_key_or_value_is_named(text: str, message: str) -> None:
         load(text)
 
 
+def test_a_policy_implies_options_unless_they_are_given() -> None:
+    def bits(text: str) -> object:
+        return preset_config(read_reference(text)).options["shortcut_bits"]
+
+    assert bits("preset:ddpm-cifar10,method=bidm") == "float"
+    assert bits("preset:ddpm-cifar10,method=bidm,policy=int8") == "W8A8"
+    assert bits("preset:ddpm-cifar10,method=bidm,policy=int8,shortcut_bits=float") == "float"
+
+
 def test_the_command_lines_options_become_part_of_the_text() -> None:
     text = with_method("preset:ddpm-cifar10", "binarydm", "code", ["bases=lmb"])
     assert text == "preset:ddpm-cifar10,method=binarydm,policy=code,bases=lmb"

@@ -13,9 +13,11 @@ import edgedm
 from edgedm.errors import UnsupportedError
 from edgedm.models.attention import ExplicitAttention, make_attention_explicit
 from edgedm.models.roles import ROLES, roles
-from edgedm.quant.api import make_inference, quantize_layers
+from edgedm.quant.api import make_inference, method_options, quantize_layers
 from edgedm.quant.methods import METHODS
+from edgedm.quant.methods.bidm import BiDMOptions
 from edgedm.quant.policy import POLICIES, policy_of
+from edgedm.quant.uniform_layer import UniformLayer
 
 CLOSE = 2e-5  # another order of float32 operations through a few layers
 
@@ -145,6 +147,41 @@ def test_a_policy_at_other_bits_keeps_its_edges():
         policy_of("lsq", nominal="W5A5")
     with pytest.raises(UnsupportedError, match="paper, code"):
         policy_of("efficientdm", "vibes")
+
+
+def test_a_policy_implies_options_that_are_not_given():
+    int8 = policy_of("bidm", "int8")
+    assert method_options("bidm", None, int8).shortcut_bits == "W8A8"
+    assert method_options("bidm", BiDMOptions(filter="fixed"), int8).shortcut_bits == "W8A8"
+    assert method_options("bidm", {"shortcut_bits": "float"}, int8).shortcut_bits == "float"
+    assert method_options("bidm", BiDMOptions(shortcut_bits="float"), int8).shortcut_bits == "float"
+    assert method_options("bidm").shortcut_bits == method_options("bidm", None, policy_of("bidm")).shortcut_bits
+    settled = method_options("bidm", {"filter": "fixed"}, int8)
+    assert method_options("bidm", settled, int8) == settled
+
+
+def test_implied_options_are_the_methods_own_and_only_of_unpublished_policies():
+    for method, variants in POLICIES.items():
+        for variant, policy in variants.items():
+            assert not policy.options or (method, variant) == ("bidm", "int8")
+            if policy.options:
+                method_options(method, None, policy)
+
+
+def test_implied_options_reach_the_layers():
+    def quantised(options: dict) -> nn.Module:
+        net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1))
+        quantize_layers(net, "bidm", policy_of("bidm", "int8"), roles={"0": "res_conv"}, options=options)
+        return net[0].shortcut
+
+    assert isinstance(quantised({}), UniformLayer)
+    assert isinstance(quantised({"shortcut_bits": "float"}), nn.Conv2d)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", float("nan")])
+def test_an_option_is_a_finite_number(value):
+    with pytest.raises(UnsupportedError, match="gain_init"):
+        method_options("bidm", {"gain_init": value})
 
 
 def test_per_timestep_layers_read_the_clock_of_their_own_model():

@@ -41,7 +41,9 @@ class XNOROptions(Options):
     gain: Gain = Field("abs", description="of the shortcut: its magnitude (LDM), or itself (CIFAR-10)")
     gain_init: float = Field(0.3, description="where the gain starts (LDM; CIFAR-10: 0)")
     shortcut_bits: Literal["float", "W8A8", "W4A4"] = Field(
-        "float", description="of the shortcuts that are 1x1 layers; the published ones are float, which costs most"
+        "float",
+        description="of the shortcuts that are 1x1 layers; the published ones are float, which costs most; "
+        "policy int8 implies W8A8",
     )
     attention: Literal["linear", "conv2d"] = Field(
         "linear", description="projections: without K and shortcut (LDM), or with both (CIFAR-10)"

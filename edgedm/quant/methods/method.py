@@ -16,7 +16,7 @@ from edgedm.quant.geometry import Layer
 class Options(BaseModel):
     """The named options of a method; a checkpoint keeps them, so each decides structure or says how it was trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
