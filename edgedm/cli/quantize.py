@@ -53,8 +53,8 @@ def _show(outcome: Outcome) -> None:
 )
 @click.option(
     "--policy",
-    type=click.Choice(["paper", "code"]),
-    help="Which published choice of layers and bits (default: the method's first).",
+    metavar="NAME",
+    help="Which choice of layers and bits, such as paper or code (default: the method's first; see --describe).",
 )
 @click.option("--bits", help="The policy at another width, such as W6A6.")
 @click.option(
