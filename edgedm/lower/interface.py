@@ -41,7 +41,10 @@ class Interface:
 def load_pair(path: str | Path) -> tuple[ir.Model, ir.Model, Interface]:
     """Load a deployed graph and the prepare graph beside it, and check that they belong together."""
     path = Path(path)
-    step, prepare = load_graph(path), load_graph(path.with_suffix(".prepare.onnx"))
+    step = load_graph(path)
+    if graph_info(step).level == "exported":
+        raise InvalidModelError(f"{path}: a graph as exported; run `edgedm optimize {path.name} -o NAME.onnx` first")
+    prepare = load_graph(path.with_suffix(".prepare.onnx"))
     return step, prepare, read_interface(step, prepare)
 
 

@@ -76,7 +76,7 @@ _BIDM: _Rows = {
 
 _BIDM_INT8: _Rows = {
     **_BIDM,
-    "shortcut": ("W8A8", "not published: in float they take most of a step's time; implies shortcut_bits=W8A8"),
+    "shortcut": ("W8A8", "not published: in float they take a good part of a step; implies shortcut_bits=W8A8"),
 }
 
 # for the baselines that are held against BiDM at its bits, where the reasons of its release are not theirs

@@ -13,6 +13,7 @@ import tools
 
 from edgedm.bundle import load
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, save_graph, set_graph_info
 from edgedm.lower import compile as compile_graph
 from edgedm.lower.codegen import LIBRARY_SOURCES, PROGRAM_SOURCES
 from edgedm.lower.interface import load_pair, read_interface
@@ -125,6 +126,15 @@ def test_files_of_two_runs_are_refused(tmp_path):
     save_graph(prepare, tmp_path / "deploy.prepare.onnx")
     with pytest.raises(InvalidModelError, match=r"row\.0"):
         compile_graph(tmp_path / "deploy.onnx", tmp_path / "b", steps=10)
+
+
+def test_a_graph_that_was_not_optimised_is_sent_there(tiny_folder, tmp_path):
+    model = load_graph(tiny_folder / "deploy.onnx")
+    info = graph_info(model)
+    set_graph_info(model, GraphInfo("exported", info.config, info.inputs))
+    save_graph(model, tmp_path / "model.onnx")
+    with pytest.raises(InvalidModelError, match=r"edgedm optimize model\.onnx"):
+        compile_graph(tmp_path / "model.onnx", tmp_path / "out.bundle")
 
 
 def test_a_missing_prepare_graph_is_named(tiny_folder, tmp_path):
