@@ -224,8 +224,8 @@ def test_narrow_vnni_vectors_are_exact(monkeypatch, codes):
 
     choose, narrower = tiling.dot, resolve("x86-64-v3+avxvnni")
 
-    def narrow(_, *product):
-        tile = choose(narrower, *product)
+    def narrow(_, *product, **named):
+        tile = choose(narrower, *product, **named)
         assert isinstance(tile, VnniDot)
         assert tile.lanes == 8
         return tile
