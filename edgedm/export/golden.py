@@ -18,8 +18,7 @@ low-bit network amplifies. `<stem>.layers.safetensors` holds of one step `<modul
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from edgedm import progress
 from edgedm.diffusion import NoiseSchedule
 from edgedm.diffusion.sampler import trajectory
 from edgedm.models.denoiser import Denoiser
+from edgedm.models.threads import one_thread
 from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
 
 FORMAT = "edgedm.golden/1"
@@ -86,7 +86,7 @@ def record(
     count, recorded = extent(module, inputs)
     steps = golden_steps(count, recorded)
     recorder, middle = _Recorder(module, inputs, steps), steps[recorded // 2]
-    with _one_thread(), torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         images = trajectory(recorder, schedule, shape, count, "ddim", seed=SEED, image=IMAGE)
         kept = [torch.from_numpy(x.copy()) for x in progress.track(images, "golden data", count + 1)]
         inside = record_layers(module, recorder.inputs_at(middle)) if layers else {}
@@ -208,14 +208,3 @@ def _weights(unet: nn.Module) -> int:
             outputs = getattr(layer, "out_channels", getattr(layer, "out_features", 0))
             total += inputs * outputs * math.prod(getattr(layer, "kernel_size", ()))
     return total
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in PyTorch depend on the number of threads; golden data must not."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -4,14 +4,14 @@ Layers are set in the order in which they run, so each meets what the calibrated
 on one thread: sums in PyTorch depend on the number of threads, and the same seed must give the same model.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgedm.models.denoiser import Denoiser
+from edgedm.models.threads import one_thread
 from edgedm.quant.inference import (
     UNQUANTIZED,
     ActivationQuantizer,
@@ -50,7 +50,7 @@ def calibrate(module: Denoiser, generator: torch.Generator) -> None:
     config: Any = module.unet.config  # diffusers is untyped
     shape = (1, config.in_channels, config.sample_size, config.sample_size)
     timestep = torch.full((1,), _TIMESTEP, dtype=torch.int64)
-    with torch.no_grad(), _one_thread():
+    with torch.no_grad(), one_thread():
         module.record(torch.randn(shape, generator=generator), timestep, torch.zeros(1, dtype=torch.int64))
     for handle in handles:
         handle.remove()
@@ -107,13 +107,3 @@ def _fit_signed(quantizer: _Signed, x: Tensor, generator: torch.Generator, steps
 def _about_one(like: Tensor, generator: torch.Generator) -> Tensor:
     """Factors that tell two quantisers of one input apart: equal tables would be merged."""
     return torch.rand(like.shape, generator=generator) * 0.1 + 0.95
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
