@@ -41,7 +41,7 @@ from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue, store_few
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Array, TensorSpec, as_words
-from edgedm.targets.kernels.tiles import Border, Grid, grid, output_groups
+from edgedm.targets.kernels.tiles import Border, Grid, even_part, grid, output_groups
 
 PARALLEL_MACS = 1 << 24  # about 20 us of one AVX-512 core: less is not worth waking the others
 L1_BYTES = 16 * 1024  # of the input that is reused for one group of weights
@@ -151,7 +151,7 @@ class _Kernel:
         worthwhile = self.shape.macs >= PARALLEL_MACS
         row_bytes = self.width * self.words * 8 * self.shape.strides[0] * self.grid.rows
         for region in self.grid.regions:
-            chunk = max(1, min(region.row_blocks, L1_BYTES // row_bytes))
+            chunk = even_part(region.row_blocks, L1_BYTES // row_bytes)
             chunks = -(-region.row_blocks // chunk)
             for first, count, together in output_groups(full, self.tile.groups, self.blocks):
                 tail = first * self.tile.block + count * together * self.tile.block > self.shape.out_channels

@@ -96,7 +96,7 @@ def sweep(
     blocks, full = -(-shape.out_channels // tile.block), shape.out_channels // tile.block
     cut = grid(shape.out_height, shape.out_width, tile.pixels)
     for region in cut.regions:
-        chunk = max(1, min(region.row_blocks, L1_BYTES // (row_bytes * shape.strides[0] * cut.rows)))
+        chunk = even_part(region.row_blocks, L1_BYTES // (row_bytes * shape.strides[0] * cut.rows))
         chunks = -(-region.row_blocks // chunk)
         for first, count, together in output_groups(full, tile.groups, blocks):
             tail = (first + count * together) * tile.block > shape.out_channels
@@ -112,6 +112,15 @@ def sweep(
                     ow = region.first_column + column * region.columns
                     pixels = [(oh + i, ow + j) for i in range(region.rows) for j in range(region.columns)]
                     emit(pixels, index, together, tail)
+
+
+def even_part(extent: int, most: int) -> int:
+    """The smallest part that cuts `extent` into no more parts than `most` at a time does.
+
+    Parts of 30 and 2 rows would leave a second thread idle; 16 and 16 keep it busy.
+    """
+    parts = -(-extent // max(1, min(extent, most)))
+    return -(-extent // parts)
 
 
 def sum_fields(shape: Convolution, width: int, sums: Buffer, fields: Buffer) -> None:
