@@ -1,8 +1,9 @@
 """What edgedm compiles for: instruction sets, their features and the kernels that each op gets on them."""
 
 from edgedm.callable_module import make_callable
-from edgedm.targets.target import Target, available, resolve, targets
+from edgedm.targets.running import available, command_for, runs_natively, targets
+from edgedm.targets.target import Target, resolve
 
-__all__ = ["Target", "available", "resolve", "targets"]
+__all__ = ["Target", "available", "command_for", "resolve", "runs_natively", "targets"]
 
 make_callable(__name__)

@@ -1,8 +1,9 @@
-"""Targets: a base instruction-set level plus features, a triple and a number of cores.
+"""Targets: a base instruction-set level plus features, with the tools that compile for it.
 
-A target's name is its level and its features, `x86-64-v4+vnni+vpopcntdq`; `host` is the best that this machine
-has. The environment variable EDGEDM_FEATURES, itself such a name, makes `host` mean something lesser, so that
-one machine tests the kernels of several.
+A target's name is its level and its features, `x86-64-v4+vnni+vpopcntdq` or `aarch64+dotprod`; a named core
+(`cortex-a76`) is shorthand for one, scheduled for that core; `host` is the best that this machine has. The
+environment variable EDGEDM_FEATURES, itself such a name, makes `host` mean something lesser, so that one machine
+tests the kernels of several.
 """
 
 import os
@@ -10,32 +11,48 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgedm.errors import ToolchainError, UnsupportedError
-from edgedm.outcome import Outcome
-from edgedm.targets import x86
+from edgedm.targets import arm, riscv, x86
+from edgedm.targets.level import Level
 
 HOST = "host"
 OVERRIDE = "EDGEDM_FEATURES"
-_NOT_YET = "not yet built: no kernels and no toolchain for it in this version"
-_PLANNED = (
-    "aarch64",
-    "aarch64+dotprod",
-    "armv7+neon",
-    "aarch64-android",
-    "armv7-android",
-    "riscv64",
-    "wasm32+simd128",
-)
+
+LEVELS = {**x86.LEVELS, **arm.LEVELS, **riscv.LEVELS}
+CORES = arm.CORES
+COMBINATIONS = (*x86.COMBINATIONS, *arm.COMBINATIONS, *riscv.COMBINATIONS)
+
+_BOARD_CORES = 4  # of a machine that is not this one
 
 
 @dataclass(frozen=True)
 class Target:
-    """A machine to compile for. `features` are those of `level` and the named ones, under their edgedm names."""
+    """A machine to compile for: `extras` are the features that it has beyond those of its base level."""
 
     name: str
-    level: str
-    features: frozenset[str]
-    triple: str
+    base: Level
+    extras: frozenset[str]
+    cpu: str  # LLVM's name of the CPU that code is scheduled for
     cores: int
+
+    @property
+    def isa(self) -> str:
+        """The instruction set: x86, aarch64, arm or riscv64."""
+        return self.base.isa
+
+    @property
+    def level(self) -> str:
+        """Name of the base level."""
+        return self.base.name
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What kernels may use, under edgedm's names: the level's own features and the extras."""
+        return self.base.features | self.extras
+
+    @property
+    def triple(self) -> str:
+        """LLVM's triple of the kernels."""
+        return self.base.triple
 
     @property
     def vector_bytes(self) -> int:
@@ -48,71 +65,63 @@ class Target:
         """Return the `tvm.target.Target` that compiles for this machine."""
         import tvm.target
 
-        added = [x86.LLVM_FEATURE[extra] for extra in x86.EXTRAS if extra in self.features]
-        # LLVM tunes the v4 level for early AVX-512 machines, which lowered their clock for wide vectors.
-        tuning = ["-prefer-256-bit"] if self.vector_bytes == 64 else []
+        added = sorted(f"+{self.base.extras[extra]}" for extra in self.extras)
         return tvm.target.Target(
             {
                 "kind": "llvm",
                 "mtriple": self.triple,
-                "mcpu": self.level,
-                "mattr": [f"+{name}" for name in sorted(added)] + tuning,
+                "mcpu": self.cpu,
+                "mattr": [*added, *self.base.attributes],
                 "num-cores": self.cores,
+                **dict(self.base.abi),
             }
         )
 
 
 def resolve(name: str) -> Target:
-    """Return the target called `name`: `host`, or a level with features such as `x86-64-v3+avxvnni`.
+    """Return the target called `name`: `host`, a level with features such as `aarch64+dotprod`, or a named core.
 
-    Raises UnsupportedError for a name that is unknown or that this version has no kernels for, and
-    ToolchainError where `host` cannot be had: EDGEDM_FEATURES asks for what this machine lacks.
+    Raises UnsupportedError for a name that is unknown, and ToolchainError where `host` cannot be had:
+    EDGEDM_FEATURES asks for what this machine lacks.
     """
     if name == HOST:
         return _host()
+    if name in CORES:
+        core = CORES[name]
+        return _make(LEVELS[core.level], core.extras, name, core.cpu)
     level, *extras = name.split("+")
-    if level not in x86.LEVELS:
-        if any(planned.partition("+")[0] == level for planned in _PLANNED):
-            raise UnsupportedError(f"target {name!r}: {_NOT_YET}; `edgedm targets` lists what there is")
-        raise UnsupportedError(f"target {name!r}: expected host or one of {', '.join(x86.LEVELS)}, with +features")
-    unknown = [extra for extra in extras if extra not in x86.EXTRAS]
-    if unknown:
+    if level not in LEVELS:
         raise UnsupportedError(
-            f"target {name!r}: unknown features {', '.join(unknown)}; known are {', '.join(x86.EXTRAS)}"
+            f"target {name!r}: expected host, a core ({', '.join(CORES)}) or one of {', '.join(LEVELS)}, with +features"
         )
-    return _make(level, frozenset(extras))
+    base = LEVELS[level]
+    unknown = [extra for extra in extras if extra not in base.extras]
+    if unknown:
+        known = ", ".join(base.extras) or "none"
+        raise UnsupportedError(f"target {name!r}: unknown features {', '.join(unknown)}; those of {level} are {known}")
+    missing = sorted(base.required - set(extras))
+    if missing:
+        raise UnsupportedError(f"target {name!r}: kernels need {', '.join(missing)}; say {'+'.join([name, *missing])}")
+    return _make(base, base.complete(frozenset(extras)))
 
 
-def available() -> list[dict[str, Any]]:
-    """List the targets: {name, needs, available}; `available` says whether this machine can run its kernels."""
-    here = x86.detect()
-    rows: list[dict[str, Any]] = []
-    for name in (*x86.LEVELS, *x86.COMBINATIONS):
-        target = resolve(name)
-        missing = sorted(target.features - here)
-        needs = f"lacks here: {', '.join(missing)}" if missing else "pip packages only"
-        rows.append({"name": name, "needs": needs, "available": not missing})
-    rows += [{"name": name, "needs": _NOT_YET, "available": False} for name in _PLANNED]
-    return rows
-
-
-def targets() -> Outcome:
-    """`edgedm targets`: every target, whether it can be compiled for and run here, and what it needs."""
-    rows = available()
-    if x86.detect():
-        rows.insert(0, {"name": f"host = {resolve(HOST).name}", "needs": "pip packages only", "available": True})
-    count = sum(row["available"] for row in rows)
-    return Outcome(True, {"targets.available": float(count)}, {"targets": rows})
+def detect() -> frozenset[str]:
+    """Return the features, under edgedm's names, that this machine's processors have; empty if they are unknown."""
+    return x86.detect() or arm.detect()
 
 
 def _host() -> Target:
-    here = x86.detect()
+    here = detect()
     if not here:
-        raise UnsupportedError(f"target 'host': this machine is no x86-64 Linux; others are {_NOT_YET}")
+        raise UnsupportedError(
+            "target 'host': this machine is neither x86-64 nor 64-bit ARM Linux; name its target: see `edgedm targets`"
+        )
     wanted = os.environ.get(OVERRIDE)
     if not wanted:
-        level = max((level for level in x86.LEVELS if x86.LEVELS[level] <= here), key=x86.ORDER.index)
-        return _make(level, frozenset(extra for extra in x86.extras_of(level) if extra in here))
+        native = x86.LEVELS if x86.detect() else {arm.AARCH64.name: arm.AARCH64}
+        base = max((each for each in native.values() if each.features <= here), key=lambda each: len(each.features))
+        possible = x86.extras_of(base.name) if base.isa == "x86" else tuple(base.extras)
+        return _make(base, frozenset(extra for extra in possible if extra in here))
     if wanted == HOST:
         raise UnsupportedError(f"{OVERRIDE}={wanted}: expected a level with features, such as x86-64-v3")
     target = resolve(wanted)
@@ -122,12 +131,13 @@ def _host() -> Target:
     return target
 
 
-def _make(level: str, extras: frozenset[str]) -> Target:
-    ordered = [extra for extra in x86.EXTRAS if extra in extras]
+def _make(base: Level, extras: frozenset[str], name: str | None = None, cpu: str | None = None) -> Target:
+    ordered = [extra for extra in base.extras if extra in extras]
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Target(
-        name="+".join([level, *ordered]),
-        level=level,
-        features=x86.LEVELS[level] | extras,
-        triple=x86.TRIPLE,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        name=name or "+".join([base.name, *ordered]),
+        base=base,
+        extras=extras,
+        cpu=cpu or base.cpu,
+        cores=here if base.isa == "x86" else _BOARD_CORES,
     )

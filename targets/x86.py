@@ -3,24 +3,40 @@
 import platform
 from pathlib import Path
 
-TRIPLE = "x86_64-unknown-linux-gnu"
+from edgedm.targets.level import Level
+
+# glibc 2.34 is the first that has threads in libc itself: nothing but libc (and libm) is loaded.
+_GLIBC = "x86_64-linux-gnu.2.34"
 
 _V1 = frozenset({"sse2"})
 _V2 = _V1 | {"ssse3", "sse4.1", "sse4.2", "popcnt"}
 _V3 = _V2 | {"avx", "avx2", "fma", "bmi1", "bmi2", "f16c"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
-LEVELS = {"x86-64": _V1, "x86-64-v2": _V2, "x86-64-v3": _V3, "x86-64-v4": _V4}
-ORDER = tuple(LEVELS)
-
-LLVM_FEATURE = {
+_LLVM_FEATURE = {
     "avxvnni": "avxvnni",
     "vnni": "avx512vnni",
     "vbmi": "avx512vbmi",
     "vpopcntdq": "avx512vpopcntdq",
 }
-EXTRAS = tuple(LLVM_FEATURE)
-COMBINATIONS = ("x86-64-v3+avxvnni", "x86-64-v4+vnni", "x86-64-v4+vnni+vbmi+vpopcntdq")
+EXTRAS = tuple(_LLVM_FEATURE)
+
+LEVELS = {
+    name: Level(
+        name=name,
+        isa="x86",
+        features=features,
+        extras=_LLVM_FEATURE,
+        cpu=name,
+        triple="x86_64-unknown-linux-gnu",
+        # LLVM tunes the v4 level for early AVX-512 machines, which lowered their clock for wide vectors.
+        attributes=("-prefer-256-bit",) if features == _V4 else (),
+        program_triple=_GLIBC,
+        library_triple=_GLIBC,
+    )
+    for name, features in (("x86-64", _V1), ("x86-64-v2", _V2), ("x86-64-v3", _V3), ("x86-64-v4", _V4))
+}
+COMBINATIONS = (*LEVELS, "x86-64-v3+avxvnni", "x86-64-v4+vnni", "x86-64-v4+vnni+vbmi+vpopcntdq")
 
 _CPUINFO_NAME = {
     "sse4.1": "sse4_1",

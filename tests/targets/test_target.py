@@ -1,15 +1,18 @@
-"""Names of targets, detection and what the list says."""
+"""Names of targets, detection, what runs them and what the list says."""
+
+import shutil
 
 import pytest
 
 from edgedm.errors import ToolchainError, UnsupportedError
-from edgedm.targets import available, resolve, targets, x86
+from edgedm.targets import arm, available, command_for, resolve, runs_natively, targets, x86
 
 FLAGS_V3 = "fpu sse2 ssse3 sse4_1 sse4_2 popcnt avx avx2 fma bmi1 bmi2 f16c"
 FLAGS_V4 = f"{FLAGS_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni avx512_vpopcntdq avx512vbmi"
 
 
 detect = x86.detect
+arm_detect = arm.detect
 
 
 def machine(monkeypatch, flags):
@@ -46,28 +49,98 @@ def test_a_machine_has_only_what_all_its_processors_have():
 
 def test_a_machine_that_is_no_x86_has_no_host(monkeypatch):
     monkeypatch.setattr(x86, "detect", frozenset)
-    with pytest.raises(UnsupportedError, match="not yet built"):
+    monkeypatch.setattr(arm, "detect", frozenset)
+    with pytest.raises(UnsupportedError, match="name its target"):
         resolve("host")
+    assert targets().ok
 
 
-@pytest.mark.parametrize("name", ["z80", "x86-64-v3+sse9", "x86-64-v9", ""])
+def test_host_on_a_board_is_what_all_its_processors_have(monkeypatch):
+    monkeypatch.delenv("EDGEDM_FEATURES", raising=False)
+    monkeypatch.setattr(x86, "detect", frozenset)
+    for features, name in (("fp asimd asimddp", "aarch64+dotprod"), ("fp asimd", "aarch64")):
+        here = arm_detect(f"Features : {features} i8mm\nFeatures : {features}\n")
+        monkeypatch.setattr(arm, "detect", lambda here=here: here)
+        assert resolve("host").name == name
+        assert runs_natively(resolve("host"))
+        assert not runs_natively(resolve("aarch64+dotprod+i8mm"))
+
+
+@pytest.mark.parametrize("name", ["z80", "x86-64-v3+sse9", "x86-64-v9", "", "aarch64+vnni", "riscv64+v"])
 def test_an_unknown_name_says_what_is_known(name):
-    with pytest.raises(UnsupportedError, match=r"x86-64-v3|avxvnni"):
+    with pytest.raises(UnsupportedError, match=r"x86-64-v3|avxvnni|dotprod|none"):
         resolve(name)
 
 
-def test_a_planned_target_says_that_it_is_not_built_yet():
-    with pytest.raises(UnsupportedError, match="not yet built"):
-        resolve("aarch64+dotprod")
+def test_a_level_whose_kernels_need_a_feature_says_so():
+    with pytest.raises(UnsupportedError, match=r"say armv7\+neon"):
+        resolve("armv7")
+
+
+@pytest.mark.parametrize(
+    ("name", "isa", "features"),
+    [
+        ("aarch64", "aarch64", {"neon"}),
+        ("aarch64+dotprod", "aarch64", {"neon", "dotprod"}),
+        ("aarch64+i8mm", "aarch64", {"neon", "dotprod", "i8mm"}),
+        ("cortex-a53", "aarch64", {"neon"}),
+        ("cortex-a76", "aarch64", {"neon", "dotprod"}),
+        ("apple-m1", "aarch64", {"neon", "dotprod"}),
+        ("armv7+neon", "arm", {"neon"}),
+        ("riscv64", "riscv64", set()),
+    ],
+)
+def test_a_name_means_an_instruction_set_with_features(name, isa, features):
+    target = resolve(name)
+    assert (target.isa, target.features, target.vector_bytes) == (isa, features, 16)
+    attributes = {str(each) for each in target.tvm().attrs["mattr"]}
+    assert {f"+{feature}" for feature in features} <= attributes
+    assert "+i8mm" not in attributes or "i8mm" in features
+
+
+def test_a_core_is_a_level_with_features_under_its_own_schedule():
+    core, plain = resolve("cortex-a76"), resolve("aarch64+dotprod")
+    assert core.base == plain.base
+    assert core.features == plain.features
+    assert str(core.tvm().attrs["mcpu"]) == "cortex-a76"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("aarch64", "qemu-aarch64-static -cpu cortex-a53"),
+        ("aarch64+dotprod", "qemu-aarch64-static -cpu cortex-a76"),
+        ("aarch64+dotprod+i8mm", "qemu-aarch64-static -cpu max"),
+        ("armv7+neon", "qemu-arm-static -cpu cortex-a7"),
+        ("riscv64", "qemu-riscv64-static -cpu rv64"),
+    ],
+)
+def test_an_emulator_imitates_the_least_cpu_that_has_the_features(monkeypatch, name, command):
+    machine(monkeypatch, FLAGS_V3)
+    monkeypatch.setattr(shutil, "which", lambda tool: f"/bin/{tool}")
+    assert " ".join(command_for(resolve(name))) == command
+
+
+def test_without_an_emulator_it_says_which_one_and_how_to_get_it(monkeypatch):
+    machine(monkeypatch, FLAGS_V3)
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    with pytest.raises(ToolchainError, match=r"qemu-arm-static .* qemu-user-static; scripts/tools.sh"):
+        command_for(resolve("armv7+neon"))
+    with pytest.raises(ToolchainError, match="lacks avx512bw"):
+        command_for(resolve("x86-64-v4"))
+    assert command_for(resolve("x86-64-v3")) == ()
 
 
 def test_the_features_of_a_name_come_in_one_order():
     assert resolve("x86-64-v4+vpopcntdq+vnni").name == "x86-64-v4+vnni+vpopcntdq"
 
 
-def test_the_list_names_every_target_and_what_it_needs():
+def test_the_list_names_every_target_and_what_it_needs(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
     rows = {row["name"]: row for row in available()}
     assert rows["x86-64"]["available"] == bool(x86.detect())
-    assert not rows["aarch64-android"]["available"]
-    assert "not yet built" in rows["wasm32+simd128"]["needs"]
+    assert {"aarch64", "aarch64+dotprod", "aarch64+dotprod+i8mm", "armv7+neon", "riscv64", "cortex-x1"} <= set(rows)
+    if not arm.detect():
+        assert not rows["aarch64"]["available"]
+        assert "qemu-aarch64-static" in rows["aarch64"]["needs"]
     assert targets().ok
