@@ -97,7 +97,9 @@ def _dilatable(axes: Any, rows: Rows) -> bool:
         if "dilation" in cells[0]:
             shares = sorted((share, path) for path, (share, _) in cells[0]["dilation"]["layers"].items())
             axes.barh(range(len(shares)), [share for share, _ in shares], color="#88aacc")
-            axes.set_yticks(range(len(shares)), [path for _, path in shares], fontsize=4)
+            axes.set_yticks(range(len(shares)), [path for _, path in shares], fontsize=7)
+            axes.margins(y=0.01)
+            axes.figure.set_size_inches(6.4, 0.6 + 0.13 * len(shares))
             axes.set_xlabel("share of input channels that can be dilated")
             return True
     return False
@@ -113,8 +115,9 @@ def _traces(axes: Any, rows: Rows) -> bool:
                 [p["cpu_seconds"] for p in points], [p["frechet"] for p in points], ".-", color=color, label=label
             )
     axes.set_xlabel("processor seconds of training, calibration included")
-    axes.set_ylabel("digit Frechet distance (250 images, 25 steps)")
-    axes.set_yscale("log")
+    axes.set_ylabel("digit Frechet distance")
+    axes.set_title("250 images, 25 steps", fontsize=9)
+    axes.set_ylim(bottom=0)
     if shown:
         axes.legend()
     return bool(shown)
