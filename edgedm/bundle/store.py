@@ -14,7 +14,8 @@ from edgedm.bundle.manifest import FORMAT, FileEntry, Manifest
 from edgedm.errors import InvalidModelError
 
 MANIFEST = "manifest.json"
-LIBRARY, SAMPLER, WEIGHTS = "lib/libedgedm.so", "bin/edgedm-sample", "weights.bin"
+LIBRARY, WEIGHTS = "lib/libedgedm.so", "weights.bin"
+SAMPLER, PROBE = "bin/edgedm-sample", "bin/edgedm-probe"
 MAX_MANIFEST_BYTES = 64 << 20  # far above the largest model's; a bound against hostile files
 
 
@@ -34,6 +35,11 @@ class Bundle:
     def sampler(self) -> Path:
         """The native program."""
         return self.path / SAMPLER
+
+    @property
+    def probe(self) -> Path:
+        """The program that puts the library behind a pipe, for examination where it cannot be loaded."""
+        return self.path / PROBE
 
     @property
     def weights(self) -> Path:

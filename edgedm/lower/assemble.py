@@ -15,12 +15,13 @@ import edgedm
 from edgedm import progress
 from edgedm.bundle import Manifest
 from edgedm.bundle.manifest import Schedule, TargetEntry
-from edgedm.bundle.store import LIBRARY, SAMPLER, WEIGHTS
+from edgedm.bundle.store import LIBRARY, PROBE, SAMPLER, WEIGHTS
 from edgedm.export.graph_io import serialize_graph
 from edgedm.lower import toolchain
 from edgedm.lower.codegen import (
     HEADERS,
     LIBRARY_SOURCES,
+    PROBE_SOURCES,
     PROGRAM_SOURCES,
     TEMPLATES,
     Graph,
@@ -60,7 +61,7 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
     default = (lowered.schedule.steps, lowered.schedule.sampler)
     write_sources(folder / "src", lowered.prefix, graphs, lay_out(*graphs), lowered.interface, lowered.weights, default)
     progress.stage("compiling the runtime")
-    _link(folder, lowered.prefix)
+    _link(folder, lowered.prefix, lowered.target)
     for header in HEADERS:
         (folder / "src" / header).rename(folder / "include" / header)
     shutil.copyfile(TEMPLATES / "CMakeLists.txt", folder / "CMakeLists.txt")
@@ -78,23 +79,30 @@ def _functions(lowered: Lowered) -> dict[str, Any]:
     return functions
 
 
-def _link(folder: Path, prefix: str) -> None:
+def _link(folder: Path, prefix: str, target: Target) -> None:
     """Compile the C files in a folder of their own, by relative names, so that no path reaches the objects."""
-    triple = toolchain.LINUX_X86_64
+    base = target.base
     with tempfile.TemporaryDirectory(prefix="edgedm-") as scratch:
         work = Path(scratch)
-        for source in (*(folder / "src").iterdir(), folder / "kernels.o"):
-            shutil.copyfile(source, work / source.name)
+        shutil.copytree(folder / "src", work, dirs_exist_ok=True)
+        shutil.copyfile(folder / "kernels.o", work / "kernels.o")
         (work / "exports.map").write_text(f"{{ global: {prefix}*; local: *; }};\n")
-        sources = [*LIBRARY_SOURCES, *PROGRAM_SOURCES]
-        objects = toolchain.compile_objects(sources, work, triple, ["-DEDM_PROBE"])
-        link = ["-target", triple, *toolchain.LINK]
-        shared = ["-shared", "-Wl,--version-script=exports.map", "-Wl,-soname,libedgedm.so"]
-        library = [*objects[: len(LIBRARY_SOURCES)], "kernels.o"]
-        toolchain.zig_cc([*link, *shared, *library, "-o", "libedgedm.so"], work)
-        toolchain.zig_cc([*link, *objects, "kernels.o", "-o", "edgedm-sample"], work)
-        shutil.copyfile(work / "libedgedm.so", folder / LIBRARY)
-        shutil.copyfile(work / "edgedm-sample", folder / SAMPLER)
+        everything = (*LIBRARY_SOURCES, *PROGRAM_SOURCES, *PROBE_SOURCES)
+        sources = {base.library_triple: LIBRARY_SOURCES} | {base.program_triple: everything}
+        made = {
+            triple: dict(zip(names, toolchain.compile_objects(names, work, triple, ["-DEDM_PROBE"]), strict=True))
+            for triple, names in sources.items()
+        }
+
+        def link(triple: str, names: tuple[str, ...], output: str, *flags: str) -> None:
+            objects = [made[triple][name] for name in names]
+            toolchain.zig_cc(["-target", triple, *toolchain.LINK, *flags, *objects, "kernels.o", "-o", "linked"], work)
+            shutil.copyfile(work / "linked", folder / output)
+
+        shared = ("-shared", "-Wl,--version-script=exports.map", "-Wl,-soname,libedgedm.so")
+        link(base.library_triple, LIBRARY_SOURCES, LIBRARY, *shared)
+        link(base.program_triple, (*LIBRARY_SOURCES, *PROGRAM_SOURCES), SAMPLER)
+        link(base.program_triple, (*LIBRARY_SOURCES, *PROBE_SOURCES), PROBE)
 
 
 def _golden(folder: Path, lowered: Lowered) -> None:

@@ -34,6 +34,7 @@ _SHARED = (
 )
 LIBRARY_SOURCES = ("model.c", *(f"{name}.c" for name in _SHARED))
 PROGRAM_SOURCES = ("main.c", "self_test.c")
+PROBE_SOURCES = ("probe/main.c",)
 
 _PLACES = {"arena": "EDM_IN_ARENA", "weights": "EDM_IN_WEIGHTS", "input": "EDM_AT_INPUT", "output": "EDM_AT_OUTPUT"}
 _ROLES = {
@@ -106,6 +107,9 @@ def write_sources(
             (folder / template.stem).write_text(text)
         elif template.suffix in (".c", ".h"):
             (folder / template.name).write_text(template.read_text())
+    for source in PROBE_SOURCES:
+        (folder / source).parent.mkdir(exist_ok=True)
+        (folder / source).write_text((TEMPLATES / source).read_text())
 
 
 def manifest_nodes(graph: Graph, prefix: str) -> list[Node]:

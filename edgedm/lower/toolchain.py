@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edgedm.errors import ToolchainError
+from edgedm.targets import x86
 
-# glibc 2.34 is the first that has threads in libc itself: nothing but libc (and libm) is loaded.
-LINUX_X86_64 = "x86_64-linux-gnu.2.34"
+LINUX_X86_64 = x86.LEVELS["x86-64"].library_triple
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
 # -ffp-contract=off: no fused multiply-adds, so that sampler and noise give the same bits everywhere.
 # -fno-math-errno: sqrt is one instruction instead of a call into libm.
@@ -35,13 +35,16 @@ def zig_cc(arguments: Sequence[str], folder: Path) -> None:
 
 
 def merge_objects(objects: Sequence[str], output: str, folder: Path) -> None:
-    """Merge ELF objects (names within `folder`) into one, in their order; ToolchainError if the linker refuses."""
-    _zig(["ld.lld", "-r", "-o", output, *objects], folder)
+    """Merge ELF objects (names within `folder`) into one, in their order; ToolchainError if the linker refuses.
+
+    What TVM says for debuggers, a third of its objects, is left out.
+    """
+    _zig(["ld.lld", "-r", "--strip-debug", "-o", output, *objects], folder)
 
 
 def compile_objects(sources: Sequence[str], folder: Path, triple: str, definitions: Sequence[str]) -> list[str]:
-    """Compile C files (names within `folder`) side by side; returns the objects' names."""
-    objects = [f"{Path(source).stem}.o" for source in sources]
+    """Compile C files (names within `folder`) side by side for one triple; returns the objects' names."""
+    objects = [f"{triple}-{source.removesuffix('.c').replace('/', '-')}.o" for source in sources]
     common = ["-target", triple, *COMPILE, *WARNINGS, *definitions, "-I", "."]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         jobs = [

@@ -2,7 +2,7 @@
 
 import ctypes as c
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 
@@ -104,11 +104,14 @@ class Library:
     def check(self, name: str, *arguments: Any) -> None:
         """Call a function that returns a status; raise what it reports."""
         status = self._functions[name](*arguments)
-        if status == 0:
-            return
-        text = self._functions["last_error"]().decode("utf-8", "replace")
-        if status == CANCELLED:
-            raise KeyboardInterrupt
-        if status == BAD_ARGUMENT:
-            raise UnsupportedError(text)
-        raise InvalidModelError(text) if status == BAD_FILE else EdgedmError(text)
+        if status:
+            raise_status(status, self._functions["last_error"]().decode("utf-8", "replace"))
+
+
+def raise_status(status: int, text: str) -> NoReturn:
+    """Raise what an `edm_status` other than EDM_OK and its message say."""
+    if status == CANCELLED:
+        raise KeyboardInterrupt
+    if status == BAD_ARGUMENT:
+        raise UnsupportedError(text)
+    raise InvalidModelError(text) if status == BAD_FILE else EdgedmError(text)

@@ -1,9 +1,8 @@
 """Run a bundle in this process, through its C interface."""
 
 import ctypes as c
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,11 @@ from numpy.typing import NDArray
 from edgedm.bundle import Bundle, Node, load
 from edgedm.errors import UnsupportedError
 from edgedm.runtime import library as lib
-
-Floats = NDArray[np.float32]
-Progress = Callable[[int, int], bool]
-"""(steps done, steps in all) -> whether to go on."""
+from edgedm.runtime.runner import Floats, Progress, Runner, image_input, node_inputs, state_inputs, state_output
 
 
-class LocalRunner:
-    """A bundle, loaded; use it as a context manager or call `close`.
-
-    Images, eps and carried state are channels-first as in the exported graph, without the batch axis for images
-    (f32[C, H, W]) and with it for state (f32[1, C, H, W]). One thread at a time may use a runner.
-    """
+class LocalRunner(Runner):
+    """A bundle whose library is loaded into this process."""
 
     def __init__(self, bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
@@ -38,14 +30,6 @@ class LocalRunner:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> "LocalRunner":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free session and model; calling it twice is allowed."""
@@ -84,29 +68,10 @@ class LocalRunner:
 
     def run_step(self, step: int, x: Floats) -> Floats:
         """The model's output for x f32[C, H, W] at `step` of the prepared schedule; carried state moves on."""
-        x = np.ascontiguousarray(x, dtype=np.float32)
-        if x.shape != self.manifest.image_shape:
-            raise UnsupportedError(f"x: expected shape {self.manifest.image_shape}, got {x.shape}")
+        x = image_input(self.manifest, x)
         output = np.empty_like(x)
         self._library.check("step", self._session, step, _floats(x), _floats(output))
         return output
-
-    def step(
-        self,
-        timestep: int,
-        x: Floats,
-        label: int | None = None,
-        state: Mapping[str, Floats] | None = None,
-    ) -> tuple[Floats, dict[str, Floats]]:
-        """One teacher-forced step: output and next state at `timestep`, from a given carried state.
-
-        `state` maps the graph's `state.<tap>` inputs to f32[1, C, H, W]; None starts a trajectory (has_state 0).
-        The result maps `state.<tap>.next` to the same shapes.
-        """
-        self.prepare(label=label, timesteps=[timestep])
-        if state is not None:
-            self.write_state(state)
-        return self.run_step(0, x), {f"{name}.next": array for name, array in self.read_state().items()}
 
     def reset(self) -> None:
         """Start a new trajectory under the prepared schedule."""
@@ -114,13 +79,8 @@ class LocalRunner:
 
     def write_state(self, state: Mapping[str, Floats]) -> None:
         """Continue from this carried state; every `state.<tap>` must be there."""
-        for index, port in enumerate(self.manifest.states()):
-            if port.name not in state:
-                raise UnsupportedError(f"state {port.name!r} is missing")
-            moved = np.ascontiguousarray(np.moveaxis(state[port.name], 1, -1), dtype=np.float32)
-            if moved.shape != port.shape:
-                raise UnsupportedError(f"state {port.name!r}: expected channels-last {port.shape}, got {moved.shape}")
-            self._library.check("state_write", self._session, index, _pointer(moved))
+        for index, array in enumerate(state_inputs(self.manifest, state)):
+            self._library.check("state_write", self._session, index, _pointer(array))
 
     def read_state(self) -> dict[str, Floats]:
         """The carried state by name, f32[1, C, H, W]."""
@@ -128,7 +88,7 @@ class LocalRunner:
         for index, port in enumerate(self.manifest.states()):
             data = np.empty(port.shape, np.float32)
             self._library.check("state_read", self._session, index, _pointer(data))
-            found[port.name] = np.ascontiguousarray(np.moveaxis(data, -1, 1))
+            found[port.name] = state_output(data)
         return found
 
     def sample(self, n: int, seed: int = 0, first_image: int = 0, progress: Progress | None = None) -> Floats:
@@ -158,18 +118,7 @@ class LocalRunner:
         with the manifest's shapes and dtypes; the result is its outputs.
         """
         node = self.manifest.nodes[node] if isinstance(node, int) else node
-        wanted = [operand for operand in node.inputs if operand.source != "weights"]
-        if len(inputs) != len(wanted):
-            raise UnsupportedError(f"node {node.index} ({node.op}): expected {len(wanted)} inputs, got {len(inputs)}")
-        arrays = []
-        for operand, array in zip(wanted, inputs, strict=True):
-            array = np.asarray(array, order="C")  # keeps a scalar a scalar
-            if array.shape != operand.shape or str(array.dtype) != operand.dtype:
-                raise UnsupportedError(
-                    f"node {node.index} ({node.op}): input {operand.name!r}: expected {operand.dtype}"
-                    f"{list(operand.shape)}, got {array.dtype}{list(array.shape)}"
-                )
-            arrays.append(array)
+        arrays = node_inputs(node, inputs)
         outputs = [np.empty(operand.shape, operand.dtype) for operand in node.outputs]
         given, made = (_pointers(each) for each in (arrays, outputs))
         self._library.check("run_node", self._session, node.graph.encode(), node.index, given, made)
@@ -177,21 +126,11 @@ class LocalRunner:
 
     def profile(self, step: int, x: Floats, repeats: int = 1) -> NDArray[np.uint64]:
         """Nanoseconds of every kernel call of a step: uint64[repeats, calls]; carried state does not move on."""
-        x = np.ascontiguousarray(x, dtype=np.float32)
+        x = image_input(self.manifest, x)
         times = np.zeros((repeats, self._library.call("call_count")), np.uint64)
         for row in times:
             self._library.check("profile", self._session, step, _floats(x), row.ctypes.data_as(c.POINTER(c.c_uint64)))
         return times
-
-    def constants(self, node: Node) -> list[NDArray[Any]]:
-        """The constant operands of a kernel call, in the kernel's layout, as they lie in weights.bin."""
-        data = np.memmap(self.bundle.weights, mode="r", dtype=np.uint8)
-        found = []
-        for operand in node.inputs:
-            if operand.source == "weights":
-                size = int(np.prod(operand.shape, dtype=np.int64)) * np.dtype(operand.dtype).itemsize
-                found.append(data[operand.offset : operand.offset + size].view(operand.dtype).reshape(operand.shape))
-        return found
 
     def normals(self, seed: int, image: int, draw: int, count: int) -> Floats:
         """Noise as the runtime draws it; see `edgedm.diffusion.normals`."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from edgedm import progress
 from edgedm.images import write_images
 from edgedm.outcome import Outcome
-from edgedm.runtime.local import LocalRunner
+from edgedm.runtime.opening import open_runner
+from edgedm.runtime.runner import Runner
 
 
 def sample_bundle(
@@ -31,7 +32,7 @@ def sample_bundle(
 
     Raises InvalidModelError for an altered bundle, UnsupportedError for an option that the model cannot follow.
     """
-    with LocalRunner(os.fspath(bundle), threads) as runner:
+    with open_runner(os.fspath(bundle), threads) as runner:
         started = time.perf_counter()
         runner.prepare(steps, sampler, eta, label, guidance)
         prepared = time.perf_counter()
@@ -47,7 +48,7 @@ def sample_bundle(
     return Outcome(True, figures, {"output": str(path), "shape": list(images.shape)})
 
 
-def _draw(runner: LocalRunner, n: int, seed: int, total: int) -> NDArray[np.float32]:
+def _draw(runner: Runner, n: int, seed: int, total: int) -> NDArray[np.float32]:
     """Draw behind a progress bar, where the command line asks for one."""
     if not progress.enabled:
         return runner.sample(n, seed)

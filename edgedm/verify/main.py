@@ -19,7 +19,7 @@ from edgedm.verify.graphs import Graph
 from edgedm.verify.layer_level import layer_level
 from edgedm.verify.op_level import op_level
 from edgedm.verify.pass_level import pass_level
-from edgedm.verify.probe import Probe
+from edgedm.verify.probe import Probe, open_probe
 from edgedm.verify.report import Level, outcome_of
 from edgedm.verify.run_level import Runs, draw_runs, step_level, trajectory_level
 from edgedm.verify.teacher import teacher_feeds
@@ -47,7 +47,7 @@ def run(
     bundle = load(bundle_path)
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
     graphs = {name: _graph(bundle, name) for name in ("prepare", "step")}
-    with Probe(bundle) as probe:
+    with open_probe(bundle) as probe:
         examination = _Examination(probe, checkpoint, graphs, steps, sampler, images)
         found = [examination.level(name) for name in LEVELS if name in levels]
     named = checkpoint if isinstance(checkpoint, str) else "(a checkpoint in memory)"

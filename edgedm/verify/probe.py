@@ -1,45 +1,32 @@
-"""The compiled library, opened for examination: single kernel calls, steps, carried state, other constants.
+"""A compiled bundle, opened for examination: single kernel calls, steps, carried state, other constants.
 
-The weights are given to the library as memory of ours. It checks their hash once, when it opens them; afterwards
-`lend` gives a kernel other values (a multiplier of 1, say), while the kernel itself stays what ships.
+The weights are given to the bundle's code as memory of ours. It checks their hash once, when it opens them;
+afterwards `lend` gives a kernel other values (a multiplier of 1, say), while the kernel itself stays what ships. A
+bundle of another machine is examined through its probe executable, on the target's own objects.
 """
 
 import ctypes as c
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgedm.bundle import Bundle, Node, Operand
 from edgedm.errors import ParityError
+from edgedm.runtime import ExecRunner, LocalRunner, Runner
 from edgedm.runtime import library as lib
-from edgedm.runtime.local import LocalRunner
+from edgedm.runtime.opening import is_local
+from edgedm.runtime.runner import Array, operand_bytes
 
-Array = NDArray[Any]
 _ALIGNMENT = 64
 
 
-class Probe(LocalRunner):
-    """A runner whose weights lie in memory of this process, so that they can be changed after the hash check."""
+class Probe(Runner):
+    """A runner whose weights can be changed after the hash check; `open_probe` makes one."""
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
-        self.bundle, self.manifest = bundle, bundle.manifest
-        self._library = lib.Library(bundle.library.absolute(), self.manifest.prefix)
-        self._model, self._session = c.c_void_p(), c.c_void_p()
-        self._weights = _aligned(bundle.weights.read_bytes())
-        source = lib.Source(memory=self._weights.ctypes.data, length=self._weights.size)
-        self._library.check("open", c.byref(source), c.byref(self._model))
-        try:
-            options = lib.SessionOptions(threads=threads, lanes=1)
-            self._library.check("session_create", self._model, c.byref(options), c.byref(self._session))
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> "Probe":
-        return self
+    _weights: NDArray[np.uint8]
 
     def calls(self, graph: str) -> list[Node]:
         """The kernel calls of `graph` ("step" or "prepare") in order."""
@@ -48,11 +35,7 @@ class Probe(LocalRunner):
     def run(self, node: Node, inputs: Sequence[Array]) -> list[Array]:
         """Run one kernel on its operands that are no constants; packed bits may come as bytes, in any shape."""
         operands = [each for each in node.inputs if each.source != "weights"]
-        given = [_fitting(*each) for each in zip(operands, inputs, strict=True)]
-        results = [np.empty(each.shape, each.dtype) for each in node.outputs]
-        name = node.graph.encode()
-        self._library.check("run_node", self._session, name, node.index, _pointers(given), _pointers(results))
-        return results
+        return self.run_node(node, [_fitting(*each) for each in zip(operands, inputs, strict=True)])
 
     def constant(self, operand: Operand) -> Array:
         """The constant that a kernel reads there, in the kernel's layout."""
@@ -72,17 +55,59 @@ class Probe(LocalRunner):
                     raise ParityError(f"{node.kernel}: two of its constants are one and cannot differ")
                 kept.setdefault(number, place.copy())
                 place[...] = data
+                self._changed(operand)
             yield
         finally:
             for number, array in reversed(kept.items()):
                 self._place(node.inputs[number])[...] = array
+                self._changed(node.inputs[number])
+
+    @abstractmethod
+    def _changed(self, operand: Operand) -> None:
+        """Let the kernels see the weights of `operand` as they are now."""
 
     def _place(self, operand: Operand) -> Array:
         if operand.source != "weights":
             raise ValueError(f"{operand.name}: not a constant")
-        count = int(np.prod(operand.shape, dtype=np.int64)) * np.dtype(operand.dtype).itemsize
-        data = self._weights[operand.offset : operand.offset + count]
+        data = self._weights[operand.offset : operand.offset + operand_bytes(operand)]
         return data.view(operand.dtype).reshape(operand.shape)
+
+
+class LocalProbe(Probe, LocalRunner):
+    """A bundle whose library is loaded here, and reads the weights where they lie in this process."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self.bundle, self.manifest = bundle, bundle.manifest
+        self._library = lib.Library(bundle.library.absolute(), self.manifest.prefix)
+        self._model, self._session = c.c_void_p(), c.c_void_p()
+        self._weights = _aligned(bundle.weights.read_bytes())
+        source = lib.Source(memory=self._weights.ctypes.data, length=self._weights.size)
+        self._library.check("open", c.byref(source), c.byref(self._model))
+        try:
+            options = lib.SessionOptions(threads=threads, lanes=1)
+            self._library.check("session_create", self._model, c.byref(options), c.byref(self._session))
+        except BaseException:
+            self.close()
+            raise
+
+    def _changed(self, operand: Operand) -> None:
+        """The library reads this very memory."""
+
+
+class ExecProbe(Probe, ExecRunner):
+    """A bundle whose probe runs in a process of its own, with a copy of the weights there and one here."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1, command: Sequence[str] | None = None) -> None:
+        super().__init__(bundle, threads, 1, command)
+        self._weights = _aligned(bundle.weights.read_bytes())
+
+    def _changed(self, operand: Operand) -> None:
+        self.write_weights(operand.offset, self._place(operand).tobytes())
+
+
+def open_probe(bundle: Bundle, threads: int = 1) -> Probe:
+    """Open `bundle` for examination, here or under an emulator; ToolchainError where nothing here can run it."""
+    return LocalProbe(bundle, threads) if is_local(bundle) else ExecProbe(bundle, threads)
 
 
 def _fitting(operand: Operand, array: Array) -> Array:
@@ -90,10 +115,6 @@ def _fitting(operand: Operand, array: Array) -> Array:
     if array.dtype == np.uint8 and operand.dtype == "uint64":
         array = array.reshape(-1).view("<u8")
     return array.reshape(operand.shape)
-
-
-def _pointers(arrays: Sequence[Array]) -> Any:
-    return (c.c_void_p * max(1, len(arrays)))(*(array.ctypes.data for array in arrays))
 
 
 def _aligned(data: bytes) -> NDArray[np.uint8]:

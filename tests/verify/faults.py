@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from edgedm.bundle import Manifest, load
-from edgedm.bundle.store import LIBRARY, MANIFEST, SAMPLER, WEIGHTS
+from edgedm.bundle.store import LIBRARY, MANIFEST, PROBE, SAMPLER, WEIGHTS
 from edgedm.lower import assemble
 from edgedm.lower.codegen import HEADERS
+from edgedm.targets import resolve
 
 
 def copy(bundle: Path, target: Path) -> Path:
@@ -28,7 +29,7 @@ def change_weights(bundle: Path, edit: Callable[[np.ndarray, Manifest], None]) -
     assert weights.tobytes() != before
     (bundle / WEIGHTS).write_bytes(weights.tobytes())
     old, new = hashlib.sha256(before).digest(), hashlib.sha256(weights.tobytes()).digest()
-    for name in (LIBRARY, SAMPLER):
+    for name in (LIBRARY, SAMPLER, PROBE):
         code = (bundle / name).read_bytes()
         assert code.count(old) == 1
         (bundle / name).write_bytes(code.replace(old, new))
@@ -43,7 +44,7 @@ def change_runtime(bundle: Path, source: str, old: str, new: str) -> None:
     (bundle / "src" / source).write_text(text.replace(old, new))
     for header in HEADERS:
         shutil.copyfile(bundle / "include" / header, bundle / "src" / header)
-    assemble._link(bundle, manifest.prefix)
+    assemble._link(bundle, manifest.prefix, resolve(manifest.target.name))
     for header in HEADERS:
         (bundle / "src" / header).unlink()
     seal(bundle)

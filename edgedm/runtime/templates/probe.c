@@ -5,7 +5,7 @@
 
 #include "runtime.h"
 
-static size_t bytes_of(const edm_graph *graph, const edm_tensor *tensor) {
+size_t edm_tensor_bytes(const edm_graph *graph, const edm_tensor *tensor) {
   size_t bytes = tensor->bits / 8;
   for (int i = 0; i < tensor->rank; ++i) bytes *= (size_t)graph->extents[tensor->shape + (uint32_t)i];
   return bytes;
@@ -41,14 +41,14 @@ edm_status edm_run_node(edm_session *session, const char *name, int number, cons
   for (int i = 0, given = 0; i < call->inputs; ++i) {
     const edm_tensor *tensor = &graph->tensors[arguments[i]];
     if (tensor->place == EDM_IN_WEIGHTS) continue;
-    memcpy(instance->tensors[arguments[i]].data, inputs[given++], bytes_of(graph, tensor));
+    memcpy(instance->tensors[arguments[i]].data, inputs[given++], edm_tensor_bytes(graph, tensor));
   }
   edm_pool *before = edm_pool_enter(session->pool);
   edm_status status = edm_instance_call(instance, (uint32_t)number);
   edm_pool_enter(before);
   for (int i = 0; i < call->outputs && !status; ++i) {
     uint16_t index = arguments[call->inputs + i];
-    memcpy(outputs[i], instance->tensors[index].data, bytes_of(graph, &graph->tensors[index]));
+    memcpy(outputs[i], instance->tensors[index].data, edm_tensor_bytes(graph, &graph->tensors[index]));
   }
   free(ports);
   return status;

@@ -176,6 +176,9 @@ void edm_lane_reset(edm_lane *lane);
 void edm_lane_bind(const edm_session *session, edm_lane *lane, int pass, int step);
 uint64_t edm_image_floats(void);
 
+/* --- probe.c --------------------------------------------------------------------------------------------- */
+size_t edm_tensor_bytes(const edm_graph *graph, const edm_tensor *tensor);
+
 /* --- self_test.c (edgedm-sample only) -------------------------------------------------------------------- */
 /* Teacher-forced steps over golden data; prints one line each and returns whether all are close enough. */
 edm_status edm_self_test(edm_session *session, const char *golden_path, bool *passed);

@@ -1,0 +1,168 @@
+"""What runs a bundle, wherever that is: the interface of the runners, and how arrays are laid out for them."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgedm.bundle import Bundle, Manifest, Node, Operand
+from edgedm.errors import UnsupportedError
+
+Floats = NDArray[np.float32]
+Array = NDArray[Any]
+Progress = Callable[[int, int], bool]
+"""(steps done, steps in all) -> whether to go on."""
+
+
+class Runner(ABC):
+    """An opened bundle; use it as a context manager or call `close`.
+
+    Images, eps and carried state are channels-first as in the exported graph, without the batch axis for images
+    (f32[C, H, W]) and with it for state (f32[1, C, H, W]). One thread at a time may use a runner.
+    """
+
+    bundle: Bundle
+    manifest: Manifest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything; calling it twice is allowed."""
+
+    @abstractmethod
+    def prepare(
+        self,
+        steps: int = 50,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        label: int | None = None,
+        guidance: float = 1.0,
+        timesteps: Sequence[int] | None = None,
+    ) -> list[int]:
+        """Choose a schedule and conditions, start a new trajectory; returns the timesteps.
+
+        `timesteps` names them outright (descending) instead of `steps`. `label` None is unconditional. Raises
+        UnsupportedError for what the model cannot do, timesteps outside the trained ones included.
+        """
+
+    @abstractmethod
+    def run_step(self, step: int, x: Floats) -> Floats:
+        """The model's output for x f32[C, H, W] at `step` of the prepared schedule; carried state moves on."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Start a new trajectory under the prepared schedule."""
+
+    @abstractmethod
+    def write_state(self, state: Mapping[str, Floats]) -> None:
+        """Continue from this carried state; every `state.<tap>` must be there."""
+
+    @abstractmethod
+    def read_state(self) -> dict[str, Floats]:
+        """The carried state by name, f32[1, C, H, W]."""
+
+    @abstractmethod
+    def sample(self, n: int, seed: int = 0, first_image: int = 0, progress: Progress | None = None) -> Floats:
+        """Draw `n` images under the prepared schedule: f32[n, C, H, W]. Ctrl-C stops it."""
+
+    @abstractmethod
+    def run_node(self, node: int | Node, inputs: Sequence[Array]) -> list[Array]:
+        """Run one kernel call alone: `node` is an entry of `manifest.nodes` or its position there.
+
+        `inputs` are the call's operands that are not constants (source other than weights), in their order and
+        with the manifest's shapes and dtypes; the result is its outputs.
+        """
+
+    @abstractmethod
+    def profile(self, step: int, x: Floats, repeats: int = 1) -> NDArray[np.uint64]:
+        """Nanoseconds of every kernel call of a step: uint64[repeats, calls]; carried state does not move on."""
+
+    @abstractmethod
+    def normals(self, seed: int, image: int, draw: int, count: int) -> Floats:
+        """Noise as the runtime draws it; see `edgedm.diffusion.normals`."""
+
+    def step(
+        self,
+        timestep: int,
+        x: Floats,
+        label: int | None = None,
+        state: Mapping[str, Floats] | None = None,
+    ) -> tuple[Floats, dict[str, Floats]]:
+        """One teacher-forced step: output and next state at `timestep`, from a given carried state.
+
+        `state` maps the graph's `state.<tap>` inputs to f32[1, C, H, W]; None starts a trajectory (has_state 0).
+        The result maps `state.<tap>.next` to the same shapes.
+        """
+        self.prepare(label=label, timesteps=[timestep])
+        if state is not None:
+            self.write_state(state)
+        return self.run_step(0, x), {f"{name}.next": array for name, array in self.read_state().items()}
+
+    def constants(self, node: Node) -> list[Array]:
+        """The constant operands of a kernel call, in the kernel's layout, as they lie in weights.bin."""
+        data = np.memmap(self.bundle.weights, mode="r", dtype=np.uint8)
+        found = []
+        for operand in node.inputs:
+            if operand.source == "weights":
+                piece = data[operand.offset : operand.offset + operand_bytes(operand)]
+                found.append(piece.view(operand.dtype).reshape(operand.shape))
+        return found
+
+
+def operand_bytes(operand: Operand) -> int:
+    """Size of a kernel's operand."""
+    return math.prod(operand.shape) * np.dtype(operand.dtype).itemsize
+
+
+def image_input(manifest: Manifest, x: Floats) -> Floats:
+    """`x` as the runtime reads it; UnsupportedError for another shape than the model's."""
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if x.shape != manifest.image_shape:
+        raise UnsupportedError(f"x: expected shape {manifest.image_shape}, got {x.shape}")
+    return x
+
+
+def state_inputs(manifest: Manifest, state: Mapping[str, Floats]) -> list[Floats]:
+    """Carried state channels last, in the runtime's order; UnsupportedError for a missing or misshapen one."""
+    found = []
+    for port in manifest.states():
+        if port.name not in state:
+            raise UnsupportedError(f"state {port.name!r} is missing")
+        moved = np.ascontiguousarray(np.moveaxis(state[port.name], 1, -1), dtype=np.float32)
+        if moved.shape != port.shape:
+            raise UnsupportedError(f"state {port.name!r}: expected channels-last {port.shape}, got {moved.shape}")
+        found.append(moved)
+    return found
+
+
+def state_output(array: Floats) -> Floats:
+    """Carried state as it comes from the runtime, f32[1, H, W, C], as f32[1, C, H, W]."""
+    return np.ascontiguousarray(np.moveaxis(array, -1, 1))
+
+
+def node_inputs(node: Node, inputs: Sequence[Array]) -> list[Array]:
+    """The operands of a kernel call as it reads them; UnsupportedError for another number, dtype or shape."""
+    wanted = [operand for operand in node.inputs if operand.source != "weights"]
+    if len(inputs) != len(wanted):
+        raise UnsupportedError(f"node {node.index} ({node.op}): expected {len(wanted)} inputs, got {len(inputs)}")
+    arrays = []
+    for operand, array in zip(wanted, inputs, strict=True):
+        array = np.asarray(array, order="C")  # keeps a scalar a scalar
+        if array.shape != operand.shape or str(array.dtype) != operand.dtype:
+            raise UnsupportedError(
+                f"node {node.index} ({node.op}): input {operand.name!r}: expected {operand.dtype}"
+                f"{list(operand.shape)}, got {array.dtype}{list(array.shape)}"
+            )
+        arrays.append(array)
+    return arrays
