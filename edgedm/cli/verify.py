@@ -19,12 +19,16 @@ def _show(outcome: Outcome) -> None:
 @click.argument("artefact", metavar="BUNDLE|GRAPH", type=click.Path())
 @click.option("--against", required=True, help="The checkpoint that it was made from.")
 @click.option("--level", "levels", multiple=True, type=click.Choice(LEVELS), help="Only these levels.")
+@click.option("--timesteps", type=click.IntRange(1), default=4, show_default=True, help="Of level layer.")
+@click.option("--sample", type=click.IntRange(1), help="Of a big model: N kernels, and N layers a timestep.")
 @preset_options
 @verb(_show)
 def command(
     artefact: str,
     against: str,
     levels: tuple[str, ...],
+    timesteps: int,
+    sample: int | None,
     method: str | None,
     policy: str | None,
     options: tuple[str, ...],
@@ -36,4 +40,5 @@ def command(
     from edgedm.models.preset_reference import with_method
     from edgedm.verify import verify
 
-    return verify(artefact, with_method(against, method, policy, options), levels=levels or None)
+    checkpoint = with_method(against, method, policy, options)
+    return verify(artefact, checkpoint, levels=levels or None, timesteps=timesteps, sample=sample)

@@ -30,6 +30,8 @@ def verify(
     steps: int = 50,
     sampler: str = "ddim",
     images: int = 10,
+    timesteps: int = 4,
+    sample: int | None = None,
 ) -> Outcome:
     """Hold a bundle, or a graph (a file that ends in .onnx, exported or optimised, under ONNX Runtime), against the
     checkpoint `against` (a folder, `zoo:NAME`, or one in memory).
@@ -51,19 +53,23 @@ def verify(
     | step | every step of the schedule, as above |
     | trajectory | as above |
 
+    Level layer takes `timesteps` of the schedule's steps, spread evenly; `steps` of them are all. For a big model
+    `sample` takes that many kernels at level op, and that many layers (of a bundle: calls of each graph) at each
+    timestep of level layer, other ones at each, in place of all; the figures `left_out` say how many it never took.
+
     `levels` are some of `LEVELS` or, of a graph, of `GRAPH_LEVELS`; all by default. `ok` is False if any level is
     off; `details["first_failure"]` then says where first, what was expected and what came. Figures are
     `<level>.<name>`; `details["levels"]` holds a row for everything that was compared. Raises `InvalidModelError`
     for a file or checkpoint that is broken or of another model, `UnsupportedError` for an unknown level, a
-    schedule outside the trained timesteps, or fewer than the ten images that a fault takes to show.
+    schedule outside the trained timesteps, fewer than the ten images that a fault takes to show, or a sample of none.
     """
     if os.fspath(artefact).endswith(".onnx"):
         from edgedm.verify.graph_main import run as run_graph
 
-        return run_graph(artefact, against, levels or GRAPH_LEVELS, steps, sampler, images)
+        return run_graph(artefact, against, levels or GRAPH_LEVELS, steps, sampler, images, timesteps, sample)
     from edgedm.verify.main import run
 
-    return run(artefact, against, levels=levels or LEVELS, steps=steps, sampler=sampler, images=images)
+    return run(artefact, against, levels or LEVELS, steps, sampler, images, timesteps, sample)
 
 
 def render(outcome: Outcome, every_row: bool = False) -> None:

@@ -26,6 +26,7 @@ from edgedm.verify.graphs import Array
 from edgedm.verify.judge import judge_floats
 from edgedm.verify.report import Level, Row
 from edgedm.verify.rounding import Bounded
+from edgedm.verify.sampling import deal
 from edgedm.verify.torch_reference import Moment, TorchReference
 from edgedm.verify.whole_graph import WholeGraph, feeds_of
 
@@ -35,15 +36,19 @@ _ALONE = (QuantLayer, UniformQuantizer)
 _BINARY_WEIGHTS = (BinaryWeightConv2d, BinaryWeightLinear)
 
 
-def graph_layer_level(graph: WholeGraph, reference: TorchReference, moments: Sequence[tuple[Moment, int]]) -> Level:
-    """Judge every layer at all `moments`, each with the number of the image."""
+def graph_layer_level(
+    graph: WholeGraph, reference: TorchReference, moments: Sequence[tuple[Moment, int]], sample: int | None = None
+) -> Level:
+    """Judge every layer at all `moments`, each with the number of the image; or `sample` of them, others at each."""
     bench = _Bench(graph, reference)
-    for moment, image in progress.track(moments, "layers", len(moments)):
-        bench.run(moment, image)
+    chosen = deal(list(bench.layers), lambda path: type(bench.layers[path]), len(moments), sample)
+    for (moment, image), paths in zip(moments, chosen, strict=True):
+        bench.run(moment, image, paths)
     rows = tuple(_row(name, tally) for name, tally in bench.tallies.items())
     total = sum((tally.flips for tally in bench.tallies.values()), Flips())
     figures = {
         "layers": float(len(rows)),
+        "left_out": float(len(bench.layers) - len({path for paths in chosen for path in paths})),
         "layers.fused": float(len(bench.fused)),
         "quantisers.fused": float(sum(each.grid.x is None for each in bench.nodes.values())),
         "products.fused": float(sum(each.merged(path) for path, each in bench.nodes.items() if each.product)),
@@ -87,13 +92,14 @@ class _Bench:
             if fused is not None:
                 self.nodes[path] = fused
 
-    def run(self, moment: Moment, image: int) -> None:
-        """Judge every layer on what it is given at one moment."""
+    def run(self, moment: Moment, image: int, paths: Sequence[str]) -> None:
+        """Judge the layers at `paths` on what they are given at one moment."""
         inputs = self.reference.layer_inputs(moment, image, tuple({type(each) for each in self.layers.values()}))
         label = int(moment.labels[image])
         given = dict(feeds_of(self.graph, moment.timestep, moment.x[image], label, None))
         others = {name: array for name, array in given.items() if self.graph.info.inputs.get(name) == "timestep"}
-        for path, layer in self.layers.items():
+        for path in progress.track(paths, f"layers at step {moment.step}", len(paths)):
+            layer = self.layers[path]
             cut, node = self.cuts[path], self.nodes.get(path)
             found = cut is not None and path in inputs and self.graph.shape(cut.x) == inputs[path].shape
             if not found and not self.exported and not isinstance(layer, _ALONE):

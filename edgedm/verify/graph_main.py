@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from edgedm import progress
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models import Checkpoint
@@ -17,12 +15,9 @@ from edgedm.verify import GRAPH_LEVELS
 from edgedm.verify.contents_level import contents_level
 from edgedm.verify.graph_layers import graph_layer_level
 from edgedm.verify.report import Level, outcome_of
-from edgedm.verify.run_level import Runs, draw_runs, step_level, trajectory_level
+from edgedm.verify.run_level import Runs, check_counts, draw_runs, step_level, trajectory_level, visit_moments
 from edgedm.verify.torch_reference import TorchReference
 from edgedm.verify.whole_graph import GraphRunner, WholeGraph
-
-LAYER_MOMENTS = 4
-"""Steps, first and last included, at which every layer is fed the reference's values."""
 
 
 def run(
@@ -32,6 +27,8 @@ def run(
     steps: int,
     sampler: str,
     images: int,
+    timesteps: int,
+    sample: int | None,
 ) -> Outcome:
     """See `edgedm.verify`."""
     unknown = sorted(set(levels) - set(GRAPH_LEVELS))
@@ -39,11 +36,12 @@ def run(
         raise UnsupportedError(
             f"levels of a graph: expected some of {', '.join(GRAPH_LEVELS)}, got {', '.join(unknown)}"
         )
+    check_counts(timesteps, sample)
     graph = WholeGraph(path)
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
     reference = TorchReference(checkpoint)
     _check_same_model(reference, graph, Path(path))
-    examination = _Examination(graph, reference, steps, sampler, images)
+    examination = _Examination(graph, reference, steps, sampler, images, timesteps, sample)
     found = [examination.level(name) for name in GRAPH_LEVELS if name in levels]
     named = checkpoint if isinstance(checkpoint, str) else "(a checkpoint in memory)"
     return outcome_of(found, os.fspath(path), named)
@@ -52,8 +50,18 @@ def run(
 class _Examination:
     """What the levels share: the graph, and torch's runs, drawn once when first needed."""
 
-    def __init__(self, graph: WholeGraph, reference: TorchReference, steps: int, sampler: str, images: int) -> None:
+    def __init__(
+        self,
+        graph: WholeGraph,
+        reference: TorchReference,
+        steps: int,
+        sampler: str,
+        images: int,
+        timesteps: int,
+        sample: int | None,
+    ) -> None:
         self.graph, self.reference = graph, reference
+        self.timesteps, self.sample = timesteps, sample
         self.steps, self.sampler, self.images = steps, sampler, images
         self.runner = GraphRunner(graph, reference.null_class)
 
@@ -73,10 +81,9 @@ class _Examination:
         return contents_level(self.graph, self.reference.modules[32], self.reference.schedule.num_train_timesteps)
 
     def layer(self) -> Level:
-        moments = self.runs.float32.moments
-        chosen = dict.fromkeys(int(i) for i in np.linspace(0, len(moments) - 1, LAYER_MOMENTS).round())
-        fed = [(moments[index], number % self.images) for number, index in enumerate(chosen)]
-        return graph_layer_level(self.graph, self.reference, fed)
+        moments, images = visit_moments(self.reference, self.steps, self.timesteps)
+        fed = list(zip(moments, images, strict=True))
+        return graph_layer_level(self.graph, self.reference, fed, self.sample)
 
     def step(self) -> Level:
         return step_level(self.runner, self.graph.states, self.reference, self.runs, self.runner.undecided)

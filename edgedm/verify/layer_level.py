@@ -7,7 +7,7 @@ ONNX function, without exception; (b) its accumulator equals the int64 result on
 own inside; they are judged where they meet a named value again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,10 @@ from edgedm.verify.attempt import as_graph, attempt
 from edgedm.verify.comparison import Flips
 from edgedm.verify.graphs import Graph
 from edgedm.verify.judge import Verdict, judge
+from edgedm.verify.op_level import kind_of
 from edgedm.verify.probe import Probe
 from edgedm.verify.report import Level, Row
+from edgedm.verify.sampling import deal
 from edgedm.verify.subject import Subject, neutral
 
 Array = NDArray[Any]
@@ -55,20 +57,27 @@ class _Tally:
 
 
 def layer_level(
-    probe: Probe, graphs: Mapping[str, Graph], moments: Sequence[tuple[str, Mapping[str, Mapping[str, Array]]]]
+    probe: Probe,
+    graphs: Mapping[str, Graph],
+    moments: Sequence[tuple[str, Mapping[str, Mapping[str, Array]]]],
+    sample: int | None = None,
 ) -> Level:
-    """Judge all calls at all `moments`: (name, {graph: its feeds in the lowered graph's layout})."""
+    """Judge calls at all `moments`: (name, {graph: its feeds in the lowered graph's layout}).
+
+    Every call of a graph at each, or `sample` of them, other ones at each moment.
+    """
     rows: list[Row] = []
     low_bit = 0
-    flips, accumulators, unnamed = Flips(), 0, 0
+    flips, accumulators, unnamed, left_out = Flips(), 0, 0, 0
     for name in ("prepare", "step"):
         teacher = _Teacher(probe, graphs[name], probe.calls(name))
-        for moment, feeds in progress.track(moments, f"layers of {name}", len(moments)):
-            teacher.run(moment, feeds[name])
+        for (moment, feeds), chosen in zip(moments, deal(teacher.calls, kind_of, len(moments), sample), strict=True):
+            teacher.run(moment, feeds[name], {node.index for node in chosen})
         for node in teacher.calls:
             tally = teacher.tallies.get(node.index)
             if tally is None:
-                unnamed += 1
+                unnamed += node.index in teacher.judged
+                left_out += node.index not in teacher.judged
                 continue
             rows.append(_row(node, tally))
             low_bit += node.op in LOW_BIT
@@ -80,6 +89,7 @@ def layer_level(
         "codes": float(flips.codes),
         "flips": float(flips.total),
         "inside_segments": float(unnamed),
+        "left_out": float(left_out),
     }
     return Level("layer", DEMAND, tuple(rows), figures)
 
@@ -99,20 +109,29 @@ class _Teacher:
     def __init__(self, probe: Probe, graph: Graph, calls: Sequence[Node]) -> None:
         self.probe, self.graph, self.calls = probe, graph, calls
         self.tallies: dict[int, _Tally] = {}
+        self.judged: set[int] = set()
         self._names = _names_of_results(probe, calls)
 
-    def run(self, moment: str, feeds: Mapping[str, Array]) -> None:
+    def run(self, moment: str, feeds: Mapping[str, Array], chosen: Collection[int]) -> None:
+        """Judge the calls whose numbers are `chosen`; others run only where nothing names what they make."""
+        progress.stage(f"ONNX Runtime runs {self.calls[0].graph} at {moment}")
         values = self.graph.run(feeds)
+        self.judged.update(chosen)
         ports = self.probe.manifest.inputs[self.calls[0].graph]
         slots = {("input", number): self._named(port.name, values) for number, port in enumerate(ports)}
-        for node in self.calls:
+        for node in progress.track(self.calls, f"layers of {self.calls[0].graph}", len(self.calls)):
+            named = [self._names.get((node.index, number), "") for number in range(len(node.outputs))]
+            if node.index not in chosen and all(name in values for name in named):
+                slots |= {
+                    _place(each): self._named(name, values) for each, name in zip(node.outputs, named, strict=True)
+                }
+                continue
             inputs = [slots[_place(operand)] for operand in node.inputs if operand.source != "weights"]
             results = self.probe.run(node, [slot.array for slot in inputs])
             sources = frozenset[str]().union(*(slot.sources for slot in inputs))
-            if node.node:
+            if node.node and node.index in chosen:
                 self._judge_op(node, values, results, moment)
-            for number, (operand, result) in enumerate(zip(node.outputs, results, strict=True)):
-                name = self._names.get((node.index, number))
+            for name, operand, result in zip(named, node.outputs, results, strict=True):
                 if name and (node.node or self._judge_fused(node, sources, name, values, result, moment)):
                     slots[_place(operand)] = self._named(name, values)
                 else:

@@ -21,15 +21,12 @@ from edgedm.verify.op_level import op_level
 from edgedm.verify.pass_level import pass_level
 from edgedm.verify.probe import Probe, open_probe
 from edgedm.verify.report import Level, outcome_of
-from edgedm.verify.run_level import Runs, draw_runs, step_level, trajectory_level
+from edgedm.verify.run_level import Runs, check_counts, draw_runs, step_level, trajectory_level, visit_moments
 from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import TorchReference
 
 MOMENTS = 8
 """Steps of a trajectory, first and last included, whose single steps are compared."""
-
-LAYER_MOMENTS = 4
-"""Of these, the ones at which every layer is fed the reference's values."""
 
 
 def run(
@@ -39,16 +36,19 @@ def run(
     steps: int,
     sampler: str,
     images: int,
+    timesteps: int,
+    sample: int | None,
 ) -> Outcome:
     """See `edgedm.verify`."""
     unknown = sorted(set(levels) - set(LEVELS))
     if unknown or not levels:
         raise UnsupportedError(f"levels: expected some of {', '.join(LEVELS)}, got {', '.join(unknown) or 'none'}")
+    check_counts(timesteps, sample)
     bundle = load(bundle_path)
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
     graphs = {name: _graph(bundle, name) for name in ("prepare", "step")}
     with open_probe(bundle) as probe:
-        examination = _Examination(probe, checkpoint, graphs, steps, sampler, images)
+        examination = _Examination(probe, checkpoint, graphs, steps, sampler, images, timesteps, sample)
         found = [examination.level(name) for name in LEVELS if name in levels]
     named = checkpoint if isinstance(checkpoint, str) else "(a checkpoint in memory)"
     return outcome_of(found, str(bundle.path), named)
@@ -65,9 +65,12 @@ class _Examination:
         steps: int,
         sampler: str,
         images: int,
+        timesteps: int,
+        sample: int | None,
     ) -> None:
         self.checkpoint, self.graphs = checkpoint, graphs
         self.steps, self.sampler, self.images = steps, sampler, images
+        self.timesteps, self.sample = timesteps, sample
         self.probe = probe
 
     def level(self, name: str) -> Level:
@@ -91,20 +94,19 @@ class _Examination:
         return draw_runs(self.reference, self.images, self.steps, self.sampler, keep)
 
     def op(self) -> Level:
-        return op_level(self.probe, self.graphs)
+        return op_level(self.probe, self.graphs, self.sample)
 
     def passes(self) -> Level:
         return pass_level(self.checkpoint, self.graphs, self.steps, self.sampler)
 
     def layer(self) -> Level:
-        moments = self.runs.float32.moments
-        chosen = dict.fromkeys(int(i) for i in np.linspace(0, len(moments) - 1, LAYER_MOMENTS).round())
-        fed = []
-        for number, index in enumerate(chosen):  # another image, so another label, at each
-            image = number % self.images
-            name = f"step {moments[index].step}, image {image}"
-            fed.append((name, teacher_feeds(self.graphs, moments[index], image)))
-        return layer_level(self.probe, self.graphs, fed)
+        """Torch takes a step a moment, in float32 alone, whatever the other levels need of it."""
+        moments, images = visit_moments(self.reference, self.steps, self.timesteps)
+        fed = [
+            (f"step {moment.step}, image {image}", teacher_feeds(self.graphs, moment, image))
+            for moment, image in zip(moments, images, strict=True)
+        ]
+        return layer_level(self.probe, self.graphs, fed, self.sample)
 
     def step(self) -> Level:
         states = [port.name for port in self.probe.manifest.states()]

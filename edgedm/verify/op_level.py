@@ -7,20 +7,25 @@ from edgedm.verify.comparison import Flips
 from edgedm.verify.graphs import Graph
 from edgedm.verify.probe import Probe
 from edgedm.verify.report import Level, Row
+from edgedm.verify.sampling import deal
 from edgedm.verify.subject import Subject
 from edgedm.verify.trials import trials
 
 DEMAND = "integers equal; floats within rounding of float64"
 
 
-def op_level(probe: Probe, graphs: dict[str, Graph]) -> Level:
-    """Try one call of every kernel that stands for an op; what Relax fused is judged at level "layer"."""
+def op_level(probe: Probe, graphs: dict[str, Graph], sample: int | None = None) -> Level:
+    """Try one call of every kernel that stands for an op, or of `sample` kernels.
+
+    What Relax fused is judged at level "layer".
+    """
     nodes: dict[str, Node] = {}
     for node in probe.manifest.nodes:
         if node.node:
             nodes.setdefault(node.kernel, node)
+    (chosen,) = deal(list(nodes.values()), kind_of, 1, sample)
     rows, isolated = [], 0
-    for node in progress.track(list(nodes.values()), "kernels", len(nodes)):
+    for node in progress.track(chosen, "kernels", len(chosen)):
         row, accumulators = _try(probe, graphs[node.graph], node)
         rows.append(row)
         isolated += accumulators
@@ -29,8 +34,14 @@ def op_level(probe: Probe, graphs: dict[str, Graph]) -> Level:
         "trials": sum(row.figures["trials"] for row in rows),
         "accumulators": float(isolated),
         "worst_use_of_bound": max((row.figures["use of bound"] for row in rows), default=0.0),
+        "left_out": float(len(nodes) - len(rows)),
     }
     return Level("op", DEMAND, tuple(rows), figures)
+
+
+def kind_of(node: Node) -> tuple[str, str]:
+    """What kernels of one kind share: the op and how it is done."""
+    return node.op, node.family
 
 
 def _try(probe: Probe, graph: Graph, node: Node) -> tuple[Row, int]:

@@ -30,7 +30,7 @@ from edgedm.diffusion.sampler import trajectory
 from edgedm.errors import UnsupportedError
 from edgedm.verify.comparison import at_least, psnr_db, relative_error, snr_db
 from edgedm.verify.report import Level, Row
-from edgedm.verify.torch_reference import TorchReference, Trajectories
+from edgedm.verify.torch_reference import Moment, TorchReference, Trajectories
 
 Array = NDArray[Any]
 Sample = Callable[[int, int, int], NDArray[np.float32]]
@@ -71,11 +71,33 @@ def draw_runs(reference: TorchReference, images: int, steps: int, sampler: str, 
     least = math.ceil(-math.log2(CHANCE))
     if images < least:
         raise UnsupportedError(f"images: expected at least {least}, with which a fault shows, got {images}")
-    labels = [(image + reference.null_class) % (reference.null_class + 1) for image in range(images)]
+    labels, noise = _labels(reference, images)
     progress.stage(f"{images} trajectories of torch in float32 and float64")
-    noise = [(SEED, image) for image in range(images)]
     single, double = (reference.sample(bits, labels, noise, steps, sampler, keep) for bits in (32, 64))
     return Runs(labels, single, double)
+
+
+def _labels(reference: TorchReference, images: int) -> tuple[list[int], list[tuple[int, int]]]:
+    labels = [(image + reference.null_class) % (reference.null_class + 1) for image in range(images)]
+    return labels, [(SEED, image) for image in range(images)]
+
+
+def check_counts(timesteps: int, sample: int | None) -> None:
+    """Raise `UnsupportedError` where nothing would be looked at."""
+    for name, count in (("timesteps", timesteps), ("sample", 1 if sample is None else sample)):
+        if count < 1:
+            raise UnsupportedError(f"{name}: expected at least 1, got {count}")
+
+
+def visit_moments(reference: TorchReference, steps: int, count: int) -> tuple[list[Moment], list[int]]:
+    """`count` moments spread over a schedule, in float32, and the number of the image to look at in each.
+
+    That is another one at each, with another label, where the model has labels.
+    """
+    chosen = sorted({int(step) for step in np.linspace(0, steps - 1, min(count, steps)).round()})
+    labels, noise = _labels(reference, min(len(chosen), reference.null_class + 1))
+    progress.stage(f"{len(chosen)} steps of torch in float32")
+    return reference.visit(labels, noise, steps, chosen), [number % len(labels) for number in range(len(chosen))]
 
 
 class Runner(Protocol):

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from edgedm.diffusion import NoiseSchedule, advance, guide, normals, step_coefficients
 from edgedm.models import Checkpoint, load
+from edgedm.models.denoiser import Denoiser
 
 Array = NDArray[np.floating[Any]]
 _DTYPES = {32: torch.float32, 64: torch.float64}
@@ -34,6 +35,17 @@ class _Widen(TorchFunctionMode):
                 for item in args
             )
         return func(*args, **(kwargs or {}))
+
+
+class _Precisions(dict[int, Denoiser]):
+    """The module in float32, and in float64 from when that is first asked for: of a big model it takes a while."""
+
+    def __init__(self, module: Denoiser) -> None:
+        super().__init__({32: module})
+
+    def __missing__(self, bits: int) -> Denoiser:
+        made = self[bits] = copy.deepcopy(self[32]).to(_DTYPES[bits]).eval()
+        return made
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class TorchReference:
         self.schedule = NoiseSchedule.from_config(loaded.config.noise_schedule)
         config = loaded.config.architecture.config
         self.shape = (int(config["in_channels"]), int(config["sample_size"]), int(config["sample_size"]))
-        self.modules = {32: loaded.module.eval(), 64: copy.deepcopy(loaded.module).double().eval()}
+        self.modules = _Precisions(loaded.module.eval())
 
     def sample(
         self,
@@ -102,6 +114,31 @@ class TorchReference:
             x = advance(row, clip, x, output, self._noise(noise, step + 1) if row.to_noise else None)
             images.append(x)
         return Trajectories(images, moments)
+
+    def visit(
+        self, labels: Sequence[int], noise: Sequence[tuple[int, int]], steps: int, chosen: Sequence[int]
+    ) -> list[Moment]:
+        """The moments of the steps `chosen` (ascending) of a schedule of `steps`, in float32.
+
+        DDIM leaps from one to the next, without the steps between: as much like what the model meets as a whole
+        trajectory is, at the cost of one call a moment.
+        """
+        timesteps, rows = self.schedule.timesteps(steps), step_coefficients(self.schedule, steps)
+        alphas = self.schedule.alphas_cumprod()
+        clip = self.schedule.clip_sample_range if self.schedule.clip_sample else None
+        x: Any = self._noise(noise, 0)
+        state: list[Array] = []
+        moments: list[Moment] = []
+        for step, following in zip(chosen, [*chosen[1:], None], strict=True):
+            given = tuple(np.asarray(each, np.float32) for each in state)
+            where = int(timesteps[step])
+            moments.append(Moment(step, where, np.array(labels, np.int64), x, given, bool(given)))
+            if following is not None:
+                output, state = self._forward(32, x, where, labels, state)
+                kept = float(alphas[timesteps[following]])
+                leap = replace(rows[step], to_x0=np.float32(kept**0.5), to_eps=np.float32((1.0 - kept) ** 0.5))
+                x = advance(leap, clip, x, output, None)
+        return moments
 
     def predict(self, bits: int, moment: Moment) -> tuple[Array, list[Array]]:
         """The model's outputs at one moment and the states it leaves."""
