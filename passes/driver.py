@@ -13,13 +13,14 @@ from safetensors.numpy import load_file
 
 from edgedm import progress
 from edgedm.atomic import atomic_file
-from edgedm.diffusion import NoiseSchedule
-from edgedm.diffusion.sampler import SAMPLERS
+from edgedm.diffusion import SAMPLERS, NoiseSchedule
 from edgedm.errors import InvalidModelError, ParityError, UnsupportedError
+from edgedm.export.decoder_file import decoder_path, load_decoder
 from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, save_graph, serialize_graph
 from edgedm.outcome import Outcome
 from edgedm.passes.base import GraphPass, Report
 from edgedm.passes.check import Checker, random_feeds
+from edgedm.passes.decoder import optimize_decoder
 from edgedm.passes.editing import Array
 from edgedm.passes.pipeline import Schedule, run_passes
 from edgedm.passes.regions import Side
@@ -39,7 +40,8 @@ def optimize(
     steps: int = 50,
     sampler: str = "ddim",
 ) -> Outcome:
-    """Run the passes on an exported graph; write the step graph, NAME.prepare.onnx and NAME.golden.safetensors.
+    """Run the passes on an exported graph; write the step graph, NAME.prepare.onnx and NAME.golden.safetensors;
+    of a latent model NAME.decoder.onnx too.
 
     `dump` is a folder for the graph after every pass, numbered; `check` runs the graph before and after every pass
     and fails (`ok` false, nothing written) at the first that breaks the model; `steps` and `sampler` name the
@@ -52,6 +54,7 @@ def optimize(
         raise InvalidModelError(f"{output}: expected a file name that ends in .onnx")
     model = load_graph(graph_path)
     info = graph_info(model)
+    decoder = load_decoder(graph_path, info.config)
     if info.level != "exported":
         raise InvalidModelError(f"{graph_path}: level {info.level!r}; expected a graph from `edgedm export`")
     schedule = _schedule(info, steps, sampler)
@@ -73,12 +76,21 @@ def optimize(
     details: dict[str, Any] = {"refusals": refusals}
     try:
         run_passes(model, schedule, after_each)
+        if decoder is not None:
+            progress.stage("the decoder")
+            optimize_decoder(decoder, checker, lambda number, name: watch.save_decoder(decoder, number, name))
     except ParityError as error:
         details |= {"check": _verdicts(checker), "broken": str(error)}
         return Outcome(False, figures | {"seconds": time.perf_counter() - started}, details)
     step, prepare = serialize_graph(model), serialize_graph(model.meta[PREPARE])
     figures |= {"bytes.step": float(len(step)), "bytes.prepare": float(len(prepare))}
     files = {output: step, output.with_suffix(".prepare.onnx"): prepare}
+    if decoder is not None:
+        files[decoder_path(output)] = serialize_graph(decoder)
+        figures |= {
+            "nodes.decoder": float(len(decoder.graph)),
+            "bytes.decoder": float(len(files[decoder_path(output)])),
+        }
     if golden.is_file():
         files[output.with_suffix(".golden.safetensors")] = golden.read_bytes()
     with ExitStack() as stack:  # all are written before the first one appears
@@ -106,6 +118,10 @@ class _Watch:
             progress.stage(f"checking {each.name}")
             self.before = self.checker.check(each, self.before, model)
 
+    def save_decoder(self, decoder: ir.Model, number: int, name: str) -> None:
+        """Dump the decoder after a pass of its own."""
+        self._save(decoder, f"{number:02}-{name}.decoder")
+
     def _save(self, model: ir.Model, name: str) -> None:
         if self.dump is not None:
             save_graph(model, self.dump / f"{name}.onnx")
@@ -118,7 +134,7 @@ def _schedule(info: GraphInfo, steps: int, sampler: str) -> Schedule:
     if not isinstance(config, dict):
         raise InvalidModelError("the graph's config has no noise_schedule; write it with `edgedm export`")
     noise = NoiseSchedule.from_config(config)
-    return Schedule(noise.timesteps(steps), noise.num_train_timesteps)
+    return Schedule(noise.timesteps(steps, sampler), noise.num_train_timesteps)
 
 
 def _feeds(model: ir.Model, info: GraphInfo, golden: Path, schedule: Schedule) -> list[dict[str, Array]]:

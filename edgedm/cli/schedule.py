@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-SAMPLERS = ("ddim", "ddpm")
+SAMPLERS = ("ddim", "ddpm", "dpm-solver++")
 
 
 def schedule_options(command: Callable[..., Any]) -> Callable[..., Any]:

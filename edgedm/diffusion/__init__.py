@@ -1,8 +1,9 @@
 """Noise schedules, samplers and noise in numpy: the reference, bit for bit, of the generated C sampler."""
 
-from edgedm.diffusion.noise_schedule import NoiseSchedule
+from edgedm.diffusion.noise_schedule import SAMPLERS, NoiseSchedule
 from edgedm.diffusion.philox import normals
-from edgedm.diffusion.sampler import SAMPLERS, StepCoefficients, advance, guide, sample, step_coefficients
+from edgedm.diffusion.sampler import add_noise, first_step, guide, sample, trajectory
+from edgedm.diffusion.steps import StepCoefficients, advance, estimate, step_coefficients
 
 __all__ = [
     "NoiseSchedule",
@@ -10,7 +11,11 @@ __all__ = [
     "StepCoefficients",
     "step_coefficients",
     "advance",
+    "estimate",
     "guide",
+    "add_noise",
+    "first_step",
     "normals",
     "sample",
+    "trajectory",
 ]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgedm.diffusion import NoiseSchedule, step_coefficients
-from edgedm.diffusion.sampler import StepCoefficients
+from edgedm.diffusion import NoiseSchedule, StepCoefficients, step_coefficients
 
 
 class Steps:
@@ -24,8 +23,9 @@ class Steps:
     def advance(self, step: int, x: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return the next x; `noise` is needed where the step adds some (eta > 0)."""
         row = self.rows[step]
-        x0 = (float(row.x0_sample) * x + float(row.x0_output) * output).clamp(-self.limit, self.limit)
-        eps = float(row.eps_sample) * x + float(row.eps_output) * output
+        x0 = (float(row.x0_sample) * x + float(row.x0_output) * output) / float(row.x0_divisor)
+        x0 = x0.clamp(-self.limit, self.limit)
+        eps = (float(row.eps_sample) * x + float(row.eps_output) * output) / float(row.eps_divisor)
         x = float(row.to_x0) * x0 + float(row.to_eps) * eps + float(row.to_sample) * x
         return x if noise is None else x + float(row.to_noise) * noise
 

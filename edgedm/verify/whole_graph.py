@@ -121,8 +121,7 @@ class GraphRunner:
 
     def prepare(self, steps: int = 50, sampler: str = "ddim", *, label: int | None = None) -> list[int]:
         """Choose a schedule and a label (None: unconditional), start a trajectory; returns the timesteps."""
-        del sampler  # only the timesteps matter to the model
-        self._timesteps = [int(timestep) for timestep in self.schedule.timesteps(steps)]
+        self._timesteps = [int(timestep) for timestep in self.schedule.timesteps(steps, sampler)]
         self._label, self._state = label, {}
         return self._timesteps
 

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from edgedm.diffusion import NoiseSchedule, step_coefficients
-from edgedm.diffusion.sampler import advance
+from edgedm.diffusion import NoiseSchedule, advance, step_coefficients
 from edgedm.models import CheckpointConfig, build
 from edgedm.models.config import Architecture
 from edgedm.models.sample import Predictor
