@@ -25,6 +25,7 @@ from edgedm.passes.fuse_row_addend import FuseRowAddend
 from edgedm.passes.lookup_timestep_parameters import LookupTimestepParameters
 from edgedm.passes.merge_scales import MergeScales
 from edgedm.passes.merge_tables import MergeTables
+from edgedm.passes.quantize_before_upsample import QuantizeBeforeUpsample
 from edgedm.passes.simplify import Simplify
 from edgedm.passes.split_prepare import SplitPrepare
 
@@ -57,6 +58,7 @@ PIPELINE: list[Callable[[Schedule], GraphPass]] = [
     lambda _: FoldWeightDilation(),
     lambda _: FusePadding(),
     lambda _: FuseNormActPack(),
+    lambda _: QuantizeBeforeUpsample(),
     # 5. two graphs; last, so that every pass before sees the whole model and leaves its interface alone
     lambda _: SplitPrepare(),
 ]

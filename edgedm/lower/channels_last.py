@@ -21,14 +21,13 @@ from edgedm.export.graph_io import graph_info
 from edgedm.ops import DOMAIN
 from edgedm.passes.base import GraphPass
 from edgedm.passes.editing import Editor, constant, dims, integer, ints, is_edgedm, is_op, operand
+from edgedm.passes.quantize_before_upsample import repeats
 
 _F32 = ir.DataType.FLOAT
 _ELEMENTWISE = {"Abs", "Add", "Cast", "Clip", "Div", "Erf", "Exp", "Identity", "Max", "Min", "Mul", "Neg", "Pow"}
 _ELEMENTWISE |= {"Relu", "Round", "Sigmoid", "Sqrt", "Sub", "Tanh", "Where", "Greater", "Less", "GreaterOrEqual"}
 _ELEMENTWISE |= {"LessOrEqual", "QuantizeLinear", "DequantizeLinear"}
 _QUANTISERS = ("QuantizeCodes", "QuantizeUniform")
-# Resize repeats every pixel `factor` times under these (coordinate_transformation_mode, nearest_mode)
-_REPEATING = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}
 
 
 class ChannelsLast(GraphPass):
@@ -222,18 +221,10 @@ class _Walk:
         return self.add(node, "FloatConv", [self.twin(x, node), weight, bias], attributes, DOMAIN)
 
     def resize(self, node: ir.Node) -> ir.Value | None:
-        x, before, after = operand(node, 0), dims(operand(node, 0)), dims(node.outputs[0])
-        text = {name: attribute.value for name, attribute in node.attributes.items()}
-        how = (
-            text.get("coordinate_transformation_mode", "half_pixel"),
-            text.get("nearest_mode", "round_prefer_floor"),
-        )
-        if text.get("mode", "nearest") != "nearest" or how not in _REPEATING or len(before) != 4:
+        factor = repeats(node)
+        if factor is None:
             return None
-        factor = after[2] // before[2]
-        if after != (*before[:2], before[2] * factor, before[3] * factor):
-            return None
-        return self.add(node, "UpsampleNearest", [self.twin(x, node)], {"factor": factor}, DOMAIN)
+        return self.add(node, "UpsampleNearest", [self.twin(operand(node, 0), node)], {"factor": factor}, DOMAIN)
 
     def average_pool(self, node: ir.Node) -> ir.Value | None:
         kernel = ints(node, "kernel_shape", ())

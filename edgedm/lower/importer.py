@@ -1,4 +1,4 @@
-"""ONNX -> Relax: TVM's importer, with edgedm's ops (and MatMul, Softmax) as calls of the target's kernels.
+"""ONNX -> Relax: TVM's importer, with edgedm's ops (and MatMul, Softmax, Transpose) as calls of the target's kernels.
 
 TVM's importer knows ops by name and ignores their domain, so the walk over the nodes is ours and each standard op
 goes to TVM's converter. A kernel call is `call_tir` with packed constants; its scratch tensors are extra outputs
@@ -24,7 +24,7 @@ from edgedm.targets.kernels.select import select
 from edgedm.targets.kernels.spec import Kernel, TensorSpec
 from edgedm.targets.target import Target
 
-OURS = ("MatMul", "Softmax")  # standard ops that have a kernel of ours
+OURS = ("MatMul", "Softmax", "Transpose")  # standard ops that have a kernel of ours, Transpose not for every perm
 MARK = "edgedm.kernel"
 FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 OPAQUE = 8  # Relax's kOpaque: never fused with neighbours
@@ -84,7 +84,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
             self._nodes.update(zip(node.output, results, strict=False))
 
     def _standard(self, node: onnx.NodeProto) -> Sequence[Any]:
-        if node.op_type in OURS and len(node.output) == 1:
+        if node.op_type in OURS and len(node.output) == 1 and self._is_ours(node):
             try:
                 return self._kernel(node)
             except UnsupportedError:
@@ -111,6 +111,13 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         if isinstance(result.ty, relax.TupleType):
             return [self.bb.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
         return [result]
+
+    def _is_ours(self, node: onnx.NodeProto) -> bool:
+        """Small transposes are better fused with their neighbours; there are no kernels for other dtypes."""
+        if node.op_type != "Transpose" or node.input[0] in self._constants:
+            return node.op_type != "Transpose"
+        spec = _spec(self._nodes[node.input[0]])
+        return spec.dtype == "float32" and spec.size >= WORTH_COPYING
 
     def _worth_copying(self, node: onnx.NodeProto) -> bool:
         tensors = all(isinstance(self._nodes[name].ty, relax.TensorType) for name in node.input)

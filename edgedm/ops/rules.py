@@ -17,6 +17,9 @@ Attributes = Mapping[str, Any]
 
 _F32, _U8, _I8 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT8
 
+KEPT = ir.DataType.UNDEFINED
+"""The dtype of an output that has that of the first input."""
+
 
 def output_types(op: str, shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:
     """Return dtype and shape of every output of the `edgedm` op `op` for inputs of `shapes`.
@@ -212,7 +215,7 @@ def _upsample_nearest(shapes: Sequence[Shape], attributes: Attributes) -> list[T
     factor = attributes["factor"]
     if factor < 1:
         raise ValueError(f"factor {factor}, expected 1 or more")
-    return [(_F32, (batch, height * factor, width * factor, channels))]
+    return [(KEPT, (batch, height * factor, width * factor, channels))]
 
 
 def _average_pool(shapes: Sequence[Shape], attributes: Attributes) -> list[TensorType]:

@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from edgedm.errors import InvalidModelError
 from edgedm.ops.domain import DOMAIN
-from edgedm.ops.rules import Shape, TensorType, output_types
+from edgedm.ops.rules import KEPT, Shape, TensorType, output_types
+
+_FEW = 8
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -38,11 +40,13 @@ def _infer_ours(node: ir.Node) -> list[TensorType]:
         return []
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     try:
-        return output_types(node.op_type, known, attributes)
+        types = output_types(node.op_type, known, attributes)
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise InvalidModelError(
             f"node {_label(node)} ({DOMAIN}.{node.op_type}): inputs {known} with {attributes} don't fit: {error}"
         ) from error
+    first = node.inputs[0].dtype if node.inputs[0] is not None else None
+    return [(first or ir.DataType.FLOAT if dtype == KEPT else dtype, shape) for dtype, shape in types]
 
 
 def _infer_standard(
@@ -61,7 +65,7 @@ def _infer_standard(
             return []
         input_types[value.name] = onnx.helper.make_tensor_type_proto(int(value.dtype), shape)
         constant = ir.convenience.get_const_tensor(value)
-        if constant is not None and value.dtype == ir.DataType.INT64:
+        if constant is not None and (value.dtype == ir.DataType.INT64 or constant.size <= _FEW):  # shapes and scales
             input_data[value.name] = ir.serde.serialize_tensor(constant)
     try:
         found = onnx.shape_inference.infer_node_outputs(

@@ -40,6 +40,7 @@ class Subject:
     shapes: dict[str, tuple[int, ...]]
     constants: dict[str, Array]  # by role
     attributes: dict[str, Any]
+    dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)  # by role
 
     @classmethod
     def of(
@@ -50,7 +51,9 @@ class Subject:
         shapes = {role: _shape(types[name]) for role, name in names.items()}
         constants = {role: known[name] for role, name in names.items() if name in known}
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-        return cls(node.op_type, node, names, shapes, constants, attributes)
+        kinds = {role: types[name].type.tensor_type.elem_type for role, name in names.items()}
+        dtypes = {role: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) for role, kind in kinds.items()}
+        return cls(node.op_type, node, names, shapes, constants, attributes, dtypes)
 
     def runtime(self) -> list[str]:
         """Roles of the operands that are known only at run time."""

@@ -41,6 +41,8 @@ def _draw(subject: Subject, role: str, rng: np.random.Generator) -> Array:
         return pack_rows(rng.random((*shape[:-1], subject.attributes["channels"])) < 0.5)
     if role == "codes":
         return rng.integers(-8, 8, shape).astype(np.int8)
+    if subject.op == "UpsampleNearest" and subject.dtypes[role] != np.float32:  # codes or packed bits: any bytes
+        return rng.integers(0, 256, shape).astype(np.uint8).view(subject.dtypes[role])
     spread = 3.0 * float(subject.constants["step"]) if "step" in subject.constants else 1.0
     offset = rng.standard_normal(shape[-1:]) if subject.op.startswith("GroupNorm") else 0.0
     return (spread * (rng.standard_normal(shape) + offset)).astype(np.float32)

@@ -111,7 +111,7 @@ def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:
 
 
 def upsample(x: Buffer, y: Buffer, image: tuple[int, int, int], factor: int, lanes: int) -> None:
-    """Every pixel of [height, width, channels] repeated `factor` times along both axes."""
+    """Every pixel of [height, width, channels] repeated `factor` times along both axes; any dtype."""
     height, width, channels = image
     with parallel(height, height * width * channels >= PARALLEL_ELEMENTS // 4) as i, loop(width) as j:
 

@@ -5,7 +5,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets.kernels import bitserial, dense, float_conv, generic, lookup, norm, pack, quant_families, quantize
+from edgedm.targets.kernels import (
+    bitserial,
+    dense,
+    float_conv,
+    generic,
+    lookup,
+    norm,
+    pack,
+    quant_families,
+    quantize,
+    transpose,
+)
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
 from edgedm.targets.kernels.shapes import Convolution
@@ -168,15 +179,33 @@ def _softmax(request: Request) -> Draft:
     return Draft(f"softmax {lanes}", body, _specs(request), [x.spec])
 
 
+def _transpose(request: Request) -> Draft:
+    shape = request.operands["x"].shape
+    rank = len(shape)
+    swapped = [*range(rank - 2), rank - 1, rank - 2]
+    perm = list(request.attrs.get("perm", range(rank - 1, -1, -1)))
+    if rank < 2 or perm != swapped:
+        raise UnsupportedError(f"Transpose: {perm} of {list(shape)}: only the last two axes may change places")
+    *batch, rows, columns = shape
+    lanes = tiling.float_lanes(request.target)
+
+    def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
+        transpose.transpose(inputs["x"], outs[0], (math.prod(batch), rows, columns), lanes)
+
+    return Draft(f"transpose {lanes}", body, _specs(request), [TensorSpec((*batch, columns, rows), "float32")])
+
+
 def _upsample(request: Request) -> Draft:
     batch, height, width, channels = _image(request)
-    lanes = tiling.float_lanes(request.target)
+    x = request.operands["x"].spec
+    lanes = request.target.vector_bytes // (x.nbytes // x.size)
+    lanes = lanes if channels >= lanes else math.gcd(channels, lanes)
     factor = request.attrs["factor"]
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
         dense.upsample(inputs["x"], outs[0], (height, width, channels), factor, lanes)
 
-    output = TensorSpec((batch, height * factor, width * factor, channels), "float32")
+    output = TensorSpec((batch, height * factor, width * factor, channels), x.dtype)
     return Draft(f"resize {lanes}", body, _specs(request), [output])
 
 
@@ -263,5 +292,6 @@ _FAMILIES: Mapping[str, Callable[[Request], Draft]] = {
     "AveragePool2d": _average_pool,
     "MatMul": _matmul,
     "Softmax": _softmax,
+    "Transpose": _transpose,
     **quant_families.FAMILIES,
 }

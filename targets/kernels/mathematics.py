@@ -89,8 +89,8 @@ def codes(x: Expr, step: Expr, low: int, high: int, lanes: int) -> Expr:
     """
     lowest, highest = const(low, "float32", lanes), const(high, "float32", lanes)
     q = hold(x / step, lanes)
-    q = hold(where(q >= lowest, q, lowest), lanes)  # false for NaN
-    q = where(q <= highest, q, highest)
+    q = hold(where(q > lowest, q, lowest), lanes)  # false for NaN; > and not >=: one instruction on x86
+    q = where(q < highest, q, highest)
     return cast(nearest(q, lanes), "int8", lanes)
 
 
@@ -102,8 +102,8 @@ def uniform_codes(x: Expr, step: Expr, zero: Expr, top: int, lanes: int) -> Expr
     lowest = hold(const(0.0, "float32", lanes) - zero, lanes)
     highest = const(top, "float32", lanes) - zero
     q = hold(x / step, lanes)
-    q = hold(where(q >= lowest, q, lowest), lanes)  # false for NaN
-    q = hold(where(q <= highest, q, highest), lanes)
+    q = hold(where(q > lowest, q, lowest), lanes)  # false for NaN
+    q = hold(where(q < highest, q, highest), lanes)
     return cast(nearest(q, lanes) + cast(zero, "int32", lanes), "uint8", lanes)
 
 

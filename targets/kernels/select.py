@@ -2,7 +2,7 @@
 
 An array among the operands is a constant in its ONNX layout; a `TensorSpec` is a value known at run time.
 Packed bits may be given as uint8[..., Cb] or uint64[..., Cb / 8]. Operands follow the ONNX functions of
-`edgedm.ops`, besides MatMul and Softmax (last axis), which are ONNX's own.
+`edgedm.ops`, besides MatMul, Softmax (last axis) and Transpose (last two axes), which are ONNX's own.
 """
 
 import hashlib
@@ -40,12 +40,15 @@ _INPUTS: Mapping[str, tuple[str, ...]] = {
     "AveragePool2d": ("x",),
     "MatMul": ("a", "b"),
     "Softmax": ("x",),
+    "Transpose": ("x",),
 }
 
 OPS = tuple(_INPUTS)
 
 _DTYPES = {"bits": "uint64", "weight": None, "codes": "int8", **dict.fromkeys(("zero", "weight_zero"), "uint8")}
 _UNIFORM_DTYPES = {**_DTYPES, **dict.fromkeys(("codes", "a", "a_zero", "b", "b_zero"), "uint8")}
+
+_REPEATED = ("float32", "int8", "uint8", "uint64")  # floats, codes, packed bits
 
 
 def select(op: str, inputs: Sequence[TensorSpec | Array], attrs: Mapping[str, Any], target: Target) -> Kernel:
@@ -76,6 +79,8 @@ def _operand(op: str, name: str, value: TensorSpec | Array) -> Operand:
         except ValueError as error:
             raise InvalidModelError(f"{op}: input {name!r}: {error}") from None
     expected = (_UNIFORM_DTYPES if op.startswith("Quant") else _DTYPES).get(name, "float32")
+    if op == "UpsampleNearest" and spec.dtype in _REPEATED:
+        expected = spec.dtype
     if expected is not None and spec.dtype != expected:
         raise InvalidModelError(f"{op}: input {name!r}: expected {expected}, got {spec.dtype}{list(spec.shape)}")
     return Operand(spec, constant)

@@ -20,7 +20,7 @@ from edgedm.targets.kernels import Kernel, TensorSpec, select
 from edgedm.targets.kernels.spec import as_words
 
 _OUTPUTS = {"PackBitsMeanAbs": 2, "GroupNormSiluPack": 3}
-_STANDARD = {"MatMul", "Softmax"}
+_STANDARD = {"MatMul", "Softmax", "Transpose"}
 BIG_CORES = 1  # TVM's name for any cores
 
 

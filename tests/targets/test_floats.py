@@ -86,6 +86,37 @@ def test_resizing_equals_the_functions(target):
     assert np.all(np.abs(results[2] - reference(cases[2])[0]) <= gamma(cases[2], 4))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_codes_and_packed_bits_are_repeated_as_floats_are(target, dtype):
+    rng = np.random.default_rng(4)
+    shapes = [(1, 3, 5, 70), (1, 2, 2, 3), (1, 3, 1, 256), (1, 2, 2, 8)]
+    cases = [
+        Case("UpsampleNearest", [rng.integers(0, 256, shape).astype(np.uint8).view(dtype)], {"factor": 2})
+        for shape in shapes
+    ]
+    for case, (got,) in zip(cases, run_kernels(cases, target), strict=True):
+        np.testing.assert_array_equal(got, reference(case)[0])
+    words = select("UpsampleNearest", [TensorSpec((1, 2, 2, 4), "uint64")], {"factor": 2}, target)
+    assert words.outputs == (TensorSpec((1, 4, 4, 4), "uint64"),)
+
+
+def test_the_last_two_axes_change_places(target):
+    """Whole squares, rows and columns that fill none, several matrices, enough for threads."""
+    rng = np.random.default_rng(5)
+    shapes = [(1, 1, 64, 64), (3, 33, 18), (2, 5, 40), (40, 3), (1, 7, 1), (512, 576)]
+    cases = []
+    for shape in shapes:
+        swapped = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+        cases.append(Case("Transpose", [rows(rng, *shape)], {"perm": swapped}))
+    for case, (got,) in zip(cases, run_kernels(cases, target), strict=True):
+        np.testing.assert_array_equal(got, np.swapaxes(case.inputs[0], -1, -2))
+
+
+def test_a_transpose_of_other_axes_is_refused():
+    with pytest.raises(UnsupportedError, match="last two axes"):
+        select("Transpose", [TensorSpec((2, 3, 4), "float32")], {"perm": [1, 0, 2]}, resolve("x86-64"))
+
+
 def test_a_softmax_over_another_axis_is_refused():
     with pytest.raises(UnsupportedError, match="axis"):
         select("Softmax", [TensorSpec((2, 3), "float32")], {"axis": 0}, resolve("x86-64"))

@@ -2,7 +2,8 @@
 
 FloatConv(x f32[1, H, W, C], weight f32[O, C, kh, kw], bias f32[O]; strides [2], pads [top, left, bottom, right])
     -> f32[1, OH, OW, O]
-UpsampleNearest(x f32[1, H, W, C]; factor) -> f32[1, factor H, factor W, C], every pixel repeated
+UpsampleNearest(x T[1, H, W, C]; factor) -> T[1, factor H, factor W, C], every pixel repeated;
+    T is f32, int8 and uint8 (codes) or uint8 (packed bits)
 AveragePool2d(x f32[1, H, W, C]; kernel [2]) -> f32[1, H / kernel[0], W / kernel[1], C], stride = kernel
 """
 # ruff: noqa: N802, D103 - a script function's name is the name of its ONNX op; the module describes it
