@@ -255,9 +255,11 @@ def _graph_tables(model: Any) -> list[Row]:
 
 
 def _bundle(path: Path) -> Outcome:
+    from edgedm.bench.sizes import parts, sizes
     from edgedm.bundle import load
 
-    manifest = load(path).manifest
+    bundle = load(path)
+    manifest = bundle.manifest
     kernels: dict[str, Row] = {}
     for node in manifest.nodes:
         op = node.op or "(fused standard ops)"
@@ -289,6 +291,7 @@ def _bundle(path: Path) -> Outcome:
         "bytes.weights": float(manifest.weights_bytes),
         "bytes.row": float(manifest.row_bytes),
         "bytes.files": float(sum(entry.bytes for entry in manifest.files.values())),
+        **sizes(bundle),
         **{f"macs.{family or 'fused'}": float(macs) for family, macs in by_family.items()},
     }
     summary = {
@@ -299,7 +302,7 @@ def _bundle(path: Path) -> Outcome:
         "carried state": ", ".join(port.name for port in manifest.states()) or "none",
         "toolchain": ", ".join(f"{name} {version}" for name, version in manifest.toolchain.items()),
     }
-    tables = {"Kernels": list(kernels.values()), "Calls": calls, "Files": files}
+    tables = {"Kernels": list(kernels.values()), "Calls": calls, "Files": files, "Shipped bytes": parts(bundle)}
     if manifest.slow is not None:
         figures["slow"] = float(len(manifest.slow))
         tables["Slow"] = [{"what no fast kernel serves": each} for each in manifest.slow]

@@ -18,11 +18,13 @@ def bench(
     threads: Sequence[int] | None = None,
     calls: bool = False,
     machine: bool = False,
+    setup_seconds: float | None = None,
 ) -> Outcome:
     """Time a denoising step of `bundle`, or each of `layers` (e.g. `bconv:256x256x16`), against peers.
 
     `against` (by default ONNX Runtime) names engines: those of `edgedm.bench.peers` for a bundle, onnxruntime and torch
-    for layers; or it is `all` that are installed, or `none`. `threads` are 1 and 2 by default. For a bundle, figures
+    for layers; or it is `all` that are installed, or `none`. `threads` are 1 and 2 by default. `setup_seconds` is how
+    long a bundle's peer may take to be set up; those of `all` have two minutes by default. For a bundle, figures
     are those of `bench_model`; with `calls` also those of `bench_calls`, each under `calls.`. For layers they are those
     of `bench_layer`; with several layers each name starts with the layer. With `machine` and nothing else they are
     the limits of this machine (`bench_machine`). Raises `UnsupportedError` for an unknown engine or layer,
@@ -44,7 +46,7 @@ def bench(
     peers = ("onnxruntime",) if against is None else tuple(against)
     counts = (1, 2) if threads is None else tuple(threads)
     if bundle is not None:
-        return _bundle(bundle, peers, counts, calls)
+        return _bundle(bundle, peers, counts, calls, setup_seconds)
     from edgedm.bench.layers import bench_layer
 
     outcomes = {layer: bench_layer(layer, against=peers, threads=counts) for layer in layers}
@@ -58,10 +60,16 @@ def bench(
     )
 
 
-def _bundle(bundle: str | os.PathLike[str], against: tuple[str, ...], threads: tuple[int, ...], calls: bool) -> Outcome:
+def _bundle(
+    bundle: str | os.PathLike[str],
+    against: tuple[str, ...],
+    threads: tuple[int, ...],
+    calls: bool,
+    setup_seconds: float | None,
+) -> Outcome:
     from edgedm.bench.models import bench_model
 
-    whole = bench_model(bundle, against=against, threads=threads)
+    whole = bench_model(bundle, against=against, threads=threads, setup_seconds=setup_seconds)
     if not calls:
         return whole
     from edgedm.bench.breakdown import bench_calls

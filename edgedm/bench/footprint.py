@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgedm.bench.sizes import sizes
 from edgedm.bundle import Bundle, Manifest, Node, Operand
-from edgedm.bundle.store import LIBRARY, MANIFEST, WEIGHTS
 from edgedm.errors import ToolchainError
 
 ALLOWED_ARENA = 1.15
@@ -20,18 +20,15 @@ _STEPS = 4
 _IMAGES = (1, 16, 1024)
 _ENOUGH = 5  # readings
 _SAMPLING_SECONDS = 0.001
-_GOLDEN = "golden/"
 
 
-def footprint(bundle: Bundle, float_graph: Path | None = None) -> dict[str, float]:
+def footprint(bundle: Bundle) -> dict[str, float]:
     """Figures on memory and size.
 
     `bytes.arena` is the planned memory for what lies between kernels, `bytes.live` its lower bound (see
     `live_bytes`), `arena.over_live` their quotient; both are left out for a bundle that doesn't record its scratch.
     `bytes.peak_rss` is the most that the bundle's own program had resident while it drew one image on one thread (see
-    `peak_rss`). `bytes.bundle` counts every file but the golden data, `bytes.shipped` what a program needs: weights and
-    the shared library. With the float32 ONNX file `float_graph`, `size.ratio` and `size.shipped_ratio` say how many
-    times larger that is.
+    `peak_rss`). To these come those of `sizes`.
     """
     manifest = bundle.manifest
     live = live_bytes(manifest)
@@ -41,15 +38,7 @@ def footprint(bundle: Bundle, float_graph: Path | None = None) -> dict[str, floa
     if live:
         figures["arena.over_live"] = manifest.arena_bytes / live
     figures["bytes.peak_rss"] = float(peak_rss(bundle))
-    counted = {name: entry.bytes for name, entry in manifest.files.items() if not name.startswith(_GOLDEN)}
-    figures["bytes.bundle"] = float(sum(counted.values()) + (bundle.path / MANIFEST).stat().st_size)
-    figures["bytes.shipped"] = float(counted[WEIGHTS] + counted[LIBRARY])
-    if float_graph is not None:
-        full = float_graph.stat().st_size
-        figures["bytes.float32_onnx"] = float(full)
-        figures["size.ratio"] = full / figures["bytes.bundle"]
-        figures["size.shipped_ratio"] = full / figures["bytes.shipped"]
-    return figures
+    return {**figures, **sizes(bundle)}
 
 
 def live_bytes(manifest: Manifest) -> int | None:

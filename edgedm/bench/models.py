@@ -16,21 +16,33 @@ from edgedm import progress
 from edgedm.bench.footprint import footprint
 from edgedm.bench.peers import ALIASES, OURS, PEERS, Peer, environment, resolve_peers, unlimited
 from edgedm.bench.timing import Sample, Timing, interleave_turns, summary
-from edgedm.bench.twin import FP32, Twin
+from edgedm.bench.twin import Twin
 from edgedm.bench.worker import Worker, check_threads
 from edgedm.bundle import Bundle, load
 from edgedm.errors import EdgedmError, ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
 
+SETUP_SECONDS = 120.0
+"""An engine of `all` that takes longer to be set up is left out; one that is asked for by name gets its time."""
+
 
 @dataclass
 class _Run:
-    """What a run has found so far; it fails without the engines that it is `bound_to`."""
+    """What a run has found so far; it fails without the engines that it is `bound_to`.
+
+    `setup_seconds` is how long any engine may take to be set up; None: those it isn't bound to `SETUP_SECONDS`.
+    """
 
     bound_to: frozenset[str]
+    setup_seconds: float | None = None
     figures: dict[str, float] = field(default_factory=dict)
     timings: dict[str, dict[str, Any]] = field(default_factory=dict)
     absent: list[dict[str, str]] = field(default_factory=list)
+
+    def patience(self, engine: str) -> float | None:
+        """Seconds that an engine may take to be set up; None: as long as it takes."""
+        own = engine == OURS or (engine in self.bound_to and self.setup_seconds is None)
+        return None if own else self.setup_seconds or SETUP_SECONDS
 
     def failed(self, engine: str, error: EdgedmError) -> None:
         """Go on without an engine, or raise `error`."""
@@ -44,14 +56,16 @@ def bench_model(
     against: Sequence[str] = ("onnxruntime",),
     threads: Sequence[int] = (1, 2),
     seconds: float = 3.0,
+    setup_seconds: float | None = None,
 ) -> Outcome:
     """Time one step (batch 1) of `bundle` and of the peers, interleaved, once for each number of threads.
 
     Figures: `step_ms.<engine>.t<n>` (median; `.decile1` and `.decile9` the spread), `processor_ms.<engine>.t<n>`
     (processor time of all threads, which other programs on the machine change little), `ratio.<engine>.t<n>` (the
     engine's time over edgedm's), at one thread `processor_ratio.<engine>.t1` likewise, and those of `footprint`.
-    `details["absent"]` names engines of `all` that are not installed or failed, `details["not_limited"]` those that
-    use instructions which the bundle's target lacks. Raises UnsupportedError for an unknown peer or more threads than
+    `details["absent"]` names engines of `all` that are not installed, failed, or took longer than `setup_seconds` (by
+    default `SETUP_SECONDS`, where they are not asked for by name) to be set up; `details["not_limited"]` those that use
+    instructions which the bundle's target lacks. Raises UnsupportedError for an unknown peer or more threads than
     cores, ToolchainError for a peer asked for by name that is missing or fails, InvalidModelError for an altered
     bundle.
     """
@@ -61,15 +75,14 @@ def bench_model(
         if not 1 <= count <= cores:
             raise UnsupportedError(f"bench: {count} threads on {cores} cores")
     loaded = load(bundle)
-    run = _Run(frozenset({OURS, *(ALIASES.get(name, name) for name in against)}), absent=absent)
+    run = _Run(frozenset({OURS, *(ALIASES.get(name, name) for name in against)}), setup_seconds, absent=absent)
     with tempfile.TemporaryDirectory(prefix="edgedm-bench-") as scratch:
         twin = Twin(loaded.manifest.config, Path(scratch)) if peers else None
         for count in threads:
             _measure(run, loaded, twin, peers, count, seconds)
             failed = {row["engine"] for row in run.absent}
             peers = [peer for peer in peers if peer.name not in failed]
-        reference = None if twin is None else twin.folder / FP32
-        run.figures |= footprint(loaded, reference if reference is not None and reference.exists() else None)
+        run.figures |= footprint(loaded)
     details: dict[str, Any] = {"bundle": os.fspath(bundle), "target": loaded.manifest.target.name}
     details |= {"timings": run.timings, "absent": run.absent}
     details["not_limited"] = unlimited(peers, loaded.manifest.target.features)
@@ -86,7 +99,9 @@ def _measure(run: _Run, bundle: Bundle, twin: Twin | None, peers: Sequence[Peer]
                 for file in peer.files:
                     twin.need(file)
                 progress.stage(f"setting up {peer.name} with {threads} thread{plural}")
-                workers[peer.name] = stack.enter_context(_worker(peer.name, bundle, twin.folder, threads))
+                workers[peer.name] = stack.enter_context(
+                    _worker(peer.name, bundle, twin.folder, threads, run.patience(peer.name))
+                )
             except EdgedmError as error:
                 run.failed(peer.name, error)
         progress.stage(f"timing {len(workers)} engines with {threads} thread{plural}, in turns")
@@ -94,11 +109,13 @@ def _measure(run: _Run, bundle: Bundle, twin: Twin | None, peers: Sequence[Peer]
     _report(run, samples, threads)
 
 
-def _worker(engine: str, bundle: Bundle, source: Path, threads: int) -> Worker:
+def _worker(engine: str, bundle: Bundle, source: Path, threads: int, patience: float | None = None) -> Worker:
     target = bundle.manifest.target
     job = {"engine": engine, "source": str(source.absolute()), "threads": threads, "target": target.name}
     variables = environment(engine, threads, target.name, target.features)
-    return Worker(job, {**variables, "TORCHINDUCTOR_CACHE_DIR": str(source)} if engine != OURS else variables)
+    if engine != OURS:
+        variables["TORCHINDUCTOR_CACHE_DIR"] = str(source)
+    return Worker(job, variables, patience)
 
 
 def _report(run: _Run, samples: dict[str, list[Sample]], threads: int) -> None:

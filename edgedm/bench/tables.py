@@ -66,8 +66,8 @@ def _memory(figures: Mapping[str, float]) -> Table:
     rows = (
         ("arena, over what liveness needs", "bytes.arena", "arena.over_live"),
         ("most resident while sampling", "bytes.peak_rss", ""),
-        ("bundle without golden data; float32 ONNX over it", "bytes.bundle", "size.ratio"),
-        ("weights and library; float32 ONNX over them", "bytes.shipped", "size.shipped_ratio"),
+        ("bundle without golden data; float32 parameters over it", "bytes.bundle", "size.ratio"),
+        ("weights and library; float32 parameters over them", "bytes.shipped", "size.shipped_ratio"),
     )
     for label, size, ratio in rows:
         table.add_row(label, f"{figures[size]:,.0f}", f"{figures[ratio]:.3f}" if ratio in figures else "")

@@ -5,10 +5,12 @@ So an engine's threads cannot spin into another's turn, each gets the environmen
 file is the engine's: it reads a number of calls a line and answers with a `Sample`.
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -35,7 +37,10 @@ _ROOM = 600  # characters of a log in a message
 class Worker:
     """An engine's process; use it as a context manager. `turn` is a `timing.Turn`."""
 
-    def __init__(self, job: Mapping[str, object], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, job: Mapping[str, object], environment: Mapping[str, str], setup_seconds: float | None = None
+    ) -> None:
+        """Start the engine and wait until it is set up: at most `setup_seconds`, or else ToolchainError."""
         self.engine, self.threads = str(job["engine"]), int(str(job["threads"]))
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # it lives as long as the process
         self._process = subprocess.Popen(
@@ -45,8 +50,10 @@ class Worker:
             stderr=self._log,
             text=True,
             env={**environment, "PYTHONPATH": os.pathsep.join(["", *sys.path]).lstrip(os.pathsep)},
+            start_new_session=True,
         )
         try:
+            self._wait(setup_seconds)
             self._answer()  # it is set up
             self._process.send_signal(signal.SIGSTOP)
         except BaseException:  # an interrupt too: nobody else has the process yet
@@ -75,10 +82,15 @@ class Worker:
         return sample
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
+        """End the process, and those that it has started: a compiler's, say."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
         self._log.close()
+
+    def _wait(self, seconds: float | None) -> None:
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            raise ToolchainError(f"left out: took more than {seconds:g} s to set up")
 
     def _answer(self) -> list[float]:
         assert self._process.stdout is not None

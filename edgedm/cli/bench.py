@@ -20,9 +20,20 @@ def _show(outcome: Outcome) -> None:
 @click.option("--threads", show_default="1,2", help="Thread counts, separated by commas.")
 @click.option("--calls", is_flag=True, help="Also each kernel call inside the step, against this machine's limits.")
 @click.option("--machine", is_flag=True, help="Only this machine's limits: arithmetic, bandwidth of every cache.")
+@click.option(
+    "--setup-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Leave out an engine that takes longer to be set up.  [default: 120 for those of all]",
+)
 @verb(_show)
 def command(
-    bundle: str | None, layers: tuple[str, ...], against: str | None, threads: str | None, calls: bool, machine: bool
+    bundle: str | None,
+    layers: tuple[str, ...],
+    against: str | None,
+    threads: str | None,
+    calls: bool,
+    machine: bool,
+    setup_seconds: float | None,
 ) -> Outcome:
     """Time a denoising step of BUNDLE, or single layers, against peers: median and spread, interleaved runs.
 
@@ -40,4 +51,6 @@ def command(
     from edgedm.bench import bench
 
     peers = None if against is None else tuple(against.split(","))
-    return bench(bundle, layers=layers, against=peers, threads=counts, calls=calls, machine=machine)
+    return bench(
+        bundle, layers=layers, against=peers, threads=counts, calls=calls, machine=machine, setup_seconds=setup_seconds
+    )

@@ -11,7 +11,8 @@ from architectures import SMALL_UNCONDITIONAL, SMALL_UNET
 from rich.console import Console
 
 from edgedm.bench import models, tables
-from edgedm.bench.models import bench_model, step_figures
+from edgedm.bench.models import _Run, bench_model, step_figures
+from edgedm.bench.peers import PEERS
 from edgedm.bench.timing import Sample, Timing
 from edgedm.bench.twin import CONFIG, FP32, INT8, Twin, feeds, full_precision, read_feeds
 from edgedm.errors import ToolchainError, UnsupportedError
@@ -88,6 +89,22 @@ def test_a_class_without_a_twin_is_refused_by_name(tmp_path):
         Twin(other, tmp_path)
 
 
+def test_an_engine_asked_for_by_name_gets_its_time_unless_the_time_is_given():
+    bound_to = frozenset({"edgedm", "torch_compile"})
+    assert _Run(bound_to).patience("torch_compile") is _Run(bound_to).patience("edgedm") is None
+    assert _Run(bound_to).patience("torch_eager") == models.SETUP_SECONDS
+    assert _Run(bound_to, 7.0).patience("torch_compile") == 7.0
+    assert _Run(bound_to, 7.0).patience("edgedm") is None
+
+
+def test_an_engine_of_all_that_takes_too_long_is_left_out_and_named(small_bundle, monkeypatch):
+    monkeypatch.setattr(models, "resolve_peers", lambda _: ([PEERS["onnxruntime_fp32"]], []))
+    outcome = bench_model(small_bundle, ("all",), THREADS, seconds=0.1, setup_seconds=0.01)
+    [row] = outcome.details["absent"]
+    assert (row["engine"], row["why"]) == ("onnxruntime_fp32", "left out: took more than 0.01 s to set up")
+    assert "step_ms.edgedm.t1" in outcome.figures and "step_ms.onnxruntime_fp32.t1" not in outcome.figures
+
+
 def test_figures_are_named_by_engine_and_threads():
     timing = {"edgedm": Timing(0.002, 0.001, 0.003, 5), "openvino_fp32": Timing(0.010, 0.009, 0.02, 5)}
     figures = step_figures(timing, {"edgedm": 0.002, "openvino_fp32": 0.011}, 1)
@@ -103,7 +120,7 @@ def test_figures_are_named_by_engine_and_threads():
 def test_a_bundle_alone_is_timed_and_measured():
     outcome = bench_model(tiny_model.folder() / "model.bundle", ("none",), THREADS, seconds=0.1)
     assert {"step_ms.edgedm.t1", "processor_ms.edgedm.t1", "bytes.arena", "bytes.peak_rss"} <= set(outcome.figures)
-    assert not any(name.startswith("ratio.") or name == "size.ratio" for name in outcome.figures)
+    assert not any(name.startswith("ratio.") for name in outcome.figures)
 
 
 def test_a_bundle_stands_beside_peers_in_one_run(small_bundle):
@@ -113,7 +130,6 @@ def test_a_bundle_stands_beside_peers_in_one_run(small_bundle):
         expected = figures[f"step_ms.{engine}.t1"] / figures["step_ms.edgedm.t1"]
         assert figures[f"ratio.{engine}.t1"] == pytest.approx(expected)
         assert outcome.details["timings"]["t1"][engine]["threads"] < 1.25
-    assert figures["size.ratio"] == figures["bytes.float32_onnx"] / figures["bytes.bundle"]
     console = Console(record=True, width=160)
     tables.show(outcome, console)
     text = console.export_text()

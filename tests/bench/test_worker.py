@@ -46,6 +46,15 @@ def test_an_engine_that_fails_says_why(tmp_path):
         Worker(job("edgedm", tmp_path), dict(os.environ))
 
 
+def test_an_engine_that_takes_too_long_to_be_set_up_is_ended_with_all_that_it_started(monkeypatch):
+    started, close = [], Worker.close
+    monkeypatch.setattr(Worker, "close", lambda worker: (started.append(worker._process), close(worker)))
+    with pytest.raises(ToolchainError, match=r"left out: took more than 0\.01 s to set up"):
+        Worker(job("edgedm", tiny_model.folder() / "model.bundle"), dict(os.environ), setup_seconds=0.01)
+    [process] = started
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_an_engine_that_dies_in_its_turn_is_reported_by_its_name():
     with Worker(job("edgedm", tiny_model.folder() / "model.bundle"), dict(os.environ)) as made:
         os.kill(made._process.pid, signal.SIGKILL)
