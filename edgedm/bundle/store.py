@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -60,9 +61,24 @@ def write(target: str | os.PathLike[str], fill: Callable[[Path], Manifest]) -> M
             path.chmod(0o755 if name.startswith("bin/") else 0o644)
             files[name] = FileEntry(sha256=_sha256(path), bytes=path.stat().st_size)
         manifest = manifest.model_copy(update={"files": files})
-        text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
-        (folder / MANIFEST).write_text(text + "\n")
+        (folder / MANIFEST).write_text(_text(manifest.model_dump(mode="json")))
     return manifest
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    """JSON with a line for each entry, and for each item of a list: half the size of one that is indented."""
+    lines = []
+    for key, value in sorted(manifest.items()):
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            body = "[\n" + ",\n".join(_compact(each) for each in value) + "]"
+        else:
+            body = _compact(value)
+        lines.append(f"{json.dumps(key)}:{body}")
+    return "{" + ",\n".join(lines) + "}\n"
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 
 def load(path: str | os.PathLike[str]) -> Bundle:
