@@ -137,7 +137,7 @@ class ExecRunner(Runner):
         """See `Runner.run_node`."""
         node = self.manifest.nodes[node] if isinstance(node, int) else node
         arrays = node_inputs(node, inputs)
-        fixed = struct.pack("<iI", node.index, node.graph == "step")
+        fixed = struct.pack("<i12s", node.index, node.graph.encode())
         data = self._ask(_RUN_NODE, f"kernel {node.kernel} ({node.op} {node.module})", fixed, *arrays)
         results = []
         for operand in node.outputs:

@@ -45,7 +45,7 @@ void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]) {
   uint64_t left = length;
   for (; left >= 64; left -= 64, bytes += 64) absorb(state, bytes);
   uint8_t tail[128] = {0};
-  if (left) memcpy(tail, bytes, left);
+  if (left) memcpy(tail, bytes, (size_t)left);
   tail[left] = 0x80;
   size_t total = left < 56 ? 64 : 128;
   for (size_t i = 0; i < 8; ++i) tail[total - 1 - i] = (uint8_t)(length * 8 >> (8 * i));

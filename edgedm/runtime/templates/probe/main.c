@@ -50,7 +50,7 @@ typedef struct {
 
 typedef struct { /* then the non-constant inputs */
   int32_t call;
-  uint32_t is_step;
+  char graph[12];
 } node_request;
 
 typedef struct { /* then the bytes that the kernels shall find there instead */
@@ -189,7 +189,12 @@ static edm_status call_node(server *it, const node_request *wanted, const edm_gr
     outputs[i] = next;
     next += edm_tensor_bytes(graph, &graph->tensors[arguments[call->inputs + i]]);
   }
-  return edm_run_node(it->session, wanted->is_step ? "step" : "prepare", wanted->call, inputs, outputs);
+  return edm_run_node(it->session, wanted->graph, wanted->call, inputs, outputs);
+}
+
+static const edm_graph *find_graph(const char *name) {
+  if (strcmp(name, "step") == 0) return &edm_compiled.step;
+  return strcmp(name, "prepare") == 0 ? &edm_compiled.prepare : NULL;
 }
 
 static edm_status run_node(server *it) {
@@ -197,9 +202,10 @@ static edm_status run_node(server *it) {
   uint64_t rest = it->request_bytes >= sizeof wanted ? it->request_bytes - sizeof wanted : 0;
   edm_status status = take(it, &wanted, sizeof wanted, rest);
   if (status) return status;
-  const edm_graph *graph = wanted.is_step ? &edm_compiled.step : &edm_compiled.prepare;
-  if (wanted.call < 0 || (uint32_t)wanted.call >= graph->call_count)
-    return edm_fail(EDM_BAD_ARGUMENT, "there is no call %d", wanted.call);
+  wanted.graph[sizeof wanted.graph - 1] = 0;
+  const edm_graph *graph = find_graph(wanted.graph);
+  if (!graph || wanted.call < 0 || (uint32_t)wanted.call >= graph->call_count)
+    return edm_fail(EDM_BAD_ARGUMENT, "graph \"%s\" has no call %d", wanted.graph, wanted.call);
   return call_node(it, &wanted, graph);
 }
 
