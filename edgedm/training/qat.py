@@ -12,6 +12,7 @@ from edgedm.models.roles import block_ends
 from edgedm.training.data import Batch, Batches
 from edgedm.training.noising import add_noise
 from edgedm.training.objective import Frozen, Losses, Objective
+from edgedm.training.trajectory import predictor
 
 FeatureLoss = Callable[[list[Tensor], list[Tensor]], Tensor]
 Schedule = Callable[[int], None]
@@ -98,7 +99,7 @@ class QuantizationAware(Objective):
         total = losses["eps"]
         if self.distill or self.wants_features:
             with torch.no_grad():
-                target = self.teacher.module(batch.noisy, batch.timesteps, class_labels=batch.labels)[0].float()
+                target = predictor(self.teacher.module)(batch.noisy, batch.timesteps, batch.labels).float()
             losses["distill"] = F.mse_loss(eps.float(), target)
             total = total + self.distill * losses["distill"]
         seen = self._seen(iteration)
@@ -142,9 +143,7 @@ class Features:
 
     def __init__(self, unet: nn.Module) -> None:
         self.kept: list[Tensor] | None = None
-        self.handles = [
-            unet.get_submodule(path).register_forward_hook(self._hook) for path in block_ends(unet)
-        ]
+        self.handles = [unet.get_submodule(path).register_forward_hook(self._hook) for path in block_ends(unet)]
 
     def start(self) -> None:
         """Keep the features of the next pass."""
@@ -171,6 +170,6 @@ def block_outputs(unet: nn.Module, batch: Batch) -> list[Tensor]:
     """Return the outputs f32[N, C, H, W] of the blocks of a float UNet for a batch."""
     features = Features(unet)
     features.start()
-    unet(batch.noisy, batch.timesteps, class_labels=batch.labels)
+    predictor(unet)(batch.noisy, batch.timesteps, batch.labels)
     features.remove()
     return features.finish()

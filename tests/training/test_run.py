@@ -5,11 +5,14 @@ import json
 
 import pytest
 import torch
+from architectures import SMALL_UNCONDITIONAL
 from small_runs import NULL, SIZE, small_base
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.models import load, save
+from edgedm.models import CheckpointConfig, build, load, save
+from edgedm.models.config import Architecture
+from edgedm.models.roles import FLOAT
 from edgedm.quant.api import method_options
 from edgedm.quant.policy import policy_of
 from edgedm.training import quantize, run
@@ -61,6 +64,23 @@ def test_every_method_trains_and_ships_what_it_trained(base, tmp_path, method):
         theirs = one_by_one(trained.checkpoint.module, x, t, label)
     if method not in ROUNDED:
         assert ((ours - theirs).abs() < CLOSE).float().mean() > AGREEING
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_every_method_trains_a_model_without_classes(tmp_path, method):
+    config = CheckpointConfig(
+        architecture=Architecture(class_name="UNet2DModel", config=SMALL_UNCONDITIONAL),
+        method="fp32",
+        roles=FLOAT,
+        noise_schedule={"num_train_timesteps": 1000},
+        null_class=None,
+    )
+    loop = RECIPES[method].loop
+    if loop.iterations:
+        loop = dataclasses.replace(loop, iterations=1, batch=2)
+    trained = run_method(build(config, 0), method, tmp_path / "run", options=QUICK.get(method), loop=loop)
+    save(trained.checkpoint, tmp_path / "ckpt")
+    assert load(tmp_path / "ckpt").config.null_class is None
 
 
 def test_the_student_starts_with_the_papers_mix_and_its_taps(base):
