@@ -5,6 +5,7 @@ float32; the C runtime's PNG writer does the same, so both give the same pixels.
 """
 
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -35,6 +36,14 @@ def write_images(path: str | Path, images: NDArray[np.float32]) -> Path:
         else:
             scratch.write_bytes(data)
     return path
+
+
+def check_latent(model: str, decodes: bool, latent: bool, path: str | os.PathLike[str]) -> None:
+    """Raise `UnsupportedError` where latents are asked for of a model without them, or in a file for images."""
+    if latent and not decodes:
+        raise UnsupportedError(f"latent: {model} draws images, it has no latents")
+    if latent and Path(path).suffix != ".npy":
+        raise UnsupportedError(f"{path}: latents are no images; expected a name that ends in .npy")
 
 
 def grid(images: NDArray[np.float32], columns: int | None = None) -> NDArray[np.uint8]:

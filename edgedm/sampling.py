@@ -18,13 +18,18 @@ def sample(
     seed: int = 0,
     label: int | None = None,
     guidance: float = 1.0,
+    condition: str | os.PathLike[str] | None = None,
+    negative: str | os.PathLike[str] | None = None,
+    latent: bool = False,
     threads: int = 1,
 ) -> Outcome:
     """Draw `n` images with `model` and write them to `output` (a .png grid or a .npy array [n, C, H, W]).
 
     `model` is a bundle (the generated runtime draws; numpy is all that is needed) or a checkpoint, a folder or
     `zoo:NAME` (PyTorch draws). `label` is a class index, unconditional where None; `guidance` w draws with
-    eps_u + w (eps_c - eps_u). Raises `InvalidModelError` for a bad bundle, checkpoint or option.
+    eps_u + w (eps_c - eps_u). A model with a text condition draws by that of the .npy file `condition`, f32[T, D], and
+    guidance leads away from `negative` (zeros without it). A latent model's samples are decoded unless `latent`.
+    Raises `InvalidModelError` for a bad bundle, checkpoint or option.
     """
     drawing: dict[str, Any] = {
         "n": n,
@@ -34,6 +39,9 @@ def sample(
         "seed": seed,
         "label": label,
         "guidance": guidance,
+        "condition": condition,
+        "negative": negative,
+        "latent": latent,
         "threads": threads,
     }
     if (Path(model) / "manifest.json").exists():

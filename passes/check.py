@@ -55,13 +55,14 @@ class Checker:
 
     feeds: Sequence[Feeds]
     verdicts: list[Verdict] = field(default_factory=list)
+    prefix: str = ""  # of the passes' names
 
     def check(self, each: GraphPass, before: Side, after: ir.Model) -> Side:
         """Compare the graphs around one pass; raises `ParityError` naming the pass if it broke the model.
 
         Returns `after` as the side that stands before the next pass.
         """
-        verdict = Verdict(each.name, each.exact)
+        verdict = Verdict(self.prefix + each.name, each.exact)
         self.verdicts.append(verdict)
         new = Side(after)
         if new.proto.graph == before.proto.graph:
@@ -71,7 +72,7 @@ class Checker:
         else:
             _check_regions(verdict, before, new, self.feeds)
         if verdict.failure:
-            raise ParityError(f"{each.name} changed the model: {verdict.failure}")
+            raise ParityError(f"{verdict.name} changed the model: {verdict.failure}")
         return new
 
 

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 FORMAT = "edgedm.bundle/1"
 
 
+GraphName = Literal["step", "prepare", "decoder"]
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,7 +55,7 @@ class Node(_Record):
     """
 
     index: int = Field(ge=0)
-    graph: Literal["step", "prepare"]
+    graph: GraphName
     kernel: str
     op: str
     node: str
@@ -68,11 +71,15 @@ class Schedule(_Record):
     """The default timestep schedule."""
 
     steps: int = Field(ge=1)
-    sampler: Literal["ddim", "ddpm"]
+    sampler: Literal["ddim", "ddpm", "dpm-solver++"]
 
 
 class Manifest(_Record):
-    """The whole manifest."""
+    """The whole manifest.
+
+    `image_shape` is what the sampler draws; of a latent model that is a latent, and `decoded_shape` its image's.
+    `condition_shape` are the tokens of a text condition and their size. `row_bytes` are those of one step.
+    """
 
     format: Literal["edgedm.bundle/1"] = "edgedm.bundle/1"
     edgedm: str
@@ -82,6 +89,8 @@ class Manifest(_Record):
     files: dict[str, FileEntry]
     config: dict[str, Any]
     image_shape: tuple[int, int, int]
+    decoded_shape: tuple[int, int, int] | None = None
+    condition_shape: tuple[int, int] | None = None
     classes: int = Field(ge=0)
     null_class: int = Field(ge=-1)
     trained_timesteps: tuple[int, int]
@@ -89,8 +98,8 @@ class Manifest(_Record):
     arena_bytes: int = Field(ge=0)
     weights_bytes: int = Field(ge=0)
     row_bytes: int = Field(ge=0)
-    inputs: dict[Literal["step", "prepare"], list[Port]]
-    outputs: dict[Literal["step", "prepare"], list[Port]]
+    inputs: dict[GraphName, list[Port]]
+    outputs: dict[GraphName, list[Port]]
     nodes: list[Node]
     slow: list[str] | None = None  # nodes that no fast kernel serves, and what serves them; None: not recorded
 

@@ -17,6 +17,9 @@ from edgedm.outcome import Outcome
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--label", type=click.IntRange(0), help="Class to draw; unconditional without it.")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
+@click.option("--condition", type=click.Path(dir_okay=False), help="A .npy array: the text condition to draw by.")
+@click.option("--negative", type=click.Path(dir_okay=False), help="What guidance leads away from; zeros without it.")
+@click.option("--latent", is_flag=True, help="Write a latent model's latents (.npy), not images.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
 @click.option(
     "-o", "--output", default="images.png", show_default=True, type=click.Path(), help="A .png grid or a .npy array."

@@ -12,15 +12,16 @@ from edgedm.atomic import atomic_file
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export import golden
+from edgedm.export.decoder_file import DECODER_ROLES, decoder_path
 from edgedm.export.graph_io import GraphInfo, serialize_graph, set_graph_info
-from edgedm.export.to_onnx import build_graph
+from edgedm.export.to_onnx import build_decoder_graph, build_graph
 from edgedm.models import load
 from edgedm.outcome import Outcome
 
 if TYPE_CHECKING:
     from edgedm.models import Checkpoint
 
-EXPORTED = "UNet2DModel"
+EXPORTED = ("UNet2DModel", "UNet2DConditionModel")
 _PACKED = (".bits", ".codes")  # names of weights at their real width
 _GOLDEN_LABEL = 7  # or the last class of a model with fewer
 
@@ -34,10 +35,14 @@ def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.Path
     progress.stage("loading the checkpoint")
     loaded = load(os.fspath(checkpoint)) if isinstance(checkpoint, str | os.PathLike) else checkpoint
     module, config = loaded.module.eval().requires_grad_(False), loaded.config
-    if config.architecture.class_name != EXPORTED:
+    if config.architecture.class_name not in EXPORTED:
         raise UnsupportedError(
-            f"{config.architecture.class_name} cannot be exported yet, only {EXPORTED}; it can be quantised and "
-            "trained in PyTorch (edgedm.quantize(model, method))"
+            f"{config.architecture.class_name} cannot be exported yet, only {' and '.join(EXPORTED)}; it can be "
+            "quantised and trained in PyTorch (edgedm.quantize(model, method))"
+        )
+    if module.condition is None and any(path.endswith(".attn2") for path, _ in module.unet.named_modules()):
+        raise UnsupportedError(
+            "condition_tokens: the model has cross-attention, and its config does not say how many vectors it reads"
         )
     schedule = NoiseSchedule.from_config(config.noise_schedule)
     architecture = config.architecture.config
@@ -52,9 +57,15 @@ def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.Path
     model = build_graph(module, inputs)
     roles = {name: "state" if name.startswith("state.") else name for name in inputs}
     set_graph_info(model, GraphInfo("exported", config.model_dump(mode="json"), roles))
-    recorded = golden.record(module, schedule, shape, label, layers)
+    recorded = golden.record(module, schedule, shape, label, layers, loaded.decoder)
 
     files = {output: serialize_graph(model), **golden.files(recorded, output)}
+    decoder = None
+    if loaded.decoder is not None:
+        progress.stage("tracing the decoder")
+        decoder = build_decoder_graph(loaded.decoder, shape)
+        set_graph_info(decoder, GraphInfo("decoder", config.model_dump(mode="json"), DECODER_ROLES))
+        files[decoder_path(output)] = serialize_graph(decoder)
     with ExitStack() as stack:  # all are written before the first one appears
         for path, data in files.items():
             stack.enter_context(atomic_file(path)).write_bytes(data)
@@ -68,4 +79,9 @@ def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.Path
         "golden.steps": float(len(json.loads(recorded.metadata["golden_steps"]))),
         "seconds": time.perf_counter() - started,
     }
+    if decoder is not None:
+        figures |= {
+            "bytes.decoder": float(len(files[decoder_path(output)])),
+            "nodes.decoder": float(len(decoder.graph)),
+        }
     return Outcome(True, figures, {"written": [str(path) for path in files]})

@@ -7,6 +7,7 @@
     step.<i>.<input>             each input of the graph at step i, with the true carried state
     step.<i>.<output>            each output
     image                        f32[C, H, W]  the end of the trajectory
+    decoded                      f32[3, H', W']  of a latent model: what its decoder makes of it
 
 for the steps i of `golden_steps` (the first one has has_state 0; fewer where the carried state is large), and as
 metadata: format, sampler, steps, golden_steps, seed, image, class_label, torch, and rounding_noise: how far, relative
@@ -29,8 +30,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from edgedm import progress
-from edgedm.diffusion import NoiseSchedule
+from edgedm.diffusion import NoiseSchedule, normals
 from edgedm.diffusion.sampler import trajectory
+from edgedm.models.decoder import LatentDecoder
 from edgedm.models.denoiser import Denoiser
 from edgedm.models.threads import one_thread
 from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
@@ -39,6 +41,7 @@ FORMAT = "edgedm.golden/1"
 TRAJECTORY_STEPS, SHORT_TRAJECTORY = 50, 10
 RECORDED_STEPS = 8  # spread evenly from the first to the last
 SEED, IMAGE = 0, 0
+_CONDITION_DRAW = 1 << 20  # above the draws of any trajectory
 _ROUNDING = 2.0**-20  # relative: what another order of sums makes of a norm
 _LARGE_MODEL = 100_000_000  # weights
 _BUDGET = 64 << 20  # bytes of recorded inputs and outputs
@@ -73,16 +76,34 @@ def example_inputs(module: Denoiser, shape: tuple[int, int, int], label: int) ->
     zeros = [torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)]
     if module.conditional:
         zeros.append(torch.tensor([label]))
+    if module.condition:
+        zeros.append(torch.zeros(1, *module.condition))
     if module.taps:
         zeros += [torch.zeros(1), *module.zero_state(*shape[1:])]
     return dict(zip(module.input_names, zeros, strict=True))
 
 
+def example_condition(shape: tuple[int, int]) -> Tensor:
+    """Return the text condition of the golden data, f32[1, tokens, size]: normals of the default seed."""
+    values = normals(SEED, IMAGE, _CONDITION_DRAW, math.prod(shape))
+    return torch.from_numpy(values.reshape(1, *shape).copy())
+
+
 def record(
-    module: Denoiser, schedule: NoiseSchedule, shape: tuple[int, int, int], label: int, layers: bool = False
+    module: Denoiser,
+    schedule: NoiseSchedule,
+    shape: tuple[int, int, int],
+    label: int,
+    layers: bool = False,
+    decoder: LatentDecoder | None = None,
 ) -> Golden:
-    """Run the trajectory in PyTorch and keep what `golden_steps` see; `layers` keeps the middle one's layers too."""
+    """Run the trajectory in PyTorch and keep what `golden_steps` see; `layers` keeps the middle one's layers too.
+
+    A model with a text condition reads that of `example_condition`.
+    """
     inputs = example_inputs(module, shape, label)
+    if module.condition:
+        inputs["encoder_hidden_states"] = example_condition(module.condition)
     count, recorded = extent(module, inputs)
     steps = golden_steps(count, recorded)
     recorder, middle = _Recorder(module, inputs, steps), steps[recorded // 2]
@@ -91,7 +112,8 @@ def record(
         kept = [torch.from_numpy(x.copy()) for x in progress.track(images, "golden data", count + 1)]
         inside = record_layers(module, recorder.inputs_at(middle)) if layers else {}
         noise = [_rounding_noise(module, recorder.inputs_at(step), recorder.output_at(step)) for step in steps]
-    tensors = {"noise": kept[0], **recorder.tensors, "image": kept[-1]}
+        decoded = {} if decoder is None else {"decoded": decoder(kept[-1][None])[0]}
+    tensors = {"noise": kept[0], **recorder.tensors, "image": kept[-1], **decoded}
     metadata = {
         "format": FORMAT,
         "sampler": "ddim",

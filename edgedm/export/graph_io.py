@@ -24,7 +24,7 @@ from edgedm.ops import DOMAIN, FUNCTIONS, ONNX_OPSET, VERSION, attach_functions,
 
 CONFIG_KEY, LEVEL_KEY, INPUTS_KEY = "edgedm.config", "edgedm.level", "edgedm.inputs"
 MODULE_KEY = "edgedm.module"  # on nodes: the torch module that a node comes from
-LEVELS = ("exported", "deployed", "prepare")
+LEVELS = ("exported", "deployed", "prepare", "decoder")
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_VALUE_BYTES = 2**31  # of one activation; far above what the targets hold
@@ -47,7 +47,7 @@ class GraphInfo:
     """What a graph says about itself in its metadata.
 
     `config` is the checkpoint's config; `inputs` maps every input's name to its role: x, timestep, class_labels,
-    has_state, state, or row (an output of the prepare graph).
+    encoder_hidden_states, has_state, state, row (an output of the prepare graph), or latent (of a decoder).
     """
 
     level: str
@@ -187,9 +187,7 @@ def _check_tensors(proto: onnx.ModelProto) -> None:
             raise InvalidModelError(f"tensor {name!r}: negative dimension in {list(tensor.dims)}")
         dtype = _CODES.get(tensor.data_type)
         if dtype is None:
-            raise UnsupportedError(
-                f"tensor {name!r}: ONNX dtype {tensor.data_type}; expected one of {_names(_DTYPES)}"
-            )
+            raise UnsupportedError(f"tensor {name!r}: ONNX dtype {tensor.data_type}; expected one of {_names(_DTYPES)}")
         _check_length(name, tensor, dtype)
 
 

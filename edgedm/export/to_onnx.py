@@ -7,7 +7,7 @@ path of its torch module as its only metadata, and constants carry the names of 
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,6 +19,7 @@ from edgedm import __version__
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export.expand_quantizers import expand_quantizers
 from edgedm.export.graph_io import MODULE_KEY
+from edgedm.models.decoder import LatentDecoder
 from edgedm.models.denoiser import Denoiser
 from edgedm.ops import IR_VERSION, ONNX_OPSET, attach_functions, infer_shapes
 from edgedm.quant.geometry import Geometry
@@ -33,6 +34,7 @@ _FLOAT_LAYERS = (
     nn.Linear,
     nn.Embedding,
     nn.GroupNorm,
+    nn.LayerNorm,
     nn.SiLU,
     nn.AvgPool2d,
     nn.Dropout,
@@ -47,6 +49,19 @@ def build_graph(module: Denoiser, inputs: Mapping[str, Tensor]) -> ir.Model:
     UnsupportedError naming the module whose layer or operation edgedm or torch's exporter doesn't know.
     """
     check_layers(module)
+    return _trace(module, module.unet, inputs, module.output_names, "step")
+
+
+def build_decoder_graph(decoder: LatentDecoder, latent_shape: tuple[int, int, int]) -> ir.Model:
+    """Trace the decoder of a latent model, for one latent of `latent_shape`; as `build_graph`."""
+    check_layers(decoder)
+    return _trace(decoder, decoder, {"latent": torch.zeros(1, *latent_shape)}, ["image"], "decoder")
+
+
+def _trace(
+    module: nn.Module, network: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str], name: str
+) -> ir.Model:
+    """Trace `module`; the paths of its nodes and constants are those within `network`."""
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -55,28 +70,29 @@ def build_graph(module: Denoiser, inputs: Mapping[str, Tensor]) -> ir.Model:
                 dynamo=True,
                 verbose=False,
                 input_names=list(inputs),
-                output_names=module.output_names,
+                output_names=outputs,
                 opset_version=ONNX_OPSET,
             )
     except (torch.onnx.errors.OnnxExporterError, torch.onnx.errors.UnsupportedOperatorError) as error:
-        raise UnsupportedError(f"{type(module.unet).__name__}: torch.onnx cannot export it: {error}") from error
+        raise UnsupportedError(f"{type(network).__name__}: torch.onnx cannot export it: {error}") from error
     assert program is not None
     model = program.model
     assert isinstance(model, ir.Model)
     _keep_only_module_paths(model)
-    _name_constants(model, module)
+    _name_constants(model, module, network)
     expand_quantizers(model)
-    model.graph.name = "step"
+    model.graph.name = name
     model.ir_version, model.producer_name, model.producer_version = IR_VERSION, "edgedm", __version__
     attach_functions(model)
     infer_shapes(model)
     return model
 
 
-def check_layers(module: Denoiser) -> None:
+def check_layers(module: nn.Module) -> None:
     """Raise UnsupportedError naming the first layer that edgedm cannot run, InvalidModelError for a broken table."""
+    network = module.unet if isinstance(module, Denoiser) else module
     known = (*RUNNING_LAYERS, *RUNNING_QUANTIZERS, *_FLOAT_LAYERS)
-    for path, layer in module.unet.named_modules():
+    for path, layer in network.named_modules():
         owns_data = next(layer.parameters(recurse=False), next(layer.buffers(recurse=False), None)) is not None
         plain = type(layer).__module__.startswith("torch.nn.") and not any(layer.children())
         if (owns_data or plain) and not isinstance(layer, (*known, nn.ModuleList, nn.ModuleDict, nn.Sequential)):
@@ -139,14 +155,14 @@ def _module_path(node: ir.Node) -> str:
     return "" if path == WRAPPER.rstrip(".") else path.removeprefix(WRAPPER)
 
 
-def _name_constants(model: ir.Model, module: Denoiser) -> None:
+def _name_constants(model: ir.Model, module: nn.Module, network: nn.Module) -> None:
     """Name initialisers by module path, those too that the exporter derived from a buffer by a reshape."""
     initializers = model.graph.initializers
     for name in list(initializers):
         value = initializers[name]
         consumers = [use.node for use in value.uses()]
         derived = name not in module.state_dict() and consumers
-        better = _source(value, module, consumers[0].metadata_props[MODULE_KEY]) if derived else name
+        better = _source(value, network, consumers[0].metadata_props[MODULE_KEY]) if derived else name
         better = better.removeprefix(WRAPPER)
         if better != name and better not in initializers:
             del initializers[name]
@@ -154,11 +170,11 @@ def _name_constants(model: ir.Model, module: Denoiser) -> None:
             initializers[better] = value
 
 
-def _source(value: ir.Value, module: Denoiser, path: str) -> str:
+def _source(value: ir.Value, network: nn.Module, path: str) -> str:
     """Return the name of the parameter or buffer of the module at `path` that holds the same numbers."""
     assert value.name is not None and value.const_value is not None
     try:
-        owner = module.unet.get_submodule(path)
+        owner = network.get_submodule(path)
     except AttributeError:
         return value.name
     data = value.const_value.numpy().ravel()

@@ -14,7 +14,7 @@ import tvm
 import edgedm
 from edgedm import progress
 from edgedm.bundle import Manifest
-from edgedm.bundle.manifest import Schedule, TargetEntry
+from edgedm.bundle.manifest import GraphName, Schedule, TargetEntry
 from edgedm.bundle.store import LIBRARY, PROBE, SAMPLER, WEIGHTS
 from edgedm.export.graph_io import serialize_graph
 from edgedm.lower import toolchain
@@ -37,11 +37,11 @@ from edgedm.targets import Target
 
 @dataclass(frozen=True)
 class Lowered:
-    """Everything that a bundle is made of. `models` are the channels-last graphs, `golden` may not exist."""
+    """Everything that a bundle is made of: its graphs (step, prepare, of a latent model decoder), lowered and as the
+    channels-last `models`. `golden` may not exist."""
 
-    step: Graph
-    prepare: Graph
-    models: Mapping[str, ir.Model]
+    graphs: Mapping[GraphName, Graph]
+    models: Mapping[GraphName, ir.Model]
     weights: bytes
     interface: Interface
     prefix: str
@@ -57,9 +57,9 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
     (folder / WEIGHTS).write_bytes(lowered.weights)
     functions = _functions(lowered)
     write_object(functions, lowered.prefix, lowered.target.tvm(), folder / "kernels.o")
-    graphs = (lowered.step, lowered.prepare)
+    graphs, layout = list(lowered.graphs.values()), lay_out(lowered.graphs["step"], lowered.graphs["prepare"])
     default = (lowered.schedule.steps, lowered.schedule.sampler)
-    write_sources(folder / "src", lowered.prefix, graphs, lay_out(*graphs), lowered.interface, lowered.weights, default)
+    write_sources(folder / "src", lowered.prefix, graphs, layout, lowered.interface, lowered.weights, default)
     progress.stage("compiling the runtime")
     _link(folder, lowered.prefix, lowered.target)
     for header in HEADERS:
@@ -71,7 +71,7 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
 
 def _functions(lowered: Lowered) -> dict[str, Any]:
     functions: dict[str, Any] = {}
-    for graph in (lowered.step, lowered.prepare):
+    for graph in lowered.graphs.values():
         for name, function in graph.plan.functions.items():
             if name in functions and not tvm.ir.structural_equal(functions[name], function):
                 raise AssertionError(f"two kernels are called {name}")
@@ -110,12 +110,14 @@ def _golden(folder: Path, lowered: Lowered) -> None:
         (folder / f"{name}.onnx").write_bytes(serialize_graph(model))
     if lowered.golden.is_file():
         shutil.copyfile(lowered.golden, folder / "golden.safetensors")
-        states = [port for port in lowered.step.inputs if port.role == "state"]
-        (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, lowered.interface.image_shape, states))
+        states = [port for port in lowered.graphs["step"].inputs if port.role == "state"]
+        interface = lowered.interface
+        others = (interface.condition_shape, decoded_shape(lowered.graphs))
+        (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, interface.image_shape, states, *others))
 
 
 def _manifest(lowered: Lowered) -> Manifest:
-    step, prepare, interface, target = lowered.step, lowered.prepare, lowered.interface, lowered.target
+    graphs, interface, target = lowered.graphs, lowered.interface, lowered.target
     return Manifest(
         edgedm=edgedm.__version__,
         prefix=lowered.prefix,
@@ -124,18 +126,31 @@ def _manifest(lowered: Lowered) -> Manifest:
         files={},
         config=interface.config,
         image_shape=interface.image_shape,
+        decoded_shape=decoded_shape(graphs),
+        condition_shape=interface.condition_shape,
         classes=interface.classes,
         null_class=interface.null_class,
         trained_timesteps=interface.trained,
         schedule=lowered.schedule,
-        arena_bytes=max(step.plan.arena_bytes, prepare.plan.arena_bytes),
+        arena_bytes=max(graph.plan.arena_bytes for graph in graphs.values()),
         weights_bytes=len(lowered.weights),
-        row_bytes=lay_out(step, prepare).row_bytes,
-        inputs={"step": step.inputs, "prepare": prepare.inputs},
-        outputs={"step": step.outputs, "prepare": prepare.outputs},
-        nodes=[*manifest_nodes(step, lowered.prefix), *manifest_nodes(prepare, lowered.prefix)],
-        slow=[*step.slow, *prepare.slow, *_plain_loops(step), *_plain_loops(prepare)],
+        row_bytes=lay_out(graphs["step"], graphs["prepare"]).row_bytes,
+        inputs={name: graph.inputs for name, graph in graphs.items()},
+        outputs={name: graph.outputs for name, graph in graphs.items()},
+        nodes=[node for graph in graphs.values() for node in manifest_nodes(graph, lowered.prefix)],
+        slow=[
+            *(each for graph in graphs.values() for each in graph.slow),
+            *(each for graph in graphs.values() for each in _plain_loops(graph)),
+        ],
     )
+
+
+def decoded_shape(graphs: Mapping[GraphName, Graph]) -> tuple[int, int, int] | None:
+    """Channels, height and width of what the decoder makes; None without one."""
+    if "decoder" not in graphs:
+        return None
+    _, *shape = graphs["decoder"].outputs[0].shape
+    return shape[0], shape[1], shape[2]
 
 
 def _plain_loops(graph: Graph) -> list[str]:

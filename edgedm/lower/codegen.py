@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from edgedm.bundle.manifest import Node, Operand, Port
+from edgedm.bundle.manifest import GraphName, Node, Operand, Port
 from edgedm.diffusion.normal_table import ROWS
 from edgedm.errors import UnsupportedError
 from edgedm.lower.interface import Interface
@@ -20,12 +20,17 @@ from edgedm.lower.plan import Call, Plan, Tensor
 TEMPLATES = Path(__file__).parent.parent / "runtime" / "templates"
 HEADERS = ("edgedm.h", "edgedm_names.h")
 _SHARED = (
+    "conditions",
+    "cores",
+    "decode",
+    "drawing",
     "errors",
     "graph",
     "images",
     "noise",
     "probe",
     "sample",
+    "sampler",
     "schedule",
     "session",
     "sha256",
@@ -33,7 +38,7 @@ _SHARED = (
     "weights",
 )
 LIBRARY_SOURCES = ("model.c", *(f"{name}.c" for name in _SHARED))
-PROGRAM_SOURCES = ("main.c", "self_test.c")
+PROGRAM_SOURCES = ("main.c", "read_npy.c", "self_test.c", "times.c")
 PROBE_SOURCES = ("probe/main.c",)
 
 _PLACES = {"arena": "EDM_IN_ARENA", "weights": "EDM_IN_WEIGHTS", "input": "EDM_AT_INPUT", "output": "EDM_AT_OUTPUT"}
@@ -41,12 +46,15 @@ _ROLES = {
     "x": "EDM_ROLE_X",
     "timestep": "EDM_ROLE_TIMESTEP",
     "class_labels": "EDM_ROLE_LABEL",
+    "encoder_hidden_states": "EDM_ROLE_CONDITION",
+    "latent": "EDM_ROLE_X",
     "has_state": "EDM_ROLE_HAS_STATE",
     "state": "EDM_ROLE_STATE",
     "row": "EDM_ROLE_ROW",
     "output": "EDM_ROLE_OUTPUT",
 }
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # DLPack's, by numpy's kind
+_SAMPLERS = {"ddim": "EDM_DDIM", "ddpm": "EDM_DDPM", "dpm-solver++": "EDM_DPM_SOLVER_PP"}
 _PREDICTIONS = {"epsilon": "EDM_EPSILON", "v_prediction": "EDM_V_PREDICTION", "sample": "EDM_SAMPLE"}
 _MAX_TENSORS = 1 << 16  # their numbers are uint16_t
 
@@ -55,7 +63,7 @@ _MAX_TENSORS = 1 << 16  # their numbers are uint16_t
 class Graph:
     """One graph as the generator needs it."""
 
-    name: str  # "step" or "prepare"
+    name: GraphName
     plan: Plan
     inputs: list[Port]
     outputs: list[Port]
@@ -131,7 +139,7 @@ def manifest_nodes(graph: Graph, prefix: str) -> list[Node]:
         nodes.append(
             Node(
                 index=index,
-                graph="step" if graph.name == "step" else "prepare",
+                graph=graph.name,
                 kernel=prefix + call.function,
                 op=origin.op if origin else "fused",
                 node=origin.node if origin else "",
@@ -164,7 +172,7 @@ def _model(
     return {
         "kernels": symbols,
         "graphs": [_graph(graph, prefix, layout) for graph in graphs],
-        "alphas_cumprod": [float(alpha).hex() for alpha in noise.alphas_cumprod()],
+        "alphas_cumprod": [f"{float(alpha).hex()}F" for alpha in noise.alphas_cumprod()],
         "state_offsets": [offset for offset, _ in layout.states.values()],
         "state_bytes": [size for _, size in layout.states.values()],
         "noise": {
@@ -177,8 +185,17 @@ def _model(
             "spacing": f"EDM_{noise.timestep_spacing.upper()}",
             "alpha_to_one": int(noise.set_alpha_to_one),
             "large_variance": int(noise.variance_type == "fixed_large"),
+            "solver_timesteps": noise.solver_timesteps(),
+            "solver_order": noise.solver_order,
+            "heun": int(noise.solver_type == "heun"),
+            "lower_order_final": int(noise.lower_order_final),
+            "euler_at_final": int(noise.euler_at_final),
+            "end_at_zero": int(noise.final_sigmas_type == "zero"),
         },
         "arena_bytes": max(graph.plan.arena_bytes for graph in graphs),
+        "step_arena_bytes": max(graph.plan.arena_bytes for graph in graphs if graph.name == "step"),
+        "condition_shape": interface.condition_shape or (0, 0),
+        "decoded_shape": next((each.outputs[0].shape[1:] for each in graphs if each.name == "decoder"), (0, 0, 0)),
         "weights_bytes": len(weights),
         "row_bytes": layout.row_bytes,
         "states_bytes": layout.states_bytes,
@@ -187,7 +204,7 @@ def _model(
         "classes": interface.classes,
         "null_class": interface.null_class,
         "default_steps": default[0],
-        "default_sampler": f"EDM_{default[1].upper()}",
+        "default_sampler": _SAMPLERS[default[1]],
     }
 
 

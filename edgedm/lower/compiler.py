@@ -1,8 +1,9 @@
-"""`edgedm compile`: a deployed graph and its prepare graph -> a bundle."""
+"""`edgedm compile`: a deployed graph, its prepare graph and a latent model's decoder -> a bundle."""
 
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
 from edgedm import progress
 from edgedm.bundle import Manifest, Port
 from edgedm.bundle import write as write_bundle
-from edgedm.bundle.manifest import Schedule
+from edgedm.bundle.manifest import GraphName, Schedule
 from edgedm.bundle.store import LIBRARY, SAMPLER
-from edgedm.diffusion.sampler import SAMPLERS
+from edgedm.diffusion import SAMPLERS
 from edgedm.errors import UnsupportedError
+from edgedm.export.decoder_file import load_decoder
 from edgedm.export.graph_io import graph_info, serialize_graph
 from edgedm.lower.assemble import Lowered, assemble
 from edgedm.lower.cache import fetch, keep, key_of
@@ -48,6 +50,8 @@ def compile(
 ) -> Outcome:
     """Compile the graph at `graph_path` (with `<stem>.prepare.onnx` beside it) into the bundle `output`.
 
+    A latent model's `<stem>.decoder.onnx` is compiled too.
+
     `steps` and `sampler` become the bundle's default schedule. Raises InvalidModelError for broken graphs,
     UnsupportedError for what has no kernel or a schedule outside the trained timesteps, ToolchainError without a
     compiler. Figures: bytes of weights, program, library, arena and a step's rows, seconds, kernels, MACs, and how many
@@ -63,16 +67,19 @@ def compile(
     if kept is not None:
         return _outcome(kept, Path(output), time.perf_counter() - started, cached=True)
     step, prepare, interface = load_pair(graph_path)
-    interface.check_schedule(steps)
+    decoder = load_decoder(graph_path, interface.config)
+    interface.check_schedule(steps, sampler)
 
     def fill(folder: Path) -> Manifest:
-        prefix = _prefix(step, prepare, chosen)
+        models: dict[GraphName, ir.Model] = {"step": step, "prepare": prepare}
+        if decoder is not None:
+            models["decoder"] = decoder
+        prefix = _prefix(models, chosen)
         progress.stage(f"lowering for {chosen.name}")
         weights = Weights()
         lowered = Lowered(
-            step=_lower("step", step, chosen, weights),
-            prepare=_lower("prepare", prepare, chosen, weights),
-            models={"step": step, "prepare": prepare},
+            graphs={name: _lower(name, model, chosen, weights) for name, model in models.items()},
+            models=models,
             weights=weights.tobytes(),
             interface=interface,
             prefix=prefix,
@@ -90,7 +97,7 @@ def compile(
     return _outcome(manifest, Path(output), time.perf_counter() - started)
 
 
-def _lower(name: str, model: ir.Model, target: Target, weights: Weights) -> Graph:
+def _lower(name: GraphName, model: ir.Model, target: Target, weights: Weights) -> Graph:
     """Lower one graph; `model` becomes channels-last in place."""
     InlinePass(criteria=lambda function: function.domain == DOMAIN and function.name not in OPS)(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
@@ -129,8 +136,8 @@ def _tidied(plan: Plan, graph: str) -> Plan:
     return replace(plan, calls=calls, functions=functions)
 
 
-def _prefix(step: ir.Model, prepare: ir.Model, target: Target) -> str:
-    digest = hashlib.sha256(serialize_graph(step) + serialize_graph(prepare) + target.name.encode())
+def _prefix(models: Mapping[GraphName, ir.Model], target: Target) -> str:
+    digest = hashlib.sha256(b"".join(map(serialize_graph, models.values())) + target.name.encode())
     return f"edm_{digest.hexdigest()[:8]}_"
 
 
@@ -146,8 +153,10 @@ def _outcome(manifest: Manifest, path: Path, seconds: float, cached: bool = Fals
         "bytes.row": float(manifest.row_bytes),
         "kernels": float(len({node.kernel for node in manifest.nodes})),
         "calls.step": float(len(steps)),
-        "calls.prepare": float(len(manifest.nodes) - len(steps)),
+        "calls.prepare": float(sum(node.graph == "prepare" for node in manifest.nodes)),
     }
+    if manifest.decoded_shape is not None:
+        figures["calls.decoder"] = float(sum(node.graph == "decoder" for node in manifest.nodes))
     for family in sorted({node.family for node in steps if node.macs}):
         figures[f"macs.{family}"] = float(sum(node.macs for node in steps if node.family == family))
     assert manifest.slow is not None  # this edgedm wrote it, cached or not

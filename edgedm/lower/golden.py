@@ -6,8 +6,10 @@ The format is described in `runtime/templates/self_test.c`, which reads it.
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgedm.bundle.manifest import Port
 from edgedm.errors import InvalidModelError
@@ -21,7 +23,13 @@ ALLOWED_ERROR = 0.1
 NOISE_FACTOR, MOST_ALLOWED = 2.0, 0.9
 
 
-def flat_golden(path: Path, image_shape: tuple[int, int, int], states: list[Port]) -> bytes:
+def flat_golden(
+    path: Path,
+    image_shape: tuple[int, int, int],
+    states: list[Port],
+    condition_shape: tuple[int, int] | None = None,
+    decoded_shape: tuple[int, int, int] | None = None,
+) -> bytes:
     """Return the flat form of `<stem>.golden.safetensors`; InvalidModelError if it does not fit the model."""
     from safetensors import SafetensorError, safe_open
 
@@ -34,7 +42,7 @@ def flat_golden(path: Path, image_shape: tuple[int, int, int], states: list[Port
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise InvalidModelError(f"{path}: {error}; export the checkpoint again") from error
     allowed = min(max(ALLOWED_ERROR, NOISE_FACTOR * noise), MOST_ALLOWED)
-    data = [struct.pack("<8sIIfI", MAGIC, len(steps), len(states), allowed, 0)]
+    data = [struct.pack("<8sIIfI", MAGIC, len(steps), len(states), allowed, int(decoded_shape is not None))]
     try:
         for step in steps:
             prefix = f"step.{step}."
@@ -43,15 +51,23 @@ def flat_golden(path: Path, image_shape: tuple[int, int, int], states: list[Port
             data.append(struct.pack("<qqII", int(tensors[f"{prefix}timestep"][0]), label, has_state, 0))
             wanted = [
                 ("x", (1, *image_shape)),
+                *([("encoder_hidden_states", (1, *condition_shape))] if condition_shape else []),
                 *((port.name, port.shape) for port in states),
                 ("eps", (1, *image_shape)),
             ]
             for name, shape in wanted:
                 tensor = tensors[prefix + name]
-                tensor = np.moveaxis(tensor, 1, -1) if name.startswith("state.") else tensor
-                if tensor.shape != shape:
-                    raise InvalidModelError(f"{path}: {prefix}{name} is {tensor.shape}, expected {shape}")
-                data.append(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
+                moved = np.moveaxis(tensor, 1, -1) if name.startswith("state.") else tensor
+                data.append(_floats(path, prefix + name, moved, shape))
+        if decoded_shape is not None:
+            data += [_floats(path, "image", tensors["image"], image_shape)]
+            data += [_floats(path, "decoded", tensors["decoded"], decoded_shape)]
     except KeyError as error:
         raise InvalidModelError(f"{path}: tensor {error} is missing; export the checkpoint again") from error
     return b"".join(data)
+
+
+def _floats(path: Path, name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> bytes:
+    if tensor.shape != shape:
+        raise InvalidModelError(f"{path}: {name} is {tensor.shape}, expected {shape}")
+    return np.ascontiguousarray(tensor, dtype="<f4").tobytes()

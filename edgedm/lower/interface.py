@@ -26,10 +26,11 @@ class Interface:
     trained: tuple[int, int]  # the first and last timestep that the model may be asked for
     step_roles: dict[str, str]
     prepare_roles: dict[str, str]
+    condition_shape: tuple[int, int] | None = None  # tokens and their size, of a model with a text condition
 
-    def check_schedule(self, steps: int) -> None:
+    def check_schedule(self, steps: int, sampler: str) -> None:
         """Raise UnsupportedError if a run of `steps` steps leaves the trained timesteps."""
-        timesteps = self.noise.timesteps(steps)
+        timesteps = self.noise.timesteps(steps, sampler)
         low, high = self.trained
         if timesteps.min() < low or timesteps.max() > high:
             raise UnsupportedError(
@@ -69,6 +70,7 @@ def read_interface(step: ir.Model, prepare: ir.Model) -> Interface:
         trained=_trained(prepare, noise),
         step_roles=info.inputs,
         prepare_roles=before.inputs,
+        condition_shape=_condition_shape(prepare, before.inputs),
     )
     _check_rows(step, prepare, info.inputs)
     _check_states(step, info.inputs)
@@ -108,6 +110,16 @@ def _classes(config: dict[str, Any], roles: dict[str, str]) -> tuple[int, int]:
     if null is None:
         return total, -1
     return (null if null == total - 1 else total), int(null)
+
+
+def _condition_shape(prepare: ir.Model, roles: dict[str, str]) -> tuple[int, int] | None:
+    found = [value for value in prepare.graph.inputs if roles[value.name or ""] == "encoder_hidden_states"]
+    if not found:
+        return None
+    shape = dims(found[0])
+    if len(found) > 1 or len(shape) != 3 or shape[0] != 1 or found[0].dtype != ir.DataType.FLOAT:
+        raise UnsupportedError(f"input encoder_hidden_states of {found[0].dtype} {shape}: expected one float [1, T, D]")
+    return shape[1], shape[2]
 
 
 def _trained(prepare: ir.Model, noise: NoiseSchedule) -> tuple[int, int]:

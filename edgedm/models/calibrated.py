@@ -51,7 +51,9 @@ def calibrate(module: Denoiser, generator: torch.Generator) -> None:
     shape = (1, config.in_channels, config.sample_size, config.sample_size)
     timestep = torch.full((1,), _TIMESTEP, dtype=torch.int64)
     with torch.no_grad(), one_thread():
-        module.record(torch.randn(shape, generator=generator), timestep, torch.zeros(1, dtype=torch.int64))
+        x = torch.randn(shape, generator=generator)
+        condition = torch.randn(1, *module.condition, generator=generator) if module.condition else None
+        module.record(x, timestep, torch.zeros(1, dtype=torch.int64), condition)
     for handle in handles:
         handle.remove()
 

@@ -1,4 +1,5 @@
-"""Checkpoints: a folder of `config.json` and `model.safetensors` (final bits, scales and tables, float16).
+"""Checkpoints: a folder of `config.json` and `model.safetensors` (final bits, scales and tables, float16), and of a
+latent model `decoder.safetensors`. A folder of diffusers is read as one of full precision (`diffusers_dir`).
 
 Nothing is unpickled, and nothing is loaded before names, shapes and dtypes match what the config says.
 """
@@ -12,18 +13,19 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgedm.atomic import atomic_dir
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models.attention import make_attention_explicit
 from edgedm.models.config import CheckpointConfig, read_config
+from edgedm.models.decoder import LatentDecoder, empty_decoder, seed_decoder
 from edgedm.models.denoiser import Denoiser
 from edgedm.models.preset_reference import is_preset
 from edgedm.models.seeded import seed_weights
 from edgedm.quant.api import DEFAULT_EDGES, make_inference, quantize_layers
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE = "config.json", "model.safetensors", "decoder.safetensors"
 ZOO = Path(__file__).parent / "zoo"
 _PREFIX = "zoo:"
 _DTYPES = {"F16": torch.float16, "F32": torch.float32, "U8": torch.uint8, "I64": torch.int64}
@@ -31,14 +33,16 @@ _DTYPES = {"F16": torch.float16, "F32": torch.float32, "U8": torch.uint8, "I64":
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model as it runs: its config and its module, in float32, in evaluation mode, without gradients."""
+    """A model as it runs: its config, its module and, of a latent model, the decoder; in float32, in evaluation mode,
+    without gradients."""
 
     config: CheckpointConfig
     module: Denoiser
+    decoder: LatentDecoder | None = None
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Load a checkpoint folder or `zoo:NAME`, or make that of a `preset:...` (see `preset_checkpoint`).
+    """Load a checkpoint folder, one of diffusers or `zoo:NAME`, or make that of a `preset:...` (`preset_checkpoint`).
 
     Raises `InvalidModelError` for a missing, damaged or inconsistent file, naming the file and the tensor, and
     `UnsupportedError` for a preset that there is not.
@@ -48,13 +52,20 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
         return load_preset(os.fspath(path))
     folder = locate(path)
+    from edgedm.models.diffusers_dir import is_diffusers, load_diffusers  # it makes checkpoints likewise
+
+    if is_diffusers(folder):
+        return load_diffusers(folder)
     config = read_config(folder / CONFIG_FILE)
     try:
         module = skeleton(config)
+        decoder = decoder_of(config)
     except UnsupportedError as error:
         raise InvalidModelError(f"{folder / CONFIG_FILE}: {error}") from error
     module.load_state_dict(read_tensors(folder / WEIGHTS_FILE, module.state_dict()))
-    return Checkpoint(config, module)
+    if decoder is not None:
+        decoder.load_state_dict(read_tensors(folder / DECODER_FILE, decoder.state_dict()))
+    return Checkpoint(config, module, decoder)
 
 
 def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
@@ -62,8 +73,20 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
 
     Raises `InvalidModelError` that names a tensor which float16 cannot hold: what is written can be loaded.
     """
+    files = {WEIGHTS_FILE: _stored(checkpoint.module, path)}
+    if checkpoint.decoder is not None:
+        files[DECODER_FILE] = _stored(checkpoint.decoder, path)
+    with atomic_dir(path) as folder:
+        for name, tensors in files.items():
+            save_file(tensors, str(folder / name))
+            (folder / name).chmod(0o644)  # safetensors makes it private to its writer
+        text = json.dumps(checkpoint.config.model_dump(mode="json"), indent=1)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _stored(module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Tensor]:
     tensors = {}
-    for name, tensor in checkpoint.module.state_dict().items():
+    for name, tensor in module.state_dict().items():
         stored = tensor.half() if tensor.is_floating_point() else tensor
         if not bool(stored.isfinite().all()):
             largest = float(tensor.abs().max())
@@ -71,18 +94,17 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
                 f"{path}: tensor '{name}': expected finite numbers up to 65504, which float16 holds, got {largest:g}"
             )
         tensors[name] = stored.contiguous().clone()
-    with atomic_dir(path) as folder:
-        save_file(tensors, str(folder / WEIGHTS_FILE))
-        (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it private to its writer
-        text = json.dumps(checkpoint.config.model_dump(mode="json"), indent=1)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    return tensors
 
 
 def build(config: CheckpointConfig, seed: int) -> Checkpoint:
     """Return an untrained model with seeded weights that are not degenerate, for tests; see `seeded`."""
     module = skeleton(config, seed)
     seed_weights(module, seed)
-    return Checkpoint(config, module)
+    decoder = decoder_of(config, seed)
+    if decoder is not None:
+        seed_decoder(decoder, int(config.architecture.config["sample_size"]), torch.Generator().manual_seed(seed))
+    return Checkpoint(config, module, decoder)
 
 
 def skeleton(config: CheckpointConfig, seed: int = 0) -> Denoiser:
@@ -100,7 +122,17 @@ def skeleton(config: CheckpointConfig, seed: int = 0) -> Denoiser:
             unet.get_submodule(path)
         except AttributeError as error:
             raise InvalidModelError(f"taps: the architecture has no module '{path}'") from error
-    return Denoiser(unet, config.taps, config.timestep_bins, config.mixes).eval().requires_grad_(False)
+    denoiser = Denoiser(unet, config.taps, config.timestep_bins, config.mixes, config.condition_shape)
+    return denoiser.eval().requires_grad_(False)
+
+
+def decoder_of(config: CheckpointConfig, seed: int = 0) -> LatentDecoder | None:
+    """Return the decoder that `config` describes, with seeded random weights; None where it describes none."""
+    if config.decoder is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return empty_decoder(config.decoder, int(config.architecture.config.get("in_channels", 4)))
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
@@ -121,14 +153,15 @@ def zoo() -> list[str]:
     return sorted(_PREFIX + entry.parent.name for entry in ZOO.glob(f"*/{CONFIG_FILE}"))
 
 
-def read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def read_tensors(path: Path, expected: dict[str, Tensor], besides: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Read the tensors named in `expected`, floats as float32, after checking the header against it.
 
-    Raises `InvalidModelError` for a name, shape or dtype that differs, and for values that are not finite.
+    Others are left alone if their names start with one of `besides`. Raises `InvalidModelError` for a name, shape or
+    dtype that differs, and for values that are not finite.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
-            names = set(file.keys())
+            names = {name for name in file.keys() if name in expected or not name.startswith(besides)}  # noqa: SIM118
             if names != expected.keys():
                 missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
                 raise InvalidModelError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")

@@ -12,10 +12,9 @@ from edgedm.errors import InvalidModelError
 from edgedm.models.bits import Bits
 from edgedm.models.roles import Role
 
-Method = Literal[
-    "fp32", "binarydm", "bidm", "efficientdm", "dilatequant", "xnor", "dorefa", "reactnet", "lsq", "ptq"
-]
+Method = Literal["fp32", "binarydm", "bidm", "efficientdm", "dilatequant", "xnor", "dorefa", "reactnet", "lsq", "ptq"]
 
+MOST_TOKENS = 4096
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -30,6 +29,13 @@ class Architecture(_Strict):
     config: dict[str, Any]
 
 
+class DecoderArchitecture(_Strict):
+    """The autoencoder of diffusers that turns a latent into an image, and the arguments of its constructor."""
+
+    class_name: Literal["VQModel", "AutoencoderKL"]
+    config: dict[str, Any]
+
+
 class CheckpointConfig(_Strict):
     """A checkpoint's config; an unknown key or version is refused.
 
@@ -37,7 +43,8 @@ class CheckpointConfig(_Strict):
     scheduler config (see `edgedm.diffusion.NoiseSchedule`); `taps` are the modules whose output is carried from step
     to step, `mixes` which modules are mixed with which tap's previous output (by default every tap with its own), and
     `timestep_bins` the first timestep of each bin of every per-timestep table; `null_class` is the
-    class label that means "unconditional"; None where there is none, as in a model without labels.
+    class label that means "unconditional"; None where there is none, as in a model without labels. A latent model has a
+    `decoder`; one with cross-attention reads `condition_tokens` vectors (of its `cross_attention_dim`) a sample.
     """
 
     format_version: Literal[1] = 1
@@ -51,6 +58,8 @@ class CheckpointConfig(_Strict):
     taps: list[str] = []
     mixes: dict[str, str] = {}
     timestep_bins: list[int] = []
+    decoder: DecoderArchitecture | None = None
+    condition_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
 
     @model_validator(mode="after")
     def _consistent(self) -> "CheckpointConfig":
@@ -64,9 +73,17 @@ class CheckpointConfig(_Strict):
         labelled = architecture.get("num_class_embeds") is not None or architecture.get("class_embed_type") is not None
         if labelled and self.null_class is None:
             raise ValueError("null_class: the architecture takes class labels; name the one that means none")
+        if self.condition_tokens is not None and not isinstance(architecture.get("cross_attention_dim"), int):
+            raise ValueError("condition_tokens: the architecture has no cross_attention_dim, so it reads no tokens")
         if any(after <= before for before, after in itertools.pairwise(bins)):
             raise ValueError("timestep_bins must ascend")
         return self
+
+    @property
+    def condition_shape(self) -> tuple[int, int] | None:
+        """Tokens and their size, of a model that reads `encoder_hidden_states`; else None."""
+        tokens = self.condition_tokens
+        return None if tokens is None else (tokens, int(self.architecture.config["cross_attention_dim"]))
 
     def float_unet(self) -> nn.Module:
         """Build the full-precision network of this architecture, freshly initialised.

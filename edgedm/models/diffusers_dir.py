@@ -1,7 +1,11 @@
-"""A full-precision `UNet2DModel` from a local folder of diffusers, as `save_pretrained` writes it; safetensors only.
+"""A full-precision UNet from a local folder of diffusers, as `save_pretrained` writes it; safetensors only.
 
     PATH/unet/config.json, PATH/unet/diffusion_pytorch_model.safetensors, PATH/scheduler/scheduler_config.json
+    PATH/vqvae/... or PATH/vae/...      the autoencoder of a latent model, whose decoder is kept
     PATH/config.json, PATH/diffusion_pytorch_model.safetensors, PATH/scheduler_config.json     (all in one folder)
+
+A model with cross-attention reads as many vectors as the pipeline's text encoder makes: PATH/tokenizer or the encoder's
+own config says how many.
 
 Nothing is downloaded and nothing unpickled.
 """
@@ -18,13 +22,20 @@ from torch import Tensor
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.models.checkpoint import Checkpoint, read_tensors, skeleton
-from edgedm.models.config import Architecture, CheckpointConfig
+from edgedm.models.checkpoint import Checkpoint, decoder_of, read_tensors, skeleton
+from edgedm.models.config import MOST_TOKENS, Architecture, CheckpointConfig, DecoderArchitecture
 from edgedm.models.roles import FLOAT
 
 CONFIG_FILE, SCHEDULER_FILE = "config.json", "scheduler_config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-UNET = "UNet2DModel"
+UNETS = ("UNet2DModel", "UNet2DConditionModel")
+AUTOENCODERS = {"vqvae": "VQModel", "vae": "AutoencoderKL"}  # folder of a pipeline -> what is usual there
+_ENCODER = ("encoder.", "quant_conv.")  # tensors of an autoencoder that sampling has no use for
+_LENGTHS = (  # where a pipeline says how many tokens its prompts have
+    ("tokenizer/tokenizer_config.json", "model_max_length"),
+    ("text_encoder/config.json", "max_position_embeddings"),
+    ("bert/config.json", "max_position_embeddings"),
+)
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -40,16 +51,19 @@ def is_diffusers(path: str | os.PathLike[str]) -> bool:
     return (folder / CONFIG_FILE).is_file() and "_class_name" in _read_json(folder / CONFIG_FILE)
 
 
-def load_diffusers(path: str | os.PathLike[str], null_class: int | None = None) -> Checkpoint:
+def load_diffusers(
+    path: str | os.PathLike[str], null_class: int | None = None, condition_tokens: int | None = None
+) -> Checkpoint:
     """Load a folder of diffusers as a full-precision checkpoint.
 
     `null_class` is the class label that means "none", needed for a model with classes: diffusers does not record it.
+    `condition_tokens` is how many vectors a model with cross-attention reads, where the folder does not say.
     Raises `InvalidModelError` for missing, broken or inconsistent files, `UnsupportedError` for another kind of model
     or scheduler.
     """
     root = Path(path)
     folder = root / "unet" if (root / "unet" / CONFIG_FILE).is_file() else root
-    architecture = _architecture(folder / CONFIG_FILE)
+    class_name, architecture = _architecture(folder / CONFIG_FILE)
     schedule = NoiseSchedule.from_config(_scheduler(root, folder))
     if architecture.get("num_class_embeds") is not None and null_class is None:
         raise UnsupportedError(
@@ -57,18 +71,28 @@ def load_diffusers(path: str | os.PathLike[str], null_class: int | None = None) 
             "edgedm.models.diffusers_dir.load_diffusers(PATH, null_class=...), then save it as a checkpoint"
         )
     config = CheckpointConfig(
-        architecture=Architecture(class_name=UNET, config=architecture),
+        architecture=Architecture.model_validate({"class_name": class_name, "config": architecture}),
         prediction_type=schedule.prediction_type,
         method="fp32",
         roles=FLOAT,
         noise_schedule=schedule.model_dump(mode="json"),
         null_class=null_class,
+        decoder=_decoder(root),
+        condition_tokens=_tokens(root, architecture, condition_tokens),
     )
-    weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
-        raise InvalidModelError(f"{weights}: no such file; save the model with safe_serialization=True, in one file")
-    names = _names(weights)
-    wanted = _expected(config, folder / CONFIG_FILE, len(names))
+    names = _names(folder / WEIGHTS_FILE)
+    tensors = _read(folder / WEIGHTS_FILE, names, _expected(config, folder / CONFIG_FILE, len(names)))
+    module, decoder = skeleton(config), decoder_of(config)
+    module.unet.load_state_dict(tensors)
+    if decoder is not None:
+        weights = _decoder_folder(root) / WEIGHTS_FILE
+        kept = [name for name in _names(weights) if not name.startswith(_ENCODER)]
+        decoder.load_state_dict(_read(weights, kept, decoder.state_dict()))
+    return Checkpoint(config, module, decoder)
+
+
+def _read(weights: Path, names: list[str], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors `names` of a file under today's names, after holding them against `wanted`."""
     named = {name: _present(name) for name in names}
     twice = sorted(ours for ours, count in Counter(named.values()).items() if count > 1)
     if twice:
@@ -78,10 +102,7 @@ def load_diffusers(path: str | os.PathLike[str], null_class: int | None = None) 
     unknown = sorted(given for given, ours in named.items() if ours not in wanted)
     if unknown:
         raise InvalidModelError(f"{weights}: unknown tensors {unknown[:3]}")
-    tensors = {named[given]: tensor for given, tensor in read_tensors(weights, expected).items()}
-    module = skeleton(config)
-    module.unet.load_state_dict(tensors)
-    return Checkpoint(config, module)
+    return {named[given]: tensor for given, tensor in read_tensors(weights, expected, _ENCODER).items()}
 
 
 def _expected(config: CheckpointConfig, path: Path, stored: int) -> dict[str, Tensor]:
@@ -96,14 +117,52 @@ def _expected(config: CheckpointConfig, path: Path, stored: int) -> dict[str, Te
         return skeleton(config).unet.state_dict()
 
 
-def _architecture(path: Path) -> dict[str, Any]:
+def _architecture(path: Path) -> tuple[str, dict[str, Any]]:
     values = _read_json(path)
     kind = values.get("_class_name")
-    if kind != UNET:
-        raise UnsupportedError(f"{path}: expected a {UNET}, got {kind!r}")
+    if kind not in UNETS:
+        raise UnsupportedError(f"{path}: expected a {' or a '.join(UNETS)}, got {kind!r}")
     if not isinstance(values.get("sample_size"), int):
         raise UnsupportedError(f"{path}: sample_size: expected one number, got {values.get('sample_size')!r}")
+    return str(kind), _arguments(values)
+
+
+def _arguments(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def _decoder_folder(root: Path) -> Path:
+    """The folder of a pipeline's autoencoder; it is not there if the model draws images."""
+    return next((root / name for name in AUTOENCODERS if (root / name / CONFIG_FILE).is_file()), root / "vae")
+
+
+def _decoder(root: Path) -> DecoderArchitecture | None:
+    path = _decoder_folder(root) / CONFIG_FILE
+    if not path.is_file():
+        return None
+    values = _read_json(path)
+    kind = values.get("_class_name")
+    if kind not in AUTOENCODERS.values():
+        raise UnsupportedError(f"{path}: expected a {' or an '.join(AUTOENCODERS.values())}, got {kind!r}")
+    return DecoderArchitecture.model_validate({"class_name": kind, "config": _arguments(values)})
+
+
+def _tokens(root: Path, architecture: dict[str, Any], given: int | None) -> int | None:
+    """How many vectors the model reads; None for one without cross-attention."""
+    blocks = [*architecture.get("down_block_types", ()), *architecture.get("up_block_types", ())]
+    if not any("CrossAttn" in str(each) for each in (*blocks, architecture.get("mid_block_type"))):
+        return None
+    if given is not None:
+        return given
+    for name, key in _LENGTHS:
+        values = _read_json(root / name) if (root / name).is_file() else {}
+        if isinstance(values.get(key), int) and 1 <= values[key] <= MOST_TOKENS:
+            return int(values[key])
+    raise UnsupportedError(
+        f"{root}: the model reads a text condition, and neither {' nor '.join(name for name, _ in _LENGTHS)} says how "
+        "many tokens it has: edgedm.models.diffusers_dir.load_diffusers(PATH, condition_tokens=...), then save it as a "
+        "checkpoint"
+    )
 
 
 def _scheduler(root: Path, folder: Path) -> dict[str, Any]:
@@ -130,6 +189,8 @@ def _present(name: str) -> str:
 
 
 def _names(path: Path) -> list[str]:
+    if not path.is_file():
+        raise InvalidModelError(f"{path}: no such file; save the model with safe_serialization=True, in one file")
     try:
         with safe_open(str(path), framework="pt") as file:
             return list(file.keys())

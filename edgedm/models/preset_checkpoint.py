@@ -19,7 +19,7 @@ import torch
 from edgedm.errors import UnsupportedError
 from edgedm.models import presets
 from edgedm.models.checkpoint import Checkpoint, build
-from edgedm.models.config import Architecture, CheckpointConfig
+from edgedm.models.config import CheckpointConfig
 from edgedm.models.preset_reference import PREFIX
 from edgedm.models.roles import FLOAT
 from edgedm.quant.api import method_options
@@ -27,20 +27,36 @@ from edgedm.quant.methods import METHODS
 from edgedm.quant.policy import policy_of
 
 SEED = 0
-_SCALED = ("block_out_channels", "norm_num_groups", "attention_head_dim")  # by `narrow`
+# by `narrow`; what UNet2DConditionModel calls attention_head_dim is the number of heads
+_SCALED = {
+    "UNet2DModel": ("block_out_channels", "norm_num_groups", "attention_head_dim"),
+    "UNet2DConditionModel": ("block_out_channels", "norm_num_groups", "cross_attention_dim"),
+    "VQModel": ("block_out_channels", "norm_num_groups"),
+}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """An architecture (arguments of `UNet2DModel`) and its noise schedule."""
+    """An architecture (arguments of `class_name`) and its noise schedule; of a latent model the VQModel too."""
 
     architecture: Mapping[str, Any]
     noise_schedule: Mapping[str, Any]
+    class_name: str = "UNet2DModel"
+    decoder: Mapping[str, Any] | None = None
+    condition_tokens: int | None = None
 
 
 PRESETS: Mapping[str, Preset] = {
     "ddpm-cifar10": Preset(presets.DDPM_CIFAR10, presets.DDPM_NOISE),
     "ldm4-bedrooms": Preset(presets.LDM4_BEDROOMS, presets.LDM_NOISE),
+    "latent-text": Preset(
+        presets.LATENT_TEXT,
+        presets.LDM_NOISE,
+        "UNet2DConditionModel",
+        presets.LATENT_DECODER,
+        presets.LATENT_TEXT_TOKENS,
+    ),
+    "latent-class": Preset(presets.LATENT_CLASS, presets.LDM_NOISE, "UNet2DConditionModel", presets.LATENT_DECODER),
 }
 
 
@@ -81,13 +97,18 @@ def read_reference(text: str) -> PresetReference:
 def preset_config(reference: PresetReference) -> CheckpointConfig:
     """Return the config of a preset. Raises `UnsupportedError` for an unknown method, policy or option."""
     preset = PRESETS[reference.name]
+    architecture = _narrowed(preset.class_name, preset.architecture, reference.narrow)
     config: dict[str, Any] = {
-        "architecture": Architecture(class_name="UNet2DModel", config=_narrowed(preset, reference.narrow)),
+        "architecture": {"class_name": preset.class_name, "config": architecture},
         "method": "fp32",
         "roles": FLOAT,
         "noise_schedule": dict(preset.noise_schedule),
-        "null_class": None,
+        "null_class": classes - 1 if (classes := architecture.get("num_class_embeds")) else None,
+        "condition_tokens": preset.condition_tokens,
     }
+    if preset.decoder is not None:
+        decoder = _narrowed("VQModel", preset.decoder, reference.narrow)
+        config["decoder"] = {"class_name": "VQModel", "config": decoder}
     if reference.method == "fp32":
         if reference.options or reference.policy not in (None, "float"):
             raise UnsupportedError(f"{PREFIX}{reference.name}: a policy or an option, but no method; add method=NAME")
@@ -107,10 +128,10 @@ def preset_config(reference: PresetReference) -> CheckpointConfig:
     return CheckpointConfig.model_validate(config)
 
 
-def _narrowed(preset: Preset, divisor: int) -> dict[str, Any]:
-    config = dict(preset.architecture)
-    for key in _SCALED:
-        value = config[key]
+def _narrowed(class_name: str, architecture: Mapping[str, Any], divisor: int) -> dict[str, Any]:
+    config = dict(architecture)
+    for key in _SCALED[class_name]:
+        value = config.get(key)
         if isinstance(value, list):
             config[key] = [each // divisor for each in value]
         elif value is not None:

@@ -76,3 +76,43 @@ LDM_NOISE: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
 }
+
+LATENT_TEXT: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [64, 128],
+    "layers_per_block": 1,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 64,
+    "attention_head_dim": [2, 4],
+    "norm_num_groups": 16,
+}
+"""A small UNet2DConditionModel with the parts of latent text-to-image models: 4.19 M parameters on a latent of 3x16x16,
+self-attention, cross-attention and a feed-forward layer in each of its seven transformers."""
+
+LATENT_TEXT_TOKENS = 8
+
+LATENT_CLASS: dict[str, Any] = {
+    **{name: value for name, value in LATENT_TEXT.items() if name not in ("cross_attention_dim", "attention_head_dim")},
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "mid_block_type": "UNetMidBlock2D",
+    "num_class_embeds": 11,
+}
+"""The same without transformers, with class labels; class 10 is the null class."""
+
+LATENT_DECODER: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 3,
+    "block_out_channels": [32, 32, 64],
+    "layers_per_block": 1,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "norm_num_groups": 16,
+    "num_vq_embeddings": 256,
+    "scaling_factor": 0.18215,
+}
+"""A VQModel whose decoder makes images of 3x64x64 from latents of 3x16x16."""

@@ -6,10 +6,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgedm import progress
+from edgedm.conditions import read_conditions
 from edgedm.diffusion import NoiseSchedule
 from edgedm.diffusion import sample as draw_one
 from edgedm.errors import UnsupportedError
-from edgedm.images import write_images
+from edgedm.images import check_latent, write_images
 from edgedm.models import CheckpointConfig, load
 from edgedm.models.denoiser import Denoiser
 from edgedm.outcome import Outcome
@@ -18,8 +19,11 @@ from edgedm.outcome import Outcome
 class Predictor:
     """The model's output for one trajectory of one condition; carries the state from step to step."""
 
-    def __init__(self, module: Denoiser, label: int, height: int, width: int) -> None:
+    def __init__(
+        self, module: Denoiser, label: int, height: int, width: int, condition: NDArray[np.float32] | None = None
+    ) -> None:
         self.module, self.label = module, torch.tensor([label])
+        self.condition = None if condition is None else torch.from_numpy(condition)[None]
         self.state: list[Tensor] = module.zero_state(height, width) if module.taps else []
         self.has_state = 0.0
 
@@ -28,6 +32,8 @@ class Predictor:
         inputs = [torch.from_numpy(np.ascontiguousarray(x))[None], torch.tensor([timestep])]
         if self.module.conditional:
             inputs.append(self.label)
+        if self.condition is not None:
+            inputs.append(self.condition)
         if self.state:
             inputs += [torch.tensor([self.has_state]), *self.state]
         with torch.inference_mode():
@@ -47,11 +53,16 @@ def sample_checkpoint(
     seed: int,
     label: int | None,
     guidance: float,
+    condition: str | None,
+    negative: str | None,
+    latent: bool,
     threads: int,
 ) -> Outcome:
     """Draw `n` images with PyTorch and write them; see `edgedm.sample`."""
     loaded = load(checkpoint)
     module, config = loaded.module.eval(), loaded.config
+    check_latent(checkpoint, loaded.decoder is not None, latent, output)
+    wanted, unwanted = read_conditions(checkpoint, module.condition, condition, negative)
     null = _null_class(checkpoint, config, label, guidance)
     schedule = NoiseSchedule.from_config(config.noise_schedule)
     size = config.architecture.config["sample_size"]
@@ -59,12 +70,15 @@ def sample_checkpoint(
     torch.set_num_threads(threads)
     images = []
     for image in progress.track(range(n), "images"):
-        conditional = Predictor(module, null if label is None else label, size, size)
-        unconditional = Predictor(module, null, size, size) if guidance != 1.0 else None
-        images.append(
-            draw_one(conditional, schedule, shape, steps, sampler, eta, seed, image, unconditional, guidance)
-        )
-    path = write_images(output, np.stack(images))
+        conditional = Predictor(module, null if label is None else label, size, size, wanted)
+        unconditional = Predictor(module, null, size, size, unwanted) if guidance != 1.0 else None
+        images.append(draw_one(conditional, schedule, shape, steps, sampler, eta, seed, image, unconditional, guidance))
+    drawn = np.stack(images)
+    if loaded.decoder is not None and not latent:
+        with torch.inference_mode():
+            decoded = [loaded.decoder(torch.from_numpy(each)[None])[0] for each in progress.track(drawn, "decoding")]
+        drawn = torch.stack(decoded).numpy()
+    path = write_images(output, drawn)
     return Outcome(True, {"images": float(n), "steps": float(steps)}, {"written": [str(path)]})
 
 
@@ -72,7 +86,7 @@ def _null_class(checkpoint: str, config: CheckpointConfig, label: int | None, gu
     """Return the label that means none (0 for a model that takes none), after checking `label` and `guidance`."""
     null = config.null_class
     if null is None:
-        if label is not None or guidance != 1.0:
+        if label is not None or (guidance != 1.0 and config.condition_tokens is None):
             raise UnsupportedError(
                 f"label, guidance: {checkpoint} is unconditional; expected none and 1, got {label} and {guidance}"
             )

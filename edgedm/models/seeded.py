@@ -54,7 +54,7 @@ def _seed_layer(layer: nn.Module, generator: torch.Generator) -> None:
         layer.zero[1::4] += (layer.zero[1::4] + 2 < 2**layer.weight_bits).to(torch.uint8)
         if layer.dilation is not None:
             layer.dilation[::3] *= draw(layer.dilation[::3], 1.1, 2.0)
-    if isinstance(layer, nn.GroupNorm):
+    if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
         layer.weight.data.copy_(draw(layer.weight, 0.5, 1.5))
         layer.weight.data[::7].neg_()
         layer.bias.data.copy_(draw(layer.bias, -0.3, 0.3))

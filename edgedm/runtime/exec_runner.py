@@ -23,6 +23,8 @@ from edgedm.runtime.runner import (
     Floats,
     Progress,
     Runner,
+    condition_input,
+    decoded_shape,
     image_input,
     node_inputs,
     operand_bytes,
@@ -34,7 +36,9 @@ from edgedm.targets import command_for, resolve
 _READY = b"EDMPROB1"
 _HEADER = struct.Struct("<IIQ")  # command or status, zero, bytes of payload
 _SECONDS_TO_END = 10
-_PREPARE, _STEP, _RESET, _STATE_READ, _STATE_WRITE, _SAMPLE, _NORMALS, _RUN_NODE, _LEND, _PROFILE = range(1, 11)
+_PREPARE, _STEP, _RESET, _STATE_READ, _STATE_WRITE, _SAMPLE, _NORMALS, _RUN_NODE, _LEND, _PROFILE, _DECODE = range(
+    1, 12
+)
 
 
 class ExecRunner(Runner):
@@ -86,6 +90,8 @@ class ExecRunner(Runner):
         label: int | None = None,
         guidance: float = 1.0,
         timesteps: Sequence[int] | None = None,
+        condition: Floats | None = None,
+        negative: Floats | None = None,
     ) -> list[int]:
         """See `Runner.prepare`."""
         if sampler not in lib.SAMPLERS:
@@ -93,8 +99,11 @@ class ExecRunner(Runner):
         given = np.array([] if timesteps is None else timesteps, "<i8")
         count = steps if timesteps is None else len(given)
         which, chosen = lib.SAMPLERS[sampler], -1 if label is None else label
-        fixed = struct.pack("<iidqfI", count, which, eta, chosen, guidance, timesteps is not None)
-        return [int(each) for each in np.frombuffer(self._ask(_PREPARE, "prepare", fixed, given), "<i8")]
+        texts = [each for each in (condition, negative) if each is not None]
+        which_texts = (condition is not None) + 2 * (negative is not None)
+        fixed = struct.pack("<iidqfIII", count, which, eta, chosen, guidance, timesteps is not None, which_texts, 0)
+        arrays = [array for each in texts if (array := condition_input(self.manifest, each)) is not None]
+        return [int(each) for each in np.frombuffer(self._ask(_PREPARE, "prepare", fixed, given, *arrays), "<i8")]
 
     def run_step(self, step: int, x: Floats) -> Floats:
         """See `Runner.run_step`."""
@@ -132,6 +141,12 @@ class ExecRunner(Runner):
     def _draw(self, n: int, seed: int, first_image: int) -> Floats:
         data = self._ask(_SAMPLE, "sampling", struct.pack("<QII", seed, first_image, n))
         return np.frombuffer(data, "<f4").reshape(n, *self.manifest.image_shape).copy()
+
+    def decode(self, latent: Floats) -> Floats:
+        """See `Runner.decode`."""
+        shape = decoded_shape(self.manifest)
+        data = self._ask(_DECODE, "decode", image_input(self.manifest, latent))
+        return np.frombuffer(data, "<f4").reshape(shape).copy()
 
     def run_node(self, node: int | Node, inputs: Sequence[Array]) -> list[Array]:
         """See `Runner.run_node`."""

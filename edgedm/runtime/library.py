@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 
 BAD_ARGUMENT, BAD_FILE, CANCELLED = 1, 2, 5
-SAMPLERS = {"ddim": 0, "ddpm": 1}
+SAMPLERS = {"ddim": 0, "ddpm": 1, "dpm-solver++": 2}
 
 
 class Source(c.Structure):
@@ -25,7 +25,13 @@ class Source(c.Structure):
 class SessionOptions(c.Structure):
     """`edm_session_options`."""
 
-    _fields_ = (("threads", c.c_int), ("lanes", c.c_int), ("memory", c.c_void_p))
+    _fields_ = (
+        ("threads", c.c_int),
+        ("lanes", c.c_int),
+        ("memory", c.c_void_p),
+        ("cores", c.POINTER(c.c_int)),
+        ("core_count", c.c_int),
+    )
 
 
 class Schedule(c.Structure):
@@ -42,13 +48,24 @@ class Schedule(c.Structure):
 class Conditions(c.Structure):
     """`edm_conditions`."""
 
-    _fields_ = (("label", c.c_int64), ("guidance", c.c_float))
+    _fields_ = (
+        ("label", c.c_int64),
+        ("guidance", c.c_float),
+        ("encoder_hidden_states", c.POINTER(c.c_float)),
+        ("negative_encoder_hidden_states", c.POINTER(c.c_float)),
+    )
 
 
 class SampleOptions(c.Structure):
     """`edm_sample_options`."""
 
-    _fields_ = (("seed", c.c_uint64), ("first_image", c.c_uint32), ("images", c.c_uint32))
+    _fields_ = (
+        ("seed", c.c_uint64),
+        ("first_image", c.c_uint32),
+        ("images", c.c_uint32),
+        ("start", c.POINTER(c.c_float)),
+        ("strength", c.c_double),
+    )
 
 
 ProgressFunction = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_uint64, c.c_uint64)
@@ -70,6 +87,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "state_read": (c.c_int, [_POINTER, c.c_int, _POINTER]),
     "state_write": (c.c_int, [_POINTER, c.c_int, _POINTER]),
     "sample": (c.c_int, [_POINTER, c.POINTER(SampleOptions), _FLOATS, ProgressFunction, _POINTER]),
+    "begin": (c.c_int, [_POINTER, c.POINTER(SampleOptions)]),
+    "steps_left": (c.c_int, [_POINTER]),
+    "next": (c.c_int, [_POINTER, _FLOATS]),
+    "current": (c.c_int, [_POINTER, _FLOATS]),
+    "big_cores": (c.c_int, [c.POINTER(c.c_int), c.c_int]),
+    "pin_thread": (c.c_int, [c.POINTER(c.c_int), c.c_int]),
+    "decode": (c.c_int, [_POINTER, _FLOATS, _FLOATS]),
     "normals": (None, [c.c_uint64, c.c_uint32, c.c_uint32, c.c_uint64, _FLOATS]),
     "write_images": (c.c_int, [c.c_char_p, _FLOATS, c.c_uint32]),
     "call_count": (c.c_int, []),

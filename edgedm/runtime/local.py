@@ -1,7 +1,7 @@
 """Run a bundle in this process, through its C interface."""
 
 import ctypes as c
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,25 @@ from numpy.typing import NDArray
 from edgedm.bundle import Bundle, Node, load
 from edgedm.errors import UnsupportedError
 from edgedm.runtime import library as lib
-from edgedm.runtime.runner import Floats, Progress, Runner, image_input, node_inputs, state_inputs, state_output
+from edgedm.runtime.runner import (
+    Floats,
+    Progress,
+    Runner,
+    condition_input,
+    decoded_shape,
+    image_input,
+    node_inputs,
+    state_inputs,
+    state_output,
+)
 
 
 class LocalRunner(Runner):
     """A bundle whose library is loaded into this process."""
 
-    def __init__(self, bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0) -> None:
+    def __init__(
+        self, bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0, cores: Sequence[int] = ()
+    ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
         self.manifest = self.bundle.manifest
         self._library = lib.Library(self.bundle.library.absolute(), self.manifest.prefix)
@@ -25,7 +37,8 @@ class LocalRunner(Runner):
         source = lib.Source(path=str(self.bundle.weights).encode())
         self._library.check("open", c.byref(source), c.byref(self._model))
         try:
-            options = lib.SessionOptions(threads=threads, lanes=lanes)
+            options = lib.SessionOptions(threads=threads, lanes=lanes, core_count=len(cores))
+            options.cores = (c.c_int * max(len(cores), 1))(*cores)
             self._library.check("session_create", self._model, c.byref(options), c.byref(self._session))
         except BaseException:
             self.close()
@@ -47,6 +60,8 @@ class LocalRunner(Runner):
         label: int | None = None,
         guidance: float = 1.0,
         timesteps: Sequence[int] | None = None,
+        condition: Floats | None = None,
+        negative: Floats | None = None,
     ) -> list[int]:
         """Choose a schedule and conditions, start a new trajectory; returns the timesteps.
 
@@ -61,6 +76,11 @@ class LocalRunner(Runner):
         if given is not None:
             schedule.timesteps = c.cast(given, c.POINTER(c.c_int64))
         conditions = lib.Conditions(label=-1 if label is None else label, guidance=guidance)
+        kept = [condition_input(self.manifest, each) for each in (condition, negative)]
+        if kept[0] is not None:
+            conditions.encoder_hidden_states = _floats(kept[0])
+        if kept[1] is not None:
+            conditions.negative_encoder_hidden_states = _floats(kept[1])
         self._library.check("prepare", self._session, c.byref(schedule), c.byref(conditions))
         chosen = (c.c_int64 * count)()
         self._library.check("timesteps", self._session, chosen)
@@ -91,10 +111,21 @@ class LocalRunner(Runner):
             found[port.name] = state_output(data)
         return found
 
-    def sample(self, n: int, seed: int = 0, first_image: int = 0, progress: Progress | None = None) -> Floats:
-        """Draw `n` images under the prepared schedule: f32[n, C, H, W]. Ctrl-C stops it."""
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        first_image: int = 0,
+        progress: Progress | None = None,
+        start: Floats | None = None,
+        strength: float = 1.0,
+    ) -> Floats:
+        """Draw `n` images under the prepared schedule: f32[n, C, H, W]. Ctrl-C stops it.
+
+        With images f32[n, C, H, W] to `start` from, the last `strength` of the steps are executed.
+        """
         images = np.empty((n, *self.manifest.image_shape), np.float32)
-        options = lib.SampleOptions(seed=seed, first_image=first_image, images=n)
+        options, _kept = self._options(n, seed, first_image, start, strength)
         raised: list[BaseException] = []
 
         def report(_user: Any, done: int, total: int) -> int:
@@ -110,6 +141,48 @@ class LocalRunner(Runner):
         except KeyboardInterrupt:
             raise (raised[0] if raised else KeyboardInterrupt) from None
         return images
+
+    def previews(
+        self, seed: int = 0, image: int = 0, start: Floats | None = None, strength: float = 1.0
+    ) -> Iterator[tuple[Floats, Floats]]:
+        """Draw one image step by step: yields x f32[C, H, W] after every step and the finished image as it expects it.
+
+        The last x is the image of `sample` with these numbers. `start` is one image f32[C, H, W]. Another use of the
+        runner on the way ends the drawing: the next step raises UnsupportedError.
+        """
+        options, _kept = self._options(1, seed, image, None if start is None else np.asarray(start)[None], strength)
+        self._library.check("begin", self._session, c.byref(options))
+        left = self._library.call("steps_left", self._session)
+        for _ in range(left):
+            x, estimate = (np.empty(self.manifest.image_shape, np.float32) for _ in range(2))
+            self._library.check("next", self._session, _floats(estimate))
+            self._library.check("current", self._session, _floats(x))
+            yield x, estimate
+
+    def big_cores(self) -> list[int]:
+        """The fast cores of this machine if it has slow ones too, else all: what `cores` may be given."""
+        found = (c.c_int * 1024)()
+        return list(found[: self._library.call("big_cores", found, len(found))])
+
+    def _options(
+        self, n: int, seed: int, first_image: int, start: Floats | None, strength: float
+    ) -> tuple[lib.SampleOptions, Floats | None]:
+        """Options for the C side, and the array that must live as long as they do."""
+        options = lib.SampleOptions(seed=seed, first_image=first_image, images=n, strength=strength)
+        if start is None:
+            return options, None
+        kept = np.ascontiguousarray(start, dtype=np.float32)
+        if kept.shape != (n, *self.manifest.image_shape):
+            raise UnsupportedError(f"start: expected shape {(n, *self.manifest.image_shape)}, got {kept.shape}")
+        options.start = _floats(kept)
+        return options, kept
+
+    def decode(self, latent: Floats) -> Floats:
+        """The image f32[3, H, W] of a latent model's sample f32[C, h, w]; UnsupportedError for a model without."""
+        latent = image_input(self.manifest, latent)
+        image = np.empty(decoded_shape(self.manifest), np.float32)
+        self._library.check("decode", self._session, _floats(latent), _floats(image))
+        return image
 
     def run_node(self, node: int | Node, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Run one kernel call alone: `node` is an entry of `manifest.nodes` or its position there.

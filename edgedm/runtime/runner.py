@@ -49,10 +49,13 @@ class Runner(ABC):
         label: int | None = None,
         guidance: float = 1.0,
         timesteps: Sequence[int] | None = None,
+        condition: Floats | None = None,
+        negative: Floats | None = None,
     ) -> list[int]:
         """Choose a schedule and conditions, start a new trajectory; returns the timesteps.
 
-        `timesteps` names them outright (descending) instead of `steps`. `label` None is unconditional. Raises
+        `timesteps` names them outright (descending) instead of `steps`. `label` None is unconditional. `condition` and
+        `negative` f32[T, D] are the text conditions of a model that has them (`negative` None: zeros). Raises
         UnsupportedError for what the model cannot do, timesteps outside the trained ones included.
         """
 
@@ -77,6 +80,10 @@ class Runner(ABC):
         """Draw `n` images under the prepared schedule: f32[n, C, H, W]. Ctrl-C stops it."""
 
     @abstractmethod
+    def decode(self, latent: Floats) -> Floats:
+        """The image f32[3, H, W] of a latent model's sample f32[C, h, w]; UnsupportedError for a model without."""
+
+    @abstractmethod
     def run_node(self, node: int | Node, inputs: Sequence[Array]) -> list[Array]:
         """Run one kernel call alone: `node` is an entry of `manifest.nodes` or its position there.
 
@@ -98,13 +105,14 @@ class Runner(ABC):
         x: Floats,
         label: int | None = None,
         state: Mapping[str, Floats] | None = None,
+        condition: Floats | None = None,
     ) -> tuple[Floats, dict[str, Floats]]:
         """One teacher-forced step: output and next state at `timestep`, from a given carried state.
 
         `state` maps the graph's `state.<tap>` inputs to f32[1, C, H, W]; None starts a trajectory (has_state 0).
         The result maps `state.<tap>.next` to the same shapes.
         """
-        self.prepare(label=label, timesteps=[timestep])
+        self.prepare(label=label, timesteps=[timestep], condition=condition)
         if state is not None:
             self.write_state(state)
         return self.run_step(0, x), {f"{name}.next": array for name, array in self.read_state().items()}
@@ -131,6 +139,24 @@ def image_input(manifest: Manifest, x: Floats) -> Floats:
     if x.shape != manifest.image_shape:
         raise UnsupportedError(f"x: expected shape {manifest.image_shape}, got {x.shape}")
     return x
+
+
+def condition_input(manifest: Manifest, condition: Floats | None) -> Floats | None:
+    """A text condition as the runtime reads it; UnsupportedError for another shape than the model's."""
+    if condition is None:
+        return None
+    if manifest.condition_shape is None:
+        raise UnsupportedError("condition: this model has no text condition")
+    if condition.shape[-2:] != manifest.condition_shape or condition.size != np.prod(manifest.condition_shape):
+        raise UnsupportedError(f"condition: expected shape {manifest.condition_shape}, got {condition.shape}")
+    return np.ascontiguousarray(condition, dtype=np.float32)
+
+
+def decoded_shape(manifest: Manifest) -> tuple[int, int, int]:
+    """The shape of a latent model's images; UnsupportedError for a model without a decoder."""
+    if manifest.decoded_shape is None:
+        raise UnsupportedError("decode: this model draws images, not latents")
+    return manifest.decoded_shape
 
 
 def state_inputs(manifest: Manifest, state: Mapping[str, Floats]) -> list[Floats]:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedm import progress
-from edgedm.images import write_images
+from edgedm.conditions import read_conditions
+from edgedm.images import check_latent, write_images
 from edgedm.outcome import Outcome
 from edgedm.runtime.opening import open_runner
 from edgedm.runtime.runner import Runner
@@ -26,6 +27,9 @@ def sample_bundle(
     seed: int = 0,
     label: int | None = None,
     guidance: float = 1.0,
+    condition: str | os.PathLike[str] | None = None,
+    negative: str | os.PathLike[str] | None = None,
+    latent: bool = False,
     threads: int = 1,
 ) -> Outcome:
     """Draw `n` images and write them to `output`, the same bits as the bundle's own `bin/edgedm-sample`.
@@ -34,10 +38,16 @@ def sample_bundle(
     """
     with open_runner(os.fspath(bundle), threads) as runner:
         started = time.perf_counter()
-        runner.prepare(steps, sampler, eta, label, guidance)
+        manifest, name = runner.manifest, os.fspath(bundle)
+        check_latent(name, manifest.decoded_shape is not None, latent, output)
+        texts = read_conditions(name, manifest.condition_shape, condition, negative)
+        runner.prepare(steps, sampler, eta, label, guidance, condition=texts[0], negative=texts[1])
         prepared = time.perf_counter()
         images = _draw(runner, n, seed, n * steps)
         finished = time.perf_counter()
+        if manifest.decoded_shape is not None and not latent:
+            images = np.stack([runner.decode(each) for each in progress.track(images, "decoding")])
+        decoded = time.perf_counter()
     path = write_images(os.fspath(output), images)
     figures = {
         "images": float(n),
@@ -45,6 +55,8 @@ def sample_bundle(
         "seconds.sample": finished - prepared,
         "ms.step": (finished - prepared) * 1e3 / (n * steps),
     }
+    if manifest.decoded_shape is not None:
+        figures["ms.decode"] = (decoded - finished) * 1e3 / n
     return Outcome(True, figures, {"output": str(path), "shape": list(images.shape)})
 
 

@@ -41,7 +41,7 @@ typedef enum {
   EDM_IO_FAILED = 6
 } edm_status;
 
-typedef enum { EDM_DDIM = 0, EDM_DDPM = 1 } edm_sampler;
+typedef enum { EDM_DDIM = 0, EDM_DDPM = 1, EDM_DPM_SOLVER_PP = 2 /* 2M */ } edm_sampler;
 
 typedef struct edm_model edm_model;
 typedef struct edm_session edm_session;
@@ -60,6 +60,8 @@ typedef struct {
   int threads; /* 0 means 1 */
   int lanes;   /* images drawn at once, each with its own arena; 0 means as many as threads */
   void *memory; /* edm_session_bytes() bytes, 64-byte aligned; or NULL: the session allocates them */
+  const int *cores; /* the session's own threads run on these `core_count` cores; 0: on any. The calling thread works */
+  int core_count;   /* too: edm_pin_thread is for it */
 } edm_session_options;
 
 typedef struct {
@@ -72,12 +74,17 @@ typedef struct {
 typedef struct {
   int64_t label;  /* class, or -1: unconditional */
   float guidance; /* classifier-free guidance: 1 (or 0, the unset value) is off */
+  /* a text condition, of edm_condition_shape; needed where the model has one. negative: what guidance leads away from,
+   * or NULL: zeros. Both are copied. */
+  const float *encoder_hidden_states, *negative_encoder_hidden_states;
 } edm_conditions;
 
 typedef struct {
   uint64_t seed;
   uint32_t first_image; /* number of the first image: image i of a seed is the same in every call */
   uint32_t images;
+  const float *start; /* `images` images to start from, or NULL: from noise */
+  double strength;    /* with `start`: this share of the steps is executed, the last ones; above 0, up to 1 */
 } edm_sample_options;
 
 /* Called on the caller's thread after every step; a result other than 0 cancels. */
@@ -89,6 +96,9 @@ EDM_API const char *edm_last_error(void);
 EDM_API edm_status edm_open(const edm_source *source, edm_model **model); /* checks the SHA-256 of the weights */
 EDM_API void edm_close(edm_model *model);                                 /* after its sessions are freed */
 EDM_API void edm_image_shape(int64_t shape[3]);                           /* channels, height, width */
+
+EDM_API void edm_decoded_shape(int64_t shape[3]);                         /* of edm_decode's images; or zeros */
+EDM_API void edm_condition_shape(int64_t shape[2]);                       /* tokens and their size; or zeros */
 
 EDM_API size_t edm_session_bytes(const edm_session_options *options);
 EDM_API edm_status edm_session_create(edm_model *model, const edm_session_options *options, edm_session **session);
@@ -113,14 +123,37 @@ EDM_API edm_status edm_state_write(edm_session *session, int state, const void *
 EDM_API edm_status edm_sample(edm_session *session, const edm_sample_options *options, float *images,
                               edm_progress_fn progress, void *user);
 
+/* The same step by step, for an app that draws previews: image `first_image` of the options alone.
+ *
+ *   edm_begin(session, &options);
+ *   while (edm_steps_left(session) > 0 && edm_next(session, preview) == EDM_OK) show(preview);
+ *   edm_current(session, image);
+ *
+ * `preview` (or NULL) receives the finished image as this step estimates it; edm_current gives x as it is now, after
+ * the last step the very image of edm_sample. edm_sample, edm_step, edm_reset and edm_prepare end the drawing. */
+EDM_API edm_status edm_begin(edm_session *session, const edm_sample_options *options);
+EDM_API int edm_steps_left(const edm_session *session);
+EDM_API edm_status edm_next(edm_session *session, float *preview);
+EDM_API edm_status edm_current(const edm_session *session, float *x);
+
+/* The fast cores of a machine that has slow ones too, else all cores: writes up to `room` numbers, returns how many
+ * there are. */
+EDM_API int edm_big_cores(int *cores, int room);
+/* Let the calling thread run on these cores only. */
+EDM_API edm_status edm_pin_thread(const int *cores, int count);
+
 /* Noise as edm_sample draws it: draw 0 starts an image, draw i + 1 is added by step i. */
 EDM_API void edm_normals(uint64_t seed, uint32_t image, uint32_t draw, uint64_t count, float *values);
 
+/* A latent model's samples are latents: the image of one of them. */
+EDM_API edm_status edm_decode(edm_session *session, const float *latent, float *image);
+
 /* Write images as a grid (.png, 1 or 3 channels) or an array (.npy), whole or not at all. */
 EDM_API edm_status edm_write_images(const char *path, const float *images, uint32_t count);
+EDM_API edm_status edm_write_decoded(const char *path, const float *images, uint32_t count); /* edm_decode's */
 
 #ifdef EDM_PROBE
-/* Run call number `call` of a graph ("step" or "prepare") alone. `inputs` and `outputs` point to its non-constant
+/* Run call number `call` of a graph ("step", "prepare" or "decoder") alone. `inputs` and `outputs` point to its non-constant
  * tensors in the order of the manifest. */
 EDM_API edm_status edm_run_node(edm_session *session, const char *graph, int call, const void *const *inputs,
                                 void *const *outputs);

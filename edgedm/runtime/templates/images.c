@@ -77,8 +77,7 @@ static uint8_t pixel(float value) {
   return value >= 1.0F ? 255 : (uint8_t)((value + 1.0F) * 127.5F + 0.5F);
 }
 
-static edm_status write_png(FILE *file, const float *images, uint32_t count) {
-  const int64_t *shape = edm_compiled.image_shape;
+static edm_status write_png(FILE *file, const float *images, uint32_t count, const int64_t shape[3]) {
   size_t channels = (size_t)shape[0], height = (size_t)shape[1], width = (size_t)shape[2];
   if (channels != 1 && channels != 3)
     return edm_fail(EDM_BAD_ARGUMENT, "PNG needs 1 or 3 channels, this model has %zu: write .npy", channels);
@@ -117,8 +116,7 @@ static edm_status write_png(FILE *file, const float *images, uint32_t count) {
 
 /* --- .npy (version 1.0) ---------------------------------------------------------------------------------- */
 
-static edm_status write_npy(FILE *file, const float *images, uint32_t count) {
-  const int64_t *shape = edm_compiled.image_shape;
+static edm_status write_npy(FILE *file, const float *images, uint32_t count, const int64_t shape[3]) {
   char header[128];
   memset(header, ' ', sizeof header);
   memcpy(header, "\x93NUMPY\x01\x00", 8);
@@ -130,7 +128,7 @@ static edm_status write_npy(FILE *file, const float *images, uint32_t count) {
   header[10 + length] = ' ';
   header[sizeof header - 1] = '\n';
   fwrite(header, 1, sizeof header, file);
-  fwrite(images, sizeof(float), (size_t)count * (size_t)edm_image_floats(), file);
+  fwrite(images, sizeof(float), (size_t)count * (size_t)(shape[0] * shape[1] * shape[2]), file);
   return EDM_OK;
 }
 
@@ -141,7 +139,7 @@ static bool ends_with(const char *path, const char *suffix) {
   return length > tail && strcmp(path + length - tail, suffix) == 0;
 }
 
-edm_status edm_write_images(const char *path, const float *images, uint32_t count) {
+static edm_status write_shaped(const char *path, const float *images, uint32_t count, const int64_t shape[3]) {
   bool png = ends_with(path, ".png");
   if (!png && !ends_with(path, ".npy"))
     return edm_fail(EDM_BAD_ARGUMENT, "%s: expected a name that ends in .png or .npy", path);
@@ -154,7 +152,7 @@ edm_status edm_write_images(const char *path, const float *images, uint32_t coun
   if (!file) {
     status = edm_fail(EDM_IO_FAILED, "%s: %s", path, strerror(errno));
   } else {
-    status = png ? write_png(file, images, count) : write_npy(file, images, count);
+    status = png ? write_png(file, images, count, shape) : write_npy(file, images, count, shape);
     bool failed = ferror(file) != 0;
     failed = fclose(file) != 0 || failed;
     if (!status && failed) status = edm_fail(EDM_IO_FAILED, "%s: could not write: %s", path, strerror(errno));
@@ -163,4 +161,12 @@ edm_status edm_write_images(const char *path, const float *images, uint32_t coun
   }
   free(scratch);
   return status;
+}
+
+edm_status edm_write_images(const char *path, const float *images, uint32_t count) {
+  return write_shaped(path, images, count, edm_compiled.image_shape);
+}
+
+edm_status edm_write_decoded(const char *path, const float *images, uint32_t count) {
+  return write_shaped(path, images, count, edm_compiled.decoded_shape);
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "program.h"
 #include "runtime.h"
 
 enum { EXIT_CHECK_FAILED = 1, EXIT_BAD_INPUT = 2, EXIT_INTERRUPTED = 130, PATH_ROOM = 4096 };
@@ -15,14 +16,21 @@ static const char usage[] =
     "usage: edgedm-sample [options]\n"
     "  -n COUNT          images to draw (16)\n"
     "  --steps COUNT     sampler steps (%d)\n"
-    "  --sampler NAME    ddim or ddpm (%s)\n"
+    "  --sampler NAME    ddim, ddpm or dpm-solver++ (%s)\n"
     "  --eta SHARE       DDIM's share of fresh noise, 0..1 (0)\n"
     "  --seed NUMBER     seed of the noise (0)\n"
     "  --label CLASS     class to draw (none)\n"
     "  --guidance SCALE  classifier-free guidance (1: off)\n"
+    "  --condition FILE  a .npy array: the text condition, of a model that has one\n"
+    "  --negative FILE   what guidance leads away from (zeros)\n"
+    "  --latent          of a latent model: write latents, do not decode them\n"
+    "  --start FILE      a .npy array of -n images to start from, with noise on top\n"
+    "  --strength SHARE  with --start: the share of the steps that is executed (0.5)\n"
     "  --threads COUNT   threads (1)\n"
+    "  --cores LIST      run on these cores: 0,2,3 or big\n"
     "  -o, --output FILE a .png grid or a .npy array (images.png)\n"
     "  --bundle DIR      the bundle (the folder above this program)\n"
+    "  --times           print how long what took\n"
     "  --self-test       compare steps with the bundle's golden data instead\n";
 
 typedef struct {
@@ -30,8 +38,8 @@ typedef struct {
   edm_conditions conditions;
   edm_session_options session;
   edm_sample_options draw;
-  const char *output, *bundle;
-  bool self_test;
+  const char *output, *bundle, *start, *texts[EDM_PASSES];
+  bool self_test, times, latent;
 } request;
 
 static volatile sig_atomic_t interrupted;
@@ -46,6 +54,9 @@ static int show_progress(void *user, uint64_t done, uint64_t total) {
   if (*visible) fprintf(stderr, "\r%3llu %%", (unsigned long long)(done * 100 / total));
   return interrupted;
 }
+
+static const char *const samplers[] = {[EDM_DDIM] = "ddim", [EDM_DDPM] = "ddpm", [EDM_DPM_SOLVER_PP] = "dpm-solver++"};
+enum { SAMPLERS = sizeof samplers / sizeof *samplers };
 
 /* --- options --------------------------------------------------------------------------------------------- */
 
@@ -77,11 +88,36 @@ static bool read_real(const char *option, const char *text, double *value) {
   return (end != text && !*end && *value == *value) || refuse(option, text, "a number");
 }
 
+/* Threads that are started later run where this one may. */
+static bool read_cores(const char *text) {
+  int cores[256], count = 0;
+  if (!strcmp(text, "big")) {
+    count = edm_big_cores(cores, 256);
+    if (count > 256) count = 256;
+  } else {
+    for (const char *at = text; *at && count < 256;) {
+      char *end;
+      long core = strtol(at, &end, 10);
+      if (end == at || (*end && *end != ',') || core < 0 || core > 1023)
+        return refuse("cores", text, "big, or numbers as in 0,2,3");
+      cores[count++] = (int)core;
+      at = *end ? end + 1 : end;
+    }
+  }
+  if (!edm_pin_thread(cores, count)) return true;
+  fprintf(stderr, "edgedm-sample: --cores: %s\n", edm_last_error());
+  return false;
+}
+
 static const struct option long_options[] = {
     {"steps", required_argument, NULL, 's'},   {"sampler", required_argument, NULL, 'm'},
     {"eta", required_argument, NULL, 'e'},     {"seed", required_argument, NULL, 'r'},
     {"label", required_argument, NULL, 'l'},   {"guidance", required_argument, NULL, 'g'},
     {"threads", required_argument, NULL, 't'}, {"output", required_argument, NULL, 'o'},
+    {"start", required_argument, NULL, 'a'},   {"strength", required_argument, NULL, 'p'},
+    {"condition", required_argument, NULL, 'C'}, {"negative", required_argument, NULL, 'N'},
+    {"latent", no_argument, NULL, 'L'},
+    {"cores", required_argument, NULL, 'c'},   {"times", no_argument, NULL, 'i'},
     {"bundle", required_argument, NULL, 'b'},  {"self-test", no_argument, NULL, 'T'},
     {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
 
@@ -98,10 +134,13 @@ static bool read_option(int option, const char *text, request *wanted) {
       right = read_integer("steps", text, 1, 1000000, &number);
       wanted->schedule.steps = (int)number;
       break;
-    case 'm':
-      if (strcmp(text, "ddim") && strcmp(text, "ddpm")) return refuse("sampler", text, "ddim or ddpm");
-      wanted->schedule.sampler = strcmp(text, "ddpm") ? EDM_DDIM : EDM_DDPM;
+    case 'm': {
+      int found = 0;
+      while (found < SAMPLERS && strcmp(text, samplers[found])) ++found;
+      if (found == SAMPLERS) return refuse("sampler", text, "ddim, ddpm or dpm-solver++");
+      wanted->schedule.sampler = (edm_sampler)found;
       break;
+    }
     case 'e': right = read_real("eta", text, &wanted->schedule.eta); break;
     case 'r': right = read_seed(text, &wanted->draw.seed); break;
     case 'l':
@@ -116,6 +155,13 @@ static bool read_option(int option, const char *text, request *wanted) {
       right = read_integer("threads", text, 1, 1024, &number);
       wanted->session.threads = (int)number;
       break;
+    case 'a': wanted->start = text; break;
+    case 'p': right = read_real("strength", text, &wanted->draw.strength); break;
+    case 'C': wanted->texts[EDM_CONDITIONAL] = text; break;
+    case 'N': wanted->texts[EDM_UNCONDITIONAL] = text; break;
+    case 'L': wanted->latent = true; break;
+    case 'c': right = read_cores(text); break;
+    case 'i': wanted->times = true; break;
     case 'o': wanted->output = text; break;
     case 'b': wanted->bundle = text; break;
     case 'T': wanted->self_test = true; break;
@@ -140,40 +186,99 @@ static const char *own_bundle(void) {
 
 /* --- the two things that it does ------------------------------------------------------------------------- */
 
-static edm_status draw(edm_session *session, const request *wanted) {
-  float *images = calloc((size_t)wanted->draw.images * (size_t)edm_image_floats(), sizeof *images);
-  if (!images) return edm_fail(EDM_NO_MEMORY, "no memory for %u images", wanted->draw.images);
-  bool visible = isatty(STDERR_FILENO) != 0;
-  edm_status status = edm_prepare(session, &wanted->schedule, &wanted->conditions);
-  if (!status) status = edm_sample(session, &wanted->draw, images, show_progress, &visible);
-  if (visible) fprintf(stderr, "\r     \r");
-  if (!status) status = edm_write_images(wanted->output, images, wanted->draw.images);
+/* Read the files of text conditions into `memory`, the caller's to free, and prepare. */
+static edm_status prepare(edm_session *session, const request *wanted, float **memory) {
+  edm_conditions conditions = wanted->conditions;
+  const float **places[] = {&conditions.encoder_hidden_states, &conditions.negative_encoder_hidden_states};
+  int64_t shape[2];
+  edm_condition_shape(shape);
+  size_t floats = (size_t)edm_condition_floats();
+  *memory = calloc(EDM_PASSES * floats + 1, sizeof **memory);
+  if (!*memory) return edm_fail(EDM_NO_MEMORY, "no memory for conditions");
+  for (int pass = 0; pass < EDM_PASSES; ++pass) {
+    if (!wanted->texts[pass]) continue;
+    edm_status status = floats ? edm_read_npy(wanted->texts[pass], shape, 2, *memory + (size_t)pass * floats)
+                               : edm_fail(EDM_BAD_ARGUMENT, "%s: this model has no text condition", wanted->texts[pass]);
+    if (status) return status;
+    *places[pass] = *memory + (size_t)pass * floats;
+  }
+  return edm_prepare(session, &wanted->schedule, &conditions);
+}
+
+static edm_status decode(edm_session *session, const request *wanted, const float *latents) {
+  uint32_t count = wanted->draw.images;
+  size_t floats = (size_t)edm_decoded_floats();
+  float *images = calloc((size_t)count * floats, sizeof *images);
+  if (!images) return edm_fail(EDM_NO_MEMORY, "no memory for %u images", count);
+  edm_status status = EDM_OK;
+  for (uint32_t i = 0; i < count && !status; ++i)
+    status = edm_decode(session, latents + i * edm_image_floats(), images + i * floats);
+  if (!status) status = edm_write_decoded(wanted->output, images, count);
   free(images);
   return status;
 }
 
+/* The output's kind is checked before anything is drawn. */
+static edm_status check_output(const request *wanted) {
+  size_t length = strlen(wanted->output);
+  bool npy = length > 4 && !strcmp(wanted->output + length - 4, ".npy");
+  if (wanted->latent && !edm_decoded_floats())
+    return edm_fail(EDM_BAD_ARGUMENT, "--latent: this model draws images, it has no latents");
+  if (wanted->latent && !npy)
+    return edm_fail(EDM_BAD_ARGUMENT, "--latent: expected an output that ends in .npy, got %s", wanted->output);
+  return EDM_OK;
+}
+
+static edm_status draw(edm_session *session, const request *wanted) {
+  edm_sample_options options = wanted->draw;
+  size_t floats = (size_t)options.images * (size_t)edm_image_floats();
+  float *images = calloc(floats, sizeof *images), *start = wanted->start ? calloc(floats, sizeof *start) : NULL;
+  bool visible = isatty(STDERR_FILENO) != 0;
+  float *texts = NULL;
+  edm_status status = check_output(wanted);
+  if (!status) status = prepare(session, wanted, &texts);
+  if (!images || (wanted->start && !start))
+    status = edm_fail(EDM_NO_MEMORY, "no memory for %u images", options.images);
+  int64_t shape[4] = {options.images};
+  edm_image_shape(shape + 1);
+  if (!status && start) status = edm_read_npy(wanted->start, shape, 4, start);
+  options.start = start;
+  edm_times times = edm_now();
+  if (!status) status = edm_sample(session, &options, images, show_progress, &visible);
+  if (visible) fprintf(stderr, "\r     \r");
+  if (!status && wanted->times) edm_print_times(&times, options.images * (uint32_t)wanted->schedule.steps);
+  if (!status)
+    status = edm_decoded_floats() && !wanted->latent ? decode(session, wanted, images)
+                                                     : edm_write_images(wanted->output, images, options.images);
+  free(texts);
+  free(images);
+  free(start);
+  return status;
+}
+
 static edm_status run(const request *wanted, bool *passed) {
-  char weights[PATH_ROOM + 32], golden[PATH_ROOM + 32];
+  char weights[PATH_ROOM + 32], golden[PATH_ROOM + 32], layers[PATH_ROOM + 32];
   if (strlen(wanted->bundle) >= PATH_ROOM) return edm_fail(EDM_BAD_ARGUMENT, "--bundle: the path is too long");
   snprintf(weights, sizeof weights, "%s/weights.bin", wanted->bundle);
   snprintf(golden, sizeof golden, "%s/golden/golden.bin", wanted->bundle);
+  snprintf(layers, sizeof layers, "%s/golden/layers.bin", wanted->bundle);
   edm_model *model = NULL;
   edm_session *session = NULL;
   edm_source source = {.path = weights};
   edm_status status = edm_open(&source, &model);
   if (!status) status = edm_session_create(model, &wanted->session, &session);
-  if (!status) status = wanted->self_test ? edm_self_test(session, golden, passed) : draw(session, wanted);
+  if (!status) status = wanted->self_test ? edm_self_test(session, golden, layers, passed) : draw(session, wanted);
   edm_session_free(session);
   edm_close(model);
   return status;
 }
 
 int main(int count, char **arguments) {
-  const char *default_sampler = edm_compiled.default_sampler == EDM_DDPM ? "ddpm" : "ddim";
+  const char *default_sampler = samplers[edm_compiled.default_sampler];
   request wanted = {.schedule = {.steps = edm_compiled.default_steps, .sampler = edm_compiled.default_sampler},
                     .conditions = {.label = -1, .guidance = 1.0F},
                     .session = {.threads = 1},
-                    .draw = {.images = 16},
+                    .draw = {.images = 16, .strength = 0.5},
                     .output = "images.png"};
   int option;
   while ((option = getopt_long(count, arguments, "n:o:h", long_options, NULL)) != -1) {

@@ -29,10 +29,12 @@ static void *bind_ports(edm_instance *instance) {
 
 edm_status edm_run_node(edm_session *session, const char *name, int number, const void *const *inputs,
                         void *const *outputs) {
-  bool is_step = strcmp(name, "step") == 0;
-  edm_instance *instance = is_step ? &session->lanes[0].step : &session->prepare;
-  const edm_graph *graph = instance->graph;
-  if ((!is_step && strcmp(name, "prepare")) || number < 0 || (uint32_t)number >= graph->call_count)
+  edm_instance *instance = strcmp(name, "step") == 0       ? &session->lanes[0].step
+                           : strcmp(name, "prepare") == 0 ? &session->prepare
+                           : strcmp(name, "decoder") == 0 ? &session->decoder
+                                                          : NULL;
+  const edm_graph *graph = instance ? instance->graph : NULL;
+  if (!graph || number < 0 || (uint32_t)number >= graph->call_count)
     return edm_fail(EDM_BAD_ARGUMENT, "graph \"%s\" has no call %d", name, number);
   void *ports = bind_ports(instance);
   if (!ports) return edm_fail(EDM_NO_MEMORY, "no memory to probe call %d", number);

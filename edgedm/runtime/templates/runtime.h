@@ -29,6 +29,7 @@ typedef enum {
   EDM_ROLE_X,
   EDM_ROLE_TIMESTEP,
   EDM_ROLE_LABEL,
+  EDM_ROLE_CONDITION,
   EDM_ROLE_HAS_STATE,
   EDM_ROLE_STATE, /* `index` is its number, of inputs and outputs alike */
   EDM_ROLE_ROW,   /* `index` is its byte offset in a row, of prepare's outputs and step's inputs alike */
@@ -57,21 +58,26 @@ typedef enum { EDM_EPSILON, EDM_V_PREDICTION, EDM_SAMPLE } edm_prediction;
 typedef enum { EDM_LEADING, EDM_TRAILING, EDM_LINSPACE } edm_spacing;
 
 typedef struct {
-  const double *alphas_cumprod;
+  const float *alphas_cumprod;
   int32_t train_timesteps, steps_offset;
   int32_t first_timestep, last_timestep; /* those that the model was trained for */
+  int32_t solver_timesteps;              /* DPM-Solver++ uses 0..solver_timesteps-1 */
   float clip;                            /* 0: no clipping */
   uint8_t prediction, spacing, alpha_to_one, large_variance;
+  uint8_t solver_order, heun, lower_order_final, euler_at_final, end_at_zero; /* of DPM-Solver++ */
 } edm_noise_schedule;
 
 typedef struct {
-  edm_graph step, prepare;
+  edm_graph step, prepare, decoder; /* decoder: no calls where there is none */
   edm_noise_schedule noise;
-  uint64_t arena_bytes, weights_bytes, row_bytes, states_bytes;
+  uint64_t arena_bytes, step_arena_bytes; /* for any graph, for step alone */
+  uint64_t weights_bytes, row_bytes, states_bytes;
   const uint64_t *state_offsets; /* within a state buffer */
   const uint64_t *state_bytes;
   uint8_t weights_sha256[32];
-  int64_t image_shape[3];
+  int64_t image_shape[3];   /* of what the sampler draws */
+  int64_t decoded_shape[3]; /* zeros: it draws images */
+  int64_t condition_shape[2]; /* tokens, their size; zeros: no text condition */
   int64_t classes, null_class; /* classes 0: no class input; null class -1: none */
   uint32_t state_count;
   int32_t default_steps;
@@ -93,9 +99,19 @@ struct edm_model {
   size_t mapped_bytes;
 };
 
+/* --- cores.c --------------------------------------------------------------------------------------------- */
+typedef struct {
+  uint64_t words[16]; /* as the Linux kernel takes them: core i is bit i % 64 of word i / 64 */
+} edm_core_set;
+
+/* Let this thread run on these cores only, and on those that it could before. */
+edm_status edm_enter_cores(const int *cores, int count, edm_core_set *before);
+void edm_leave_cores(const edm_core_set *before);
+
 /* --- threads.c ------------------------------------------------------------------------------------------- */
 typedef struct edm_pool edm_pool;
-edm_status edm_pool_create(int threads, edm_pool **pool);
+/* The pool's own threads run on these cores; core_count 0: on any. */
+edm_status edm_pool_create(int threads, const int *cores, int core_count, edm_pool **pool);
 void edm_pool_free(edm_pool *pool);
 /* Run body(task) for task 0..tasks-1 on the pool's threads, this one included; the first error, or 0. */
 int edm_pool_run(edm_pool *pool, edm_parallel_body body, void *closure, int tasks);
@@ -121,17 +137,23 @@ static inline size_t edm_align(size_t bytes) {
   return (bytes + EDM_ALIGNMENT - 1) / EDM_ALIGNMENT * EDM_ALIGNMENT;
 }
 
-/* --- schedule.c ------------------------------------------------------------------------------------------ */
-typedef struct { /* see edgedm/diffusion/sampler.py: the same formulas, operation by operation */
-  float x0_sample, x0_output, eps_sample, eps_output, to_x0, to_eps, to_sample, to_noise;
+/* --- schedule.c, sampler.c ------------------------------------------------------------------------------- */
+typedef struct { /* see edgedm/diffusion/steps.py: the same formulas, operation by operation */
+  float x0_sample, x0_output, x0_divisor, eps_sample, eps_output, eps_divisor;
+  float to_x0, to_eps, to_sample, to_noise, to_before;
 } edm_coefficients;
 
-edm_status edm_choose_timesteps(const edm_noise_schedule *noise, int steps, int64_t *timesteps);
+void edm_choose_timesteps(const edm_noise_schedule *noise, edm_sampler sampler, int steps, int64_t *timesteps);
+/* Coefficients of one step of a run whose first executed step is `first`. schedule->timesteps only says whether the
+ * caller chose them. */
 void edm_step_coefficients(const edm_noise_schedule *noise, const edm_schedule *schedule, const int64_t *timesteps,
-                           edm_coefficients *rows);
+                           int first, int step, edm_coefficients *row);
+/* x to the next step's; x0 from the estimate of the finished image at the step before to that of this step. */
 void edm_advance(const edm_coefficients *row, float clip, const float *output, const float *fresh, uint64_t count,
-                 float *x);
+                 float *x, float *x0);
 void edm_guide(const float *conditional, const float *unconditional, float guidance, uint64_t count, float *output);
+/* x holds noise, and then the image as it is at `timestep` under that noise. */
+void edm_add_noise(const edm_noise_schedule *noise, int64_t timestep, const float *image, uint64_t count, float *x);
 
 /* --- session.c ------------------------------------------------------------------------------------------- */
 enum { EDM_CONDITIONAL = 0, EDM_UNCONDITIONAL = 1, EDM_PASSES = 2 };
@@ -146,7 +168,7 @@ typedef struct { /* what one image needs while it is drawn */
   uint8_t *arena;
   uint8_t *states[EDM_PASSES][2]; /* read from one, written to the other */
   int current;                    /* which of the two is read */
-  float *x, *outputs[EDM_PASSES], *noise, *has_state;
+  float *x, *x0, *outputs[EDM_PASSES], *noise, *has_state;
   int64_t *timestep, *label;
 } edm_lane;
 
@@ -155,18 +177,25 @@ struct edm_session {
   edm_pool *pool;
   edm_instance prepare; /* runs in lane 0's arena */
   edm_ports prepare_ports;
+  edm_instance decoder; /* likewise */
+  float *latent, *decoded; /* what it reads and writes */
   edm_lane *lanes;
   int lane_count;
   void *memory, *owned; /* owned: to be freed */
   /* what edm_prepare chose; steps 0: nothing yet */
   int steps, passes;
+  edm_schedule schedule; /* its timesteps are NULL, or those below */
   float guidance;
   int64_t labels[EDM_PASSES];
-  uint8_t *plan; /* one block for the four below */
+  float *texts[EDM_PASSES]; /* text conditions */
+  uint8_t *plan; /* one block for the two below */
   size_t plan_bytes;
   uint8_t *rows[EDM_PASSES];
   int64_t *timesteps;
-  edm_coefficients *coefficients;
+  /* what edm_begin began, in lane 0 */
+  bool drawing;
+  int first, next; /* steps */
+  edm_sample_options drawn;
 };
 
 /* The model's output (guided) for lane->x at `step`, in lane->outputs[EDM_CONDITIONAL]. */
@@ -176,11 +205,22 @@ void edm_lane_reset(edm_lane *lane);
 void edm_lane_bind(const edm_session *session, edm_lane *lane, int pass, int step);
 uint64_t edm_image_floats(void);
 
+/* --- conditions.c, decode.c ------------------------------------------------------------------------------ */
+/* Check and keep the conditions of all steps to come. */
+edm_status edm_choose_conditions(edm_session *session, const edm_conditions *wanted);
+uint64_t edm_condition_floats(void);
+uint64_t edm_decoded_floats(void);
+
+/* --- drawing.c ------------------------------------------------------------------------------------------- */
+/* The step that a run with these options begins with: 0, or a later one where it starts from an image. */
+edm_status edm_first_step(const edm_session *session, const edm_sample_options *options, int *first);
+/* Image `index` of the options, in a lane: its beginning, and one step of it. */
+void edm_begin_image(const edm_session *session, edm_lane *lane, const edm_sample_options *options, uint32_t index,
+                     int first);
+edm_status edm_step_image(const edm_session *session, edm_lane *lane, const edm_sample_options *options,
+                          uint32_t index, int first, int step);
+
 /* --- probe.c --------------------------------------------------------------------------------------------- */
 size_t edm_tensor_bytes(const edm_graph *graph, const edm_tensor *tensor);
-
-/* --- self_test.c (edgedm-sample only) -------------------------------------------------------------------- */
-/* Teacher-forced steps over golden data; prints one line each and returns whether all are close enough. */
-edm_status edm_self_test(edm_session *session, const char *golden_path, bool *passed);
 
 #endif

@@ -39,7 +39,7 @@ static void lay_out(edm_session *session, cutter *block, int lanes, edm_lane *la
   uint64_t image_bytes = edm_image_floats() * sizeof(float);
   for (int i = 0; i < lanes; ++i) {
     edm_lane lane = {0};
-    lane.arena = cut(block, it->arena_bytes);
+    lane.arena = cut(block, i == 0 ? it->arena_bytes : it->step_arena_bytes); /* prepare and decoder run in the first */
     void *tables = cut(block, edm_instance_bytes(&it->step));
     lane.ports = cut_ports(block, &it->step);
     for (int pass = 0; pass < EDM_PASSES; ++pass) {
@@ -48,6 +48,7 @@ static void lay_out(edm_session *session, cutter *block, int lanes, edm_lane *la
       lane.outputs[pass] = cut(block, image_bytes);
     }
     lane.x = cut(block, image_bytes);
+    lane.x0 = cut(block, image_bytes);
     lane.noise = cut(block, image_bytes);
     lane.has_state = cut(block, sizeof(float));
     lane.timestep = cut(block, sizeof(int64_t));
@@ -59,9 +60,17 @@ static void lay_out(edm_session *session, cutter *block, int lanes, edm_lane *la
   }
   void *tables = cut(block, edm_instance_bytes(&it->prepare));
   edm_ports ports = cut_ports(block, &it->prepare);
+  float *texts[EDM_PASSES];
+  for (int pass = 0; pass < EDM_PASSES; ++pass) texts[pass] = cut(block, edm_condition_floats() * sizeof(float));
+  void *decoder_tables = cut(block, edm_instance_bytes(&it->decoder));
+  bool decodes = edm_decoded_floats() > 0;
+  float *latent = cut(block, decodes ? image_bytes : 0), *decoded = cut(block, edm_decoded_floats() * sizeof(float));
   if (!block->base) return;
   session->prepare_ports = ports;
+  session->latent = latent, session->decoded = decoded;
+  memcpy(session->texts, texts, sizeof texts);
   edm_instance_init(&session->prepare, &it->prepare, tables, weights, lane_table[0].arena);
+  edm_instance_init(&session->decoder, &it->decoder, decoder_tables, weights, lane_table[0].arena);
 }
 
 static int threads_of(const edm_session_options *options) { return options->threads > 0 ? options->threads : 1; }
@@ -99,6 +108,8 @@ edm_status edm_session_create(edm_model *model, const edm_session_options *optio
   if (options->threads < 0 || options->threads > 1024 || options->lanes < 0 || options->lanes > 1024)
     return edm_fail(EDM_BAD_ARGUMENT, "threads and lanes: expected 0..1024, got %d and %d", options->threads,
                     options->lanes);
+  if (options->core_count < 0 || (options->core_count > 0 && !options->cores))
+    return edm_fail(EDM_BAD_ARGUMENT, "cores: expected a list and its length, got length %d", options->core_count);
   if ((uintptr_t)options->memory % EDM_ALIGNMENT)
     return edm_fail(EDM_BAD_ARGUMENT, "session memory: expected 64-byte alignment");
   edm_session *session = calloc(1, sizeof *session);
@@ -115,7 +126,7 @@ edm_status edm_session_create(edm_model *model, const edm_session_options *optio
   }
   lay_out(session, &block, session->lane_count, session->lanes, model->weights);
   if (threads_of(options) > 1) {
-    edm_status status = edm_pool_create(threads_of(options), &session->pool);
+    edm_status status = edm_pool_create(threads_of(options), options->cores, options->core_count, &session->pool);
     if (status) {
       edm_session_free(session);
       return status;
@@ -136,40 +147,17 @@ void edm_session_free(edm_session *session) {
 
 /* --- prepare --------------------------------------------------------------------------------------------- */
 
-static edm_status choose_conditions(edm_session *session, const edm_conditions *wanted) {
-  const edm_description *it = &edm_compiled;
-  int64_t label = wanted->label;
-  session->guidance = wanted->guidance == 0.0F ? 1.0F : wanted->guidance;
-  session->passes = 1;
-  if (it->classes == 0) {
-    if (label >= 0) return edm_fail(EDM_BAD_ARGUMENT, "label %lld: this model has no classes", (long long)label);
-    return EDM_OK;
-  }
-  if (label < -1 || label >= it->classes)
-    return edm_fail(EDM_BAD_ARGUMENT, "label: expected 0..%lld, got %lld", (long long)it->classes - 1,
-                    (long long)label);
-  if (label < 0 && it->null_class < 0)
-    return edm_fail(EDM_BAD_ARGUMENT, "label: this model cannot draw without one (0..%lld)",
-                    (long long)it->classes - 1);
-  if (label < 0) label = it->null_class;
-  if (session->guidance != 1.0F && label != it->null_class) {
-    if (it->null_class < 0)
-      return edm_fail(EDM_BAD_ARGUMENT, "guidance %g: this model has no unconditional class; use 1",
-                      (double)session->guidance);
-    session->passes = 2;
-  }
-  session->labels[EDM_CONDITIONAL] = label;
-  session->labels[EDM_UNCONDITIONAL] = it->null_class;
-  return EDM_OK;
-}
-
 static edm_status check_timesteps(const int64_t *timesteps, int steps) {
   const edm_noise_schedule *noise = &edm_compiled.noise;
-  for (int i = 0; i < steps; ++i)
+  for (int i = 0; i < steps; ++i) {
     if (timesteps[i] < noise->first_timestep || timesteps[i] > noise->last_timestep)
       return edm_fail(EDM_BAD_ARGUMENT,
                       "step %d of %d has timestep %lld, outside the trained %d..%d: choose another number of steps", i,
                       steps, (long long)timesteps[i], noise->first_timestep, noise->last_timestep);
+    if (i > 0 && timesteps[i] >= timesteps[i - 1])
+      return edm_fail(EDM_BAD_ARGUMENT, "timesteps %lld, %lld (steps %d, %d of %d): expected descending ones",
+                      (long long)timesteps[i - 1], (long long)timesteps[i], i - 1, i, steps);
+  }
   return EDM_OK;
 }
 
@@ -179,7 +167,6 @@ static edm_status reserve_plan(edm_session *session, int steps) {
     cutter block = {counting ? NULL : session->plan, 0};
     for (int pass = 0; pass < EDM_PASSES; ++pass) session->rows[pass] = cut(&block, count * edm_compiled.row_bytes);
     session->timesteps = cut(&block, count * sizeof *session->timesteps);
-    session->coefficients = cut(&block, count * sizeof *session->coefficients);
     if (counting && block.used > session->plan_bytes) {
       free(session->plan);
       session->plan_bytes = 0;
@@ -197,24 +184,26 @@ static edm_status prepare_row(edm_session *session, int pass, int step) {
   edm_ports ports = session->prepare_ports;
   *lane->timestep = session->timesteps[step];
   *lane->label = session->labels[pass];
-  for (uint32_t i = 0; i < graph->input_count; ++i)
-    ports.inputs[i] = graph->inputs[i].role == EDM_ROLE_TIMESTEP ? lane->timestep : lane->label;
+  for (uint32_t i = 0; i < graph->input_count; ++i) {
+    uint8_t role = graph->inputs[i].role;
+    ports.inputs[i] = role == EDM_ROLE_TIMESTEP ? (void *)lane->timestep
+                      : role == EDM_ROLE_LABEL  ? (void *)lane->label
+                                                : (void *)session->texts[pass];
+  }
   for (uint32_t i = 0; i < graph->output_count; ++i)
     ports.outputs[i] = session->rows[pass] + (size_t)step * edm_compiled.row_bytes + graph->outputs[i].index;
   return edm_instance_run(&session->prepare, ports.inputs, ports.outputs);
 }
 
 static edm_status plan_steps(edm_session *session, const edm_schedule *schedule) {
-  const edm_noise_schedule *noise = &edm_compiled.noise;
   edm_status status = reserve_plan(session, schedule->steps);
   if (status) return status;
   if (schedule->timesteps)
     memcpy(session->timesteps, schedule->timesteps, (size_t)schedule->steps * sizeof *session->timesteps);
   else
-    edm_choose_timesteps(noise, schedule->steps, session->timesteps);
+    edm_choose_timesteps(&edm_compiled.noise, schedule->sampler, schedule->steps, session->timesteps);
   status = check_timesteps(session->timesteps, schedule->steps);
   if (status) return status;
-  edm_step_coefficients(noise, schedule, session->timesteps, session->coefficients);
   edm_pool *before = edm_pool_enter(session->pool);
   for (int pass = 0; pass < session->passes && !status; ++pass)
     for (int step = 0; step < schedule->steps && !status; ++step) status = prepare_row(session, pass, step);
@@ -224,17 +213,21 @@ static edm_status plan_steps(edm_session *session, const edm_schedule *schedule)
 
 edm_status edm_prepare(edm_session *session, const edm_schedule *schedule, const edm_conditions *conditions) {
   session->steps = 0;
+  session->drawing = false;
   if (schedule->steps < 1 || schedule->steps > edm_compiled.noise.train_timesteps)
     return edm_fail(EDM_BAD_ARGUMENT, "steps: expected 1..%d, got %d", edm_compiled.noise.train_timesteps,
                     schedule->steps);
-  if (schedule->sampler != EDM_DDIM && schedule->sampler != EDM_DDPM)
-    return edm_fail(EDM_BAD_ARGUMENT, "sampler: expected EDM_DDIM or EDM_DDPM, got %d", (int)schedule->sampler);
+  if (schedule->sampler != EDM_DDIM && schedule->sampler != EDM_DDPM && schedule->sampler != EDM_DPM_SOLVER_PP)
+    return edm_fail(EDM_BAD_ARGUMENT, "sampler: expected EDM_DDIM, EDM_DDPM or EDM_DPM_SOLVER_PP, got %d",
+                    (int)schedule->sampler);
   if (!(schedule->eta >= 0.0 && schedule->eta <= 1.0))
     return edm_fail(EDM_BAD_ARGUMENT, "eta: expected 0..1, got %g", schedule->eta);
-  edm_status status = choose_conditions(session, conditions);
+  edm_status status = edm_choose_conditions(session, conditions);
   if (!status) status = plan_steps(session, schedule);
   if (status) return status;
   session->steps = schedule->steps;
+  session->schedule = *schedule;
+  session->schedule.timesteps = schedule->timesteps ? session->timesteps : NULL; /* the caller's may go */
   return edm_reset(session);
 }
 
@@ -304,6 +297,7 @@ edm_status edm_step(edm_session *session, int step, const float *x, float *outpu
                     step);
   edm_lane *lane = &session->lanes[0];
   size_t bytes = (size_t)edm_image_floats() * sizeof(float);
+  session->drawing = false;
   memcpy(lane->x, x, bytes);
   edm_pool *before = edm_pool_enter(session->pool);
   edm_status status = edm_lane_step(session, lane, step);
@@ -313,6 +307,7 @@ edm_status edm_step(edm_session *session, int step, const float *x, float *outpu
 }
 
 edm_status edm_reset(edm_session *session) {
+  session->drawing = false;
   for (int i = 0; i < session->lane_count; ++i) edm_lane_reset(&session->lanes[i]);
   return EDM_OK;
 }

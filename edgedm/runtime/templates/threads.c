@@ -110,7 +110,22 @@ int edm_pool_run(edm_pool *pool, edm_parallel_body body, void *closure, int task
   return atomic_load(&pool->failed);
 }
 
-edm_status edm_pool_create(int threads, edm_pool **created) {
+/* New threads run where their creator may: it goes to the cores that the pool is to have, and comes back. */
+static edm_status start_workers(edm_pool *pool, const int *cores, int core_count) {
+  edm_core_set before;
+  edm_status status = core_count ? edm_enter_cores(cores, core_count, &before) : EDM_OK;
+  if (status) return status;
+  for (int i = 1; i < pool->threads && !status; ++i) {
+    if (pthread_create(&pool->workers[pool->started], NULL, serve, pool))
+      status = edm_fail(EDM_NO_MEMORY, "could not start thread %d of %d", i + 1, pool->threads);
+    else
+      ++pool->started;
+  }
+  if (core_count) edm_leave_cores(&before);
+  return status;
+}
+
+edm_status edm_pool_create(int threads, const int *cores, int core_count, edm_pool **created) {
   *created = NULL;
   edm_pool *pool = calloc(1, sizeof *pool);
   pthread_t *workers = calloc((size_t)threads, sizeof *workers);
@@ -124,15 +139,10 @@ edm_status edm_pool_create(int threads, edm_pool **created) {
   pool->workers = workers;
   pthread_mutex_init(&pool->lock, NULL);
   pthread_cond_init(&pool->wake, NULL);
-  for (int i = 1; i < threads; ++i) {
-    if (pthread_create(&workers[pool->started], NULL, serve, pool)) {
-      edm_pool_free(pool);
-      return edm_fail(EDM_NO_MEMORY, "could not start thread %d of %d", i + 1, threads);
-    }
-    ++pool->started;
-  }
-  *created = pool;
-  return EDM_OK;
+  edm_status status = start_workers(pool, cores, core_count);
+  if (status) edm_pool_free(pool);
+  else *created = pool;
+  return status;
 }
 
 void edm_pool_free(edm_pool *pool) {

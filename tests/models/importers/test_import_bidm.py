@@ -139,7 +139,9 @@ def test_the_written_checkpoint_loads_and_keeps_taps_and_bins(tmp_path):
     loaded = load(tmp_path / "ckpt")
     assert loaded.config.method == "bidm" and loaded.config.null_class is None
     assert loaded.config.taps == [
-        "up_blocks.0.upsamplers.0", "up_blocks.1.resnets.0", "up_blocks.1.resnets.1",
+        "up_blocks.0.upsamplers.0",
+        "up_blocks.1.resnets.0",
+        "up_blocks.1.resnets.1",
     ]
     assert loaded.config.timestep_bins == list(range(0, 1000, 10))
     assert loaded.module.input_names[:3] == ["x", "timestep", "has_state"]

@@ -122,7 +122,9 @@ def test_the_checkpoint_carries_two_features_and_mixes_four(tmp_path):
     loaded = load(tmp_path / "out")
     assert loaded.config.taps == ["up_blocks.1.upsamplers.0", "up_blocks.2.upsamplers.0"]
     assert list(loaded.config.mixes) == [
-        "up_blocks.2.attentions.0", "up_blocks.2.attentions.1", "up_blocks.2.upsamplers.0",
+        "up_blocks.2.attentions.0",
+        "up_blocks.2.attentions.1",
+        "up_blocks.2.upsamplers.0",
     ]
     assert loaded.module.cache_coefficients.shape == (100, 3)
     assert loaded.config.options["attention"] == "conv2d" and loaded.config.options["gain"] == "raw"

@@ -28,7 +28,10 @@ def weights(tensors, naming):
     """Convolution and linear weights of the architecture, after every shape was compared with the file's."""
     config = CheckpointConfig(
         architecture=Architecture(class_name="UNet2DModel", config=naming.architecture),
-        method="fp32", roles=FLOAT, noise_schedule={}, null_class=None,
+        method="fp32",
+        roles=FLOAT,
+        noise_schedule={},
+        null_class=None,
     )
     check_weights(tensors, naming, config)
     return sum(math.prod(shape) for shape in float_shapes(config).values() if len(shape) > 1)
@@ -42,9 +45,16 @@ def test_ddims_cifar_network_is_ddpm_cifar10_32():
         "block_out_channels": [128, 256, 256, 256],
         "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-        "attention_head_dim": None, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1,
-        "layers_per_block": 2, "norm_eps": 1e-6, "norm_num_groups": 32, "sample_size": 32,
-        "in_channels": 3, "out_channels": 3,
+        "attention_head_dim": None,
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "layers_per_block": 2,
+        "norm_eps": 1e-6,
+        "norm_num_groups": 32,
+        "sample_size": 32,
+        "in_channels": 3,
+        "out_channels": 3,
     }
     assert naming.architecture | published == naming.architecture
     assert abs(weights(tensors, naming) / 1e6 - 35.69) < 0.02

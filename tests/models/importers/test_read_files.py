@@ -65,8 +65,13 @@ def state():
 def written_by_lightning(folder, state, unet_config):
     module = Diffusion(unet_config, state)
     trainer = pytorch_lightning.Trainer(
-        max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-        default_root_dir=folder, enable_model_summary=False,
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
+        default_root_dir=folder,
+        enable_model_summary=False,
     )
     trainer.fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(2, 1))))
     trainer.save_checkpoint(folder / "last.ckpt")

@@ -18,19 +18,19 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "arrays travel as they
 enum { READY_BYTES = 8, FAILED = 2 };
 static const char ready[READY_BYTES + 1] = "EDMPROB1";
 
-typedef enum { PREPARE = 1, STEP, RESET, STATE_READ, STATE_WRITE, SAMPLE, NORMALS, RUN_NODE, LEND, PROFILE } command;
+typedef enum { PREPARE = 1, STEP, RESET, STATE_READ, STATE_WRITE, SAMPLE, NORMALS, RUN_NODE, LEND, PROFILE, DECODE } command;
 
 typedef struct {
   uint32_t number, zero; /* the command, or the status of the answer */
   uint64_t bytes;
 } frame;
 
-typedef struct { /* then the timesteps, if given */
+typedef struct { /* then the timesteps, if given, and those text conditions that are */
   int32_t steps, sampler;
   double eta;
   int64_t label;
   float guidance;
-  uint32_t given;
+  uint32_t given, texts, zero; /* texts: 1 the condition, 2 the negative one */
 } prepare_request;
 
 typedef struct { /* then x; of a profile, too */
@@ -107,11 +107,17 @@ static edm_status prepare(server *it) {
   uint64_t rest = it->request_bytes >= sizeof wanted ? it->request_bytes - sizeof wanted : 0;
   edm_status status = take(it, &wanted, sizeof wanted, rest);
   if (status) return status;
-  if (wanted.given && (wanted.steps < 0 || rest != (uint64_t)wanted.steps * sizeof(int64_t)))
-    return edm_fail(EDM_BAD_ARGUMENT, "%d timesteps in %llu bytes", wanted.steps, (unsigned long long)rest);
+  uint64_t text_bytes = edm_condition_floats() * sizeof(float), texts = (wanted.texts & 1) + (wanted.texts >> 1 & 1);
+  uint64_t timesteps = wanted.given && wanted.steps > 0 ? (uint64_t)wanted.steps * sizeof(int64_t) : 0;
+  if (wanted.steps < 0 || rest != timesteps + texts * text_bytes)
+    return edm_fail(EDM_BAD_ARGUMENT, "%d timesteps and %llu conditions in %llu bytes", wanted.steps,
+                    (unsigned long long)texts, (unsigned long long)rest);
   edm_schedule schedule = {.steps = wanted.steps, .sampler = (edm_sampler)wanted.sampler, .eta = wanted.eta};
   if (wanted.given) schedule.timesteps = (const int64_t *)(const void *)(it->request + sizeof wanted);
   edm_conditions conditions = {.label = wanted.label, .guidance = wanted.guidance};
+  const float *text = (const float *)(const void *)(it->request + sizeof wanted + timesteps);
+  if (wanted.texts & 1) conditions.encoder_hidden_states = text;
+  if (wanted.texts & 2) conditions.negative_encoder_hidden_states = text + (texts - 1) * edm_condition_floats();
   status = edm_prepare(it->session, &schedule, &conditions);
   if (!status) status = answer(it, (uint64_t)wanted.steps * sizeof(int64_t));
   return status ? status : edm_timesteps(it->session, (int64_t *)(void *)it->answer);
@@ -131,6 +137,14 @@ static edm_status profile(server *it) {
   if (!status) status = answer(it, (uint64_t)edm_call_count() * sizeof(uint64_t));
   const float *x = (const float *)(const void *)(it->request + sizeof wanted);
   return status ? status : edm_profile(it->session, wanted.step, x, (uint64_t *)(void *)it->answer);
+}
+
+static edm_status decode(server *it) {
+  uint8_t none;
+  edm_status status = take(it, &none, 0, image_bytes());
+  if (!status) status = answer(it, edm_decoded_floats() * sizeof(float));
+  const float *latent = (const float *)(const void *)it->request;
+  return status ? status : edm_decode(it->session, latent, (float *)(void *)it->answer);
 }
 
 static edm_status read_states(server *it) {
@@ -194,6 +208,7 @@ static edm_status call_node(server *it, const node_request *wanted, const edm_gr
 
 static const edm_graph *find_graph(const char *name) {
   if (strcmp(name, "step") == 0) return &edm_compiled.step;
+  if (strcmp(name, "decoder") == 0) return &edm_compiled.decoder;
   return strcmp(name, "prepare") == 0 ? &edm_compiled.prepare : NULL;
 }
 
@@ -234,6 +249,7 @@ static edm_status obey(server *it, uint32_t number) {
     case RUN_NODE: return run_node(it);
     case LEND: return lend(it);
     case PROFILE: return profile(it);
+    case DECODE: return decode(it);
   }
   return edm_fail(EDM_BAD_ARGUMENT, "there is no command %u", number);
 }
