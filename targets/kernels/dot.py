@@ -93,7 +93,7 @@ class _Kernel:
         staged = rest.pop(0) if self.staged else None
         sums = rest.pop(0) if self.summed else None
         fields = rest.pop(0) if rest else sums
-        zero = let(cast(load(inputs["zero"], 0), "int32"))
+        zero = let(cast(load(inputs["zero"], 0), "int32") - self.tile.image_offset)
         if staged is not None or sums is not None:
             self._stage(codes, zero, staged, sums)
         if fields is not sums:
@@ -112,7 +112,8 @@ class _Kernel:
                 if image is not None:
                     self.image.copy(codes, source, image, pixel)
                 if sums is not None:
-                    store(sums, self.image.sum(codes, source), pixel)
+                    offsets = self.tile.image_offset * self.shape.channels
+                    store(sums, self.image.sum(codes, source) - offsets, pixel)
 
             def border() -> None:
                 if image is not None:

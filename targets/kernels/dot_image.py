@@ -15,7 +15,6 @@ from edgedm.targets.kernels.builder import (
     reinterpret,
     splat,
     store,
-    sum_bytes,
     sum_lanes,
     view,
 )
@@ -41,7 +40,8 @@ class Image:
     @property
     def needs_copy(self) -> bool:
         """Whether the codes themselves are not such words."""
-        return self.tile.image_words > 1 or self.channels % self.tile.step_channels > 0
+        tile = self.tile
+        return tile.image_words > 1 or tile.image_offset > 0 or self.channels % tile.step_channels > 0
 
     def as_words(self, codes: Buffer) -> Buffer:
         """The codes, which need no copy, as words."""
@@ -54,6 +54,7 @@ class Image:
         def move(word: Expr, lanes: int) -> None:
             size = WORD_CHANNELS * lanes
             both = load(codes, source + word * WORD_CHANNELS, size)
+            both = both - const(self.tile.image_offset, "uint8", size) if self.tile.image_offset else both
             self._put(reinterpret(both, "int32" if lanes == 1 else f"int32x{lanes}"), image, pixel, word, lanes)
 
         if self.tile.image_words == 1:
@@ -65,13 +66,15 @@ class Image:
             last = const(0, "int32")
             for c in range(rest):
                 code = cast(load(codes, source + whole * WORD_CHANNELS + c), "int32")
+                code = (code - self.tile.image_offset) & 255 if self.tile.image_offset else code
                 last = last | code << const(8 * c, "int32")
             self._put(last, image, pixel, whole, 1)
         for word in range(-(-self.channels // WORD_CHANNELS), self.words // self.tile.image_words):
             self._put(const(0, "int32"), image, pixel, word, 1)
 
     def fill(self, zero: Expr, image: Buffer, pixel: Expr) -> None:
-        """Fill the words of `pixel` with one code."""
+        """Fill the words of `pixel` with one code, its offset taken off."""
+        zero = zero & 255 if self.tile.image_offset else zero
         word = zero * const(_REPEATED if self.tile.image_words == 1 else 0x00010001, "int32")
 
         def put(at: Expr, lanes: int) -> None:
@@ -80,7 +83,7 @@ class Image:
         in_lanes(self.words, self.tile.lanes, put)
 
     def sum(self, codes: Buffer, source: Expr) -> Expr:
-        """The sum of a pixel's codes."""
+        """The sum of a pixel's codes as they are, no offset taken off."""
         size = self.tile.bytes
         lanes = size // _SUM_LANE
         total, rest = local(lanes, "int64"), local(1, "int32")
@@ -91,7 +94,7 @@ class Image:
             if count == 1:
                 store(rest, load(rest, 0) + cast(load(codes, source + at), "int32"), 0)
             else:
-                eights = sum_bytes(reinterpret(load(codes, source + at, size), f"int8x{size}"), size)
+                eights = self.tile.sum_bytes(reinterpret(load(codes, source + at, size), f"int8x{size}"), size)
                 store(total, load(total, 0, lanes) + eights, 0, lanes)
 
         in_lanes(self.channels, size, add)

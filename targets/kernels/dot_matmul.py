@@ -64,6 +64,7 @@ class _Kernel:
         self.transposed, self.tile = transposed, tile
         self.image = Image(self.k, tile)
         self.steps = tile.steps(self.k)
+        self.words = self.steps * tile.step_words
         self.columns = -(-self.n // tile.lanes) * tile.lanes
         self.worthwhile = self.heads * self.m * self.n * self.k >= PARALLEL_MACS
 
@@ -71,7 +72,7 @@ class _Kernel:
         """The right operand; what is taken off each column; sums of rows; the left operand where it is copied."""
         blocks = self.columns // self.tile.lanes
         specs = [
-            TensorSpec((self.heads, blocks, self.steps, self.tile.bytes), "uint8"),
+            TensorSpec((self.heads, blocks, self.words, self.tile.bytes), "uint8"),
             TensorSpec((self.heads, self.columns), "int32"),
             TensorSpec((self.heads, self.m), "int32"),
         ]
@@ -84,13 +85,14 @@ class _Kernel:
         a = inputs["a"]
         rows = scratch[3] if self.image.needs_copy else self.image.as_words(a)
         with parallel(self.heads, self.worthwhile) as h:
-            zero_a, zero_b = (let(cast(load(inputs[name], h), "int32")) for name in ("a_zero", "b_zero"))
+            zero_a = let(cast(load(inputs["a_zero"], h), "int32") - self.tile.image_offset)
+            zero_b = let(cast(load(inputs["b_zero"], h), "int32"))
             step = let(load(inputs["a_step"], h) * load(inputs["b_step"], h))
             with loop(self.m) as row:
                 source = (h * self.m + row) * self.k
                 if self.image.needs_copy:
                     self.image.copy(a, source, rows, h * self.m + row)
-                store(sums, self.image.sum(a, source), h * self.m + row)
+                store(sums, self.image.sum(a, source) - self.tile.image_offset * self.k, h * self.m + row)
             arrange = self._transposed if self.transposed else self._straight
             arrange(inputs["b"], right, shifts, h, zero_a, zero_b)
             self._product(rows, right, shifts, sums, y, h, zero_b - self.tile.offset, step)
@@ -102,7 +104,7 @@ class _Kernel:
         with loop(self.columns // lanes) as index, loop(lanes) as lane:
             column = let(index * lanes + lane)
             first = (h * self.n + column) * self.k
-            at = (h * self.columns * self.steps + index * lanes * self.steps + lane) * WORD_CHANNELS
+            at = (h * self.columns * self.words + index * lanes * self.words + lane) * WORD_CHANNELS
 
             def put(word: Expr, value: Expr, at: Expr = at) -> None:
                 store(right, value, at + word * self.tile.bytes, WORD_CHANNELS)
@@ -122,7 +124,7 @@ class _Kernel:
                 store(shifts, zero_a * total, h * self.columns + column)
 
             def clear(column: Expr = column, put: Callable[[Expr, Expr], None] = put) -> None:
-                with loop(self.steps) as word:
+                with loop(self.words) as word:
                     put(word, const(0, "uint8", WORD_CHANNELS))
                 store(shifts, const(0, "int32"), h * self.columns + column)
 
@@ -156,10 +158,8 @@ class _Kernel:
                     for c in range(rows):
                         codes = hold(row(word, c), lanes)
                         store(total, load(total, 0, lanes) + codes, 0, lanes)
-                        packed = packed | (codes ^ const(self.tile.offset, "int32", lanes)) << const(
-                            8 * c, "int32", lanes
-                        )
-                    at = ((h * (self.columns // lanes) + index) * self.steps + word) * self.tile.bytes
+                        packed = packed | self._shifted(codes, lanes) << const(8 * c, "int32", lanes)
+                    at = ((h * (self.columns // lanes) + index) * self.words + word) * self.tile.bytes
                     store(right, reinterpret(packed, f"uint8x{self.tile.bytes}"), at, self.tile.bytes)
 
                 if self.k // WORD_CHANNELS:
@@ -177,7 +177,11 @@ class _Kernel:
             column_block(whole, self.n % lanes)
 
     def _shifted(self, codes: Expr, lanes: int) -> Expr:
-        return codes ^ const(self.tile.offset, "uint8", lanes) if self.tile.offset else codes
+        """Codes, uint8 or int32 lanes of a byte each, less the tile's offset, as bytes."""
+        if not self.tile.offset:
+            return codes
+        dtype = str(codes.ty.dtype).partition("x")[0]
+        return (codes - const(self.tile.offset, dtype, lanes)) & const(255, dtype, lanes)
 
     def _product(
         self,

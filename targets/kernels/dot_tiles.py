@@ -34,6 +34,7 @@ from edgedm.targets.kernels.builder import (
     loop,
     reinterpret,
     splat,
+    sum_bytes,
 )
 from edgedm.targets.kernels.spec import Array
 from edgedm.targets.kernels.tiles import Window
@@ -83,6 +84,11 @@ class Dot:
         """What is taken off the weights."""
         return _SIGN if self.bits == self.weight_bits == 8 else 0
 
+    @property
+    def image_offset(self) -> int:
+        """What is taken off the codes."""
+        return 0
+
     def steps(self, channels: int) -> int:
         """Steps that hold `channels`."""
         return -(-channels // self.step_channels)
@@ -96,6 +102,10 @@ class Dot:
         words = words.reshape(*words.shape[:4], self.bytes)
         packed = words[..., 0, :] | words[..., 1, :] << np.uint8(4) if self.nibbles else words[..., 0, :]
         return np.ascontiguousarray(packed)
+
+    def sum_bytes(self, codes: Expr, size: int) -> Expr:
+        """Add up each 8 of `size` unsigned bytes (int8 lanes): int64 lanes."""
+        return sum_bytes(codes, size)
 
     def widen(self, vector: Expr) -> list[Expr]:
         """The factors of `image_words` words from a vector of weights: itself, unless they are widened."""
@@ -182,6 +192,10 @@ class WideDot(Dot):
     def offset(self) -> int:
         """Nothing: 16 bits hold all codes."""
         return 0
+
+    def sum_bytes(self, codes: Expr, size: int) -> Expr:
+        """Add up each 8 of `size` unsigned bytes (int8 lanes): int64 lanes."""
+        return sum_bytes(codes, size)
 
     def widen(self, vector: Expr) -> list[Expr]:
         """The even and the odd bytes as 16-bit factors."""

@@ -7,6 +7,7 @@ from typing import Any
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.targets.kernels import (
     bitserial,
+    bitserial_bytes,
     dense,
     float_conv,
     generic,
@@ -21,9 +22,10 @@ from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Operand, Request, TensorSpec
-from edgedm.targets.tuning import tiling
+from edgedm.targets.tuning import byte_tiles, tiling
 
 _WORD = 64
+_TABLE_BITS = 4  # of codes whose sums of four fit a byte
 
 
 def draft(request: Request) -> Draft:
@@ -113,6 +115,9 @@ def _binary(request: Request) -> Draft:
     reader = tiling.signs(request.target, shape)
     if reader is not None:
         return lookup.draft(shape, bits.spec, weight, output, epilogue, reader)
+    counter = byte_tiles.bits(request.target, shape, width)
+    if counter is not None:
+        return bitserial_bytes.draft(shape, bits.spec, weight, output, epilogue, counter)
     tile = tiling.bitserial(request.target, shape)
     return bitserial.draft(shape, bits.spec, weight, output, epilogue, tile)
 
@@ -122,10 +127,20 @@ def _binary_weight(request: Request) -> Draft:
     channels = codes.shape[-1]
     shape, output = _geometry(request, codes.shape, channels)
     epilogue = Epilogue.of(_terms(request), output)
-    if "ssse3" in request.target.features and request.attrs.get("code_bits", 4) <= 4:
-        reader = tiling.lookup(request.target, shape)
+    reader = _reader(request, shape)
+    if reader is not None:
         return lookup.draft(shape, codes.spec, weight, output, epilogue, reader)
     return generic.binary_weight(shape, codes.spec, weight, output, epilogue)
+
+
+def _reader(request: Request, shape: Convolution) -> lookup.Reader | None:
+    """How tables of sums of codes are read; None for wider codes and where nothing looks up bytes."""
+    code_bits = request.attrs.get("code_bits", _TABLE_BITS)
+    if code_bits > _TABLE_BITS:
+        return None
+    if "ssse3" in request.target.features:
+        return tiling.lookup(request.target, shape)
+    return byte_tiles.lookup(request.target, shape, code_bits)
 
 
 def _float_conv(request: Request) -> Draft:

@@ -26,7 +26,6 @@ from edgedm.targets.kernels.builder import (
     Expr,
     block,
     branch,
-    byte_shuffle,
     cast,
     const,
     lane_numbers,
@@ -93,6 +92,9 @@ class Reader(Protocol):
     @property
     def even_steps(self) -> bool:
         """Whether the weights hold steps in pairs."""
+
+    def shuffle(self, table: Expr, indices: Expr) -> Expr:
+        """Look up, in each 16 bytes, table[indices]; 0 for a negative index."""
 
     def pack(self, weight: Array, channels: int) -> Array:
         """Canonical uint8[O, (kh, kw,) Cb] -> uint8[blocks, taps, ...]."""
@@ -239,7 +241,7 @@ class _Kernel:
                 chosen = (lane >> const(bit, "int8", lanes)) & const(1, "int8", lanes)
                 source = group * const(TABLE_CHANNELS, "int8", lanes) + const(bit, "int8", lanes)
                 index = where(chosen > const(0, "int8", lanes), source, const(_ZERO_LANE, "int8", lanes))
-                total = total + byte_shuffle(repeated, index, lanes)
+                total = total + self.reader.shuffle(repeated, index)
             store(tables, total, at + first, lanes)
 
     def _product(self, inputs: Mapping[str, Buffer], tables: Buffer, fields: Buffer, y: Buffer) -> None:

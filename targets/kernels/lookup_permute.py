@@ -20,6 +20,7 @@ from edgedm.targets.kernels.builder import (
     Buffer,
     Expr,
     Registers,
+    byte_shuffle,
     const,
     intrinsic,
     lane_numbers,
@@ -49,6 +50,10 @@ class PermuteReader:
     lanes = _OUT
     shuffle_lanes = STEP_BYTES
     even_steps = True
+
+    def shuffle(self, table: Expr, indices: Expr) -> Expr:
+        """See `byte_shuffle`."""
+        return byte_shuffle(table, indices, STEP_BYTES)
 
     def pack(self, weight: Array, channels: int) -> Array:
         """uint8[O, (kh, kw,) Cb] -> uint8[ceil(O / 16), taps, steps / 2, 64]; missing channels are zero bits."""

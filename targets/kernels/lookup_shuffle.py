@@ -60,6 +60,10 @@ class ShuffleReader:
         """Bytes of a vector."""
         return self.block
 
+    def shuffle(self, table: Expr, indices: Expr) -> Expr:
+        """See `byte_shuffle`."""
+        return byte_shuffle(table, indices, self.block)
+
     def pack(self, weight: Array, channels: int) -> Array:
         """uint8[O, (kh, kw,) Cb] -> uint8[ceil(O / block), taps, tables / 2, block]; missing channels: zero bits."""
         rows = weight.reshape(weight.shape[0], -1, weight.shape[-1])

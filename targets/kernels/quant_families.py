@@ -99,7 +99,7 @@ def matmul(request: Request) -> Draft:
     bits, other_bits = bits_of(request, "bits"), bits_of(request, "other_bits")
     require_exact(request.op, k, bits, other_bits)
     specs = {name: operand.spec for name, operand in request.operands.items()}
-    tile = tiling.dot(request.target, m, bits, other_bits, nibbles=False)
+    tile = tiling.dot(request.target, m, bits, other_bits, nibbles=False, constant=False)
     if tile is None:
         return generic.quant_matmul((heads, m, n, k), transposed, specs)
     return dot_matmul.draft((heads, m, n, k), transposed, specs, tile)

@@ -8,6 +8,7 @@ from edgedm.targets.kernels.lookup_permute import PermuteReader
 from edgedm.targets.kernels.lookup_shuffle import SIGN_STEPS, ShuffleReader, SignReader
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target
+from edgedm.targets.tuning import byte_tiles
 
 _WORD_BYTES = 8
 _FEWEST_STEPS = 8  # in 16 bits before they are widened: with fewer, 16-bit factors are faster
@@ -68,15 +69,15 @@ def float_conv(target: Target, shape: Convolution) -> _float_conv.Tile:
     return _float_conv.Tile(lanes, 6, 2) if pixels >= 6 else _float_conv.Tile(lanes, pixels, 4)
 
 
-def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool) -> Dot | None:
+def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool, constant: bool = True) -> Dot | None:
     """Up to 20 accumulators for vpdpbusd in 32 registers, up to eight in 16; None where nothing multiplies bytes.
 
     Few pixels leave room for four groups of output channels, but with nibbles those take eight registers beside the
     accumulators: 6 x 4 spills and halves the speed (113 GMAC/s of 219 for 6x512x512). `nibbles` says whether the
-    weights lie two to a byte.
+    weights lie two to a byte, `constant` whether they are packed beforehand.
     """
     if "ssse3" not in target.features:
-        return None
+        return byte_tiles.dot(target, pixels, bits, weight_bits, nibbles, constant)
     lanes = target.vector_bytes // 4
     if (lanes == 16 and "vnni" in target.features) or (lanes == 8 and "avxvnni" in target.features):
         most, most_beside_four = (8, 5) if lanes == 16 else (4, 2)

@@ -1,25 +1,30 @@
-"""Targets that this machine can run, two threads to run kernels on, and the path of the helpers beside the tests."""
+"""Targets that this machine runs or emulates, two threads to run kernels on, the path of the helpers beside the tests."""
 
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from tools import need
 
-from edgedm.targets import resolve, x86
+from edgedm.targets import resolve, runs_natively, x86
 
 os.environ["TVM_NUM_THREADS"] = "2"  # on any machine, so that a race would show; read when the pool starts
 os.environ["TVM_BIND_THREADS"] = "0"  # or the pool would keep this process on one core
 sys.path.insert(0, str(Path(__file__).parent))
 
 VARIANTS = ("host", "x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
+EMULATED = ("aarch64",)  # what later cores add is for test_neon_products.py
 
 
-@pytest.fixture(params=VARIANTS, scope="module")
+@pytest.fixture(params=VARIANTS + EMULATED, scope="module")
 def target(request):
-    """Each variant of the instruction set whose features are here."""
+    """Each variant of the instruction set whose features are here, and others that an emulator runs."""
     found = resolve(request.param)
-    missing = found.features - x86.detect()
-    if missing:
+    if runs_natively(found):
+        return found
+    if found.base.emulator is None:
+        missing = found.features - x86.detect()
         pytest.skip(f"{found.name}: this machine lacks {', '.join(sorted(missing))}")
+    need(found.base.emulator.program)
     return found

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import foreign_kernels
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -15,7 +16,7 @@ import tvm
 from onnx import TensorProto, helper
 
 from edgedm.ops import DOMAIN, IR_VERSION, ONNX_OPSET, attach_functions
-from edgedm.targets import Target
+from edgedm.targets import Target, runs_natively
 from edgedm.targets.kernels import Kernel, TensorSpec, select
 from edgedm.targets.kernels.spec import as_words
 
@@ -58,8 +59,8 @@ def symbol(kernel: Kernel) -> str:
     return str(kernel.function.attrs["global_symbol"])
 
 
-def call(library, kernel: Kernel, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Run one kernel; packed bits come back as uint8, as in ONNX."""
+def arguments_of(kernel: Kernel, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What a kernel is called with: its operands in its layout, then outputs and scratch."""
     arguments = []
     for index, spec in zip(kernel.kept, kernel.inputs, strict=True):
         value = kernel.packed(index, inputs[index])
@@ -67,19 +68,32 @@ def call(library, kernel: Kernel, inputs: Sequence[np.ndarray]) -> list[np.ndarr
             value = as_words(value)
         assert value.shape == spec.shape
         assert str(value.dtype) == spec.dtype
-        arguments.append(tvm.runtime.tensor(np.array(value, order="C")))
+        arguments.append(np.array(value, order="C"))
     # outputs and scratch start as garbage: a kernel must not count on zeros
     rest = [np.full(spec.shape, 0x5A, spec.dtype) for spec in (*kernel.outputs, *kernel.scratch)]
-    tensors = [tvm.runtime.tensor(each) for each in rest]
-    library[symbol(kernel)](*arguments, *tensors)
-    results = [tensor.numpy() for tensor in tensors[: len(kernel.outputs)]]
-    return [each.view("u1") if each.dtype == np.uint64 else each for each in results]
+    return [*arguments, *rest]
+
+
+def call(library, kernel: Kernel, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Run one kernel."""
+    tensors = [tvm.runtime.tensor(each) for each in arguments_of(kernel, inputs)]
+    library[symbol(kernel)](*tensors)
+    first = len(kernel.inputs)
+    return [tensor.numpy() for tensor in tensors[first : first + len(kernel.outputs)]]
 
 
 def run_kernels(cases: Sequence[Case], target: Target) -> list[list[np.ndarray]]:
+    """Run the cases' kernels, under an emulator where need be; packed bits come back as uint8, as in ONNX."""
     kernels = [select_case(case, target) for case in cases]
-    library = compile_kernels(kernels, target)
-    return [call(library, kernel, case.inputs) for kernel, case in zip(kernels, cases, strict=True)]
+    if runs_natively(target):
+        library = compile_kernels(kernels, target)
+        results = [call(library, kernel, case.inputs) for kernel, case in zip(kernels, cases, strict=True)]
+    else:
+        calls = [
+            (arguments_of(kernel, case.inputs), kernel.outputs) for kernel, case in zip(kernels, cases, strict=True)
+        ]
+        results = foreign_kernels.run_calls(kernels, calls, target)
+    return [[each.view("u1") if each.dtype == np.uint64 else each for each in outputs] for outputs in results]
 
 
 def reference(case: Case) -> list[np.ndarray]:
