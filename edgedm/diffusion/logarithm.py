@@ -1,4 +1,4 @@
-"""The natural logarithm by + - * / alone: the same bits in numpy, in C and on every device, which libm does not give."""
+"""The natural logarithm by + - * / alone: the same bits on every device, which no libm promises."""
 
 import math
 

@@ -1,8 +1,9 @@
 """The noise schedule of a checkpoint: alphas_cumprod and the choice of timesteps.
 
 Field names and formulas are those of diffusers' DDPMScheduler, DDIMScheduler and DPMSolverMultistepScheduler, so that
-a checkpoint's `noise_schedule` dict is such a scheduler's config. Betas and alphas_cumprod are rounded as diffusers rounds them: its
-float32 changes alphas_cumprod by 1e-6 of its value, and a step at the noisy end by a thousand times as much.
+a checkpoint's `noise_schedule` dict is such a scheduler's config. Betas and alphas_cumprod are rounded as
+diffusers rounds them: float32 changes alphas_cumprod by 1e-6 of its value, and a step at the noisy end by a thousand
+times as much.
 """
 
 import itertools
@@ -101,7 +102,7 @@ class NoiseSchedule(BaseModel):
         return self.clip_sample_range if self.clip_sample and sampler != "dpm-solver++" else None
 
     def solver_timesteps(self) -> int:
-        """Timesteps that DPM-Solver++ may use, 0 first: those with log(alpha / sigma) of `lambda_min_clipped` or more."""
+        """How many timesteps DPM-Solver++ may use: there log(alpha / sigma) is `lambda_min_clipped` or more."""
         if self.lambda_min_clipped is None:
             return self.num_train_timesteps
         ratios = self.alphas_cumprod()
@@ -143,4 +144,4 @@ def _line(start: float, end: float, count: int) -> NDArray[np.float32]:
     stride = np.float64((last - first) / np.float32(max(count - 1, 1)))
     index = np.arange(count)
     upwards, downwards = first + stride * index, last - stride * index[::-1]
-    return np.where(index < count // 2, upwards, downwards).astype(np.float32)
+    return np.where(index < max(count // 2, 1), upwards, downwards).astype(np.float32)

@@ -28,7 +28,9 @@ def first_step(steps: int, strength: float) -> int:
     """
     executed = int(steps * strength) if 0.0 < strength <= 1.0 else 0
     if executed < 1:
-        raise UnsupportedError(f"strength: expected above 0, up to 1, and at least one of {steps} steps: got {strength}")
+        raise UnsupportedError(
+            f"strength: expected above 0, up to 1, and at least one of {steps} steps: got {strength}"
+        )
     return steps - executed
 
 

@@ -22,7 +22,12 @@ SCHEDULES = [
     {"timestep_spacing": "linspace", "clip_sample": False, "set_alpha_to_one": False},
     {"prediction_type": "v_prediction", "clip_sample_range": 2.0, "timestep_spacing": "trailing"},
     {"prediction_type": "sample", "num_train_timesteps": 37, "variance_type": "fixed_large"},
-    {"solver_type": "heun", "lower_order_final": False, "final_sigmas_type": "sigma_min", "timestep_spacing": "linspace"},
+    {
+        "solver_type": "heun",
+        "lower_order_final": False,
+        "final_sigmas_type": "sigma_min",
+        "timestep_spacing": "linspace",
+    },
     {"solver_order": 1, "euler_at_final": True, "prediction_type": "v_prediction"},
     {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1, "euler_at_final": True},
 ]
@@ -107,9 +112,7 @@ def test_timesteps_are_those_of_numpy(library, spacing, train, sampler):
 
 
 @pytest.mark.parametrize("config", SCHEDULES)
-@pytest.mark.parametrize(
-    ("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.3), ("ddpm", 0.0), ("dpm-solver++", 0.0)]
-)
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.3), ("ddpm", 0.0), ("dpm-solver++", 0.0)])
 @pytest.mark.parametrize("first", [0, 3])
 def test_coefficients_have_the_same_bits(library, config, sampler, eta, first):
     schedule = NoiseSchedule.from_config(config)
