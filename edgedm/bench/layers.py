@@ -2,12 +2,13 @@
 
 What is timed is what a network pays: from a float feature map to a float feature map, packing (or quantising) and
 the epilogue included, one native call a kernel. Peers run the float convolution of the same shape in the same run, in
-turns; beside qconv ONNX Runtime also runs its 8-bit one (QuantizeLinear, QLinearConv, DequantizeLinear).
+turns; beside qconv ONNX Runtime also runs its 8-bit one (QuantizeLinear, QLinearConv, DequantizeLinear). The float
+parts of a network (`float_layers`) are layers too: `attention:256x256x16` is one head of 256 channels on 16x16 tokens.
 """
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,10 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")  # microseconds, not milliseconds, into the peers' turns
 import tvm
 
+from edgedm.bench import float_layers
 from edgedm.bench.limits import limit
 from edgedm.bench.peers import Peer, resolve_peers
-from edgedm.bench.timing import interleave
+from edgedm.bench.timing import each_call
 from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.ops.domain import IR_VERSION, ONNX_OPSET
 from edgedm.ops.packing import pack_signs
@@ -35,6 +37,7 @@ KINDS = {
     "wconv": "W1A4: QuantizeCodes, then BinaryWeightConv with multiplier and addend",
     "qconv": "W4A4: QuantizeUniform, then QuantConv with zero points, multiplier, step and addend",
     "fconv": "float32: FloatConv with bias",
+    **float_layers.KINDS,
 }
 KERNEL_SIZE = 3
 _TVM_BIG_CORES = 1  # the affinity mode of `runtime.config_threadpool` that uses the first cores
@@ -52,7 +55,7 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A square convolution with padding 1."""
+    """A square convolution with padding 1, or one of `float_layers`."""
 
     kind: str
     channels: int
@@ -67,11 +70,22 @@ class Layer:
             raise UnsupportedError(
                 f"layer {text!r}: expected KIND:INxOUTxHEIGHT, KIND one of {', '.join(KINDS)}, e.g. bconv:256x256x16"
             )
-        return cls(found[1], int(found[2]), int(found[3]), int(found[4]))
+        sizes = [int(number) for number in found.groups()[1:]]
+        reason = float_layers.complaint(found[1], sizes) if found[1] in float_layers.KINDS else None
+        if reason:
+            raise UnsupportedError(f"layer {text!r}: {reason}")
+        return cls(found[1], *sizes)
+
+    @property
+    def form(self) -> float_layers.Form:
+        """The operands of a float part."""
+        return float_layers.form(self.kind, self.channels, self.out_channels, self.height)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates."""
+        """Multiply-accumulates; 0 of what only moves data."""
+        if self.kind in float_layers.KINDS:
+            return float_layers.macs(self.kind, self.channels, self.out_channels, self.height)
         return self.height**2 * KERNEL_SIZE**2 * self.channels * self.out_channels
 
 
@@ -85,18 +99,18 @@ def bench_layer(
 ) -> Outcome:
     """Time one layer and the peers' float convolution, interleaved, once for each number of threads.
 
-    Figures: `us.<engine>.t<n>` (median), `ratio.<peer>.t<n>` (peer over edgedm), `gmacs.edgedm.t<n>`; for one
-    thread `gmacs.limit.t1` and `fraction.t1` of the limit (see `limits`). Details hold deciles, kernel families and
-    shapes. `against` names peers (`PEERS`), or is `all` that are installed (`details["absent"]` has the others), or
-    `none`. Raises UnsupportedError for an unknown layer, peer or number of threads, ToolchainError for a peer asked for
-    by name that is not installed.
+    Figures: `us.<engine>.t<n>` (first decile of single calls, which other programs hardly disturb), `ratio.<peer>.t<n>`
+    (peer over edgedm) and, for layers with products, `gmacs.edgedm.t<n>`; for one thread `gmacs.limit.t1` and
+    `fraction.t1` of the limit (see `limits`). Details hold deciles, kernel families and shapes. `against` names peers
+    (`PEERS`), or is `all` that are installed (`details["absent"]` has the others), or `none`. Raises UnsupportedError
+    for an unknown layer, peer or number of threads, ToolchainError for a peer asked for by name that is not installed.
     """
     shape = Layer.parse(layer)
     chosen, absent = resolve_peers(against, PEERS)
     peers = [peer.name for peer in chosen]
     machine = resolve(target)
     ours = _Ours(shape, machine)
-    bound = limit(shape.kind, machine)
+    bound = limit("fconv" if shape.kind in float_layers.KINDS else shape.kind, machine) if shape.macs else None
     figures: dict[str, float] = {}
     timings = {}
     for count in threads:
@@ -107,15 +121,17 @@ def bench_layer(
         engines |= {f"{peer}_fp32": _PEER[peer](shape, count) for peer in peers}
         if shape.kind == "qconv" and "onnxruntime" in peers:
             engines["onnxruntime_int8"] = _onnxruntime_int8(shape, count)
-        if count == 1:
+        if count == 1 and bound is not None:
             engines["limit"] = bound.run
-        timing = interleave(engines, seconds)
-        if count == 1:
-            figures["gmacs.limit.t1"] = bound.macs / timing.pop("limit").median / 1e9
+        timing = each_call(engines, seconds)
+        if count == 1 and bound is not None:
+            figures["gmacs.limit.t1"] = bound.macs / timing.pop("limit").low / 1e9
         timings[f"t{count}"] = {name: vars(each) for name, each in timing.items()}
-        best = timing["edgedm"].median
-        figures |= {f"us.{name}.t{count}": each.median * 1e6 for name, each in timing.items()}
-        figures |= {f"ratio.{name}.t{count}": each.median / best for name, each in timing.items() if name != "edgedm"}
+        best = timing["edgedm"].low
+        figures |= {f"us.{name}.t{count}": each.low * 1e6 for name, each in timing.items()}
+        figures |= {f"ratio.{name}.t{count}": each.low / best for name, each in timing.items() if name != "edgedm"}
+        if bound is None:
+            continue
         figures[f"gmacs.edgedm.t{count}"] = shape.macs / best / 1e9
         if count == 1:
             figures["fraction.t1"] = figures["gmacs.edgedm.t1"] / figures["gmacs.limit.t1"]
@@ -131,6 +147,10 @@ class _Ours:
         self._target = target
         self._calls: list[tuple[Callable[..., object], list[object]]] = []
         self.families: list[str] = []
+        self.result: Any = None
+        if layer.kind in float_layers.KINDS:
+            self._add_calls(layer.form)
+            return
         rng = np.random.default_rng(0)
         x = rng.standard_normal((1, layer.height, layer.height, layer.channels), np.float32)
         weight = rng.standard_normal((layer.out_channels, layer.channels, KERNEL_SIZE, KERNEL_SIZE), np.float32)
@@ -162,16 +182,26 @@ class _Ours:
         for function, tensors in self._calls:
             function(*tensors)
 
-    def _add(self, op: str, x: Any, constants: Sequence[Array], attrs: dict[str, Any]) -> Any:
-        """Append a kernel that reads tensor `x`; return its output."""
-        kernel = select(op, [TensorSpec(tuple(x.shape), str(x.dtype)), *constants], attrs, self._target)
-        packed = [kernel.packed(index, constants[index - 1]) for index in kernel.kept[1:]]
+    def _add_calls(self, form: float_layers.Form) -> None:
+        inputs = [tvm.runtime.tensor(np.array(each)) for each in form.inputs]
+        for call in form.calls:
+            first, *others = [self.result if number < 0 else inputs[number] for number in call.operands]
+            self.result = self._add(call.op, first, call.constants, call.attributes, others)
+
+    def _add(
+        self, op: str, x: Any, constants: Sequence[Array], attrs: dict[str, Any], others: Sequence[Any] = ()
+    ) -> Any:
+        """Append a kernel that reads tensor `x`, and perhaps others behind it; return its output."""
+        given = [TensorSpec(tuple(each.shape), str(each.dtype)) for each in (x, *others)]
+        kernel = select(op, [*given, *constants], attrs, self._target)
+        kept = [index - len(given) for index in kernel.kept if index >= len(given)]
+        packed = [kernel.packed(index + len(given), constants[index]) for index in kept]
         rest = [np.zeros(spec.shape, spec.dtype) for spec in (*kernel.outputs, *kernel.scratch)]
         tensors = [tvm.runtime.tensor(np.array(each)) for each in (*packed, *rest)]
         library = tvm.compile(
             tvm.IRModule({"kernel": kernel.function.with_attr("global_symbol", "kernel")}), self._target.tvm()
         )
-        self._calls.append((library["kernel"], [x, *tensors]))
+        self._calls.append((library["kernel"], [x, *others, *tensors]))
         self.families.append(kernel.family)
         return tensors[len(packed)]
 
@@ -187,17 +217,19 @@ def _use_threads(count: int) -> None:
 
 
 def _onnxruntime(layer: Layer, threads: int) -> Engine:
-    """ONNX Runtime's float convolution, all optimisation, in its own layout (NCHW)."""
-    from onnx import helper, numpy_helper
+    """ONNX Runtime's float layer, all optimisation, in its own layout (NCHW)."""
+    from onnx import helper
 
+    if layer.kind in float_layers.KINDS:
+        return _session(threads, *float_layers.in_onnx(layer.kind, layer.form))
     x, weight, bias = _float_operands(layer)
-    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
-    return _session(layer, threads, x, [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])], constants)
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])]
+    return _session(threads, {"x": x}, nodes, {"w": weight, "b": bias})
 
 
 def _onnxruntime_int8(layer: Layer, threads: int) -> Engine:
     """ONNX Runtime's convolution of uint8 codes with int8 weights, from float to float."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     x, weight, _ = _float_operands(layer)
     values = {"s": np.float32(0.03), "z": np.uint8(128), "w": np.clip(weight * 32, -128, 127).astype(np.int8)}
@@ -209,46 +241,51 @@ def _onnxruntime_int8(layer: Layer, threads: int) -> Engine:
         helper.make_node("QLinearConv", inputs, ["p"], pads=[1, 1, 1, 1]),
         helper.make_node("DequantizeLinear", ["p", "ys", "yz"], ["y"]),
     ]
-    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
-    return _session(layer, threads, x, nodes, constants)
+    return _session(threads, {"x": x}, nodes, values)
 
 
-def _session(layer: Layer, threads: int, x: Array, nodes: Sequence[Any], constants: Sequence[Any]) -> Engine:
-    """ONNX Runtime on nodes that make `y` from `x`."""
+def _session(threads: int, feeds: Mapping[str, Array], nodes: Sequence[Any], constants: Mapping[str, Any]) -> Engine:
+    """ONNX Runtime on nodes that make `y` from `feeds`, all float32."""
     import onnxruntime
-    from onnx import helper
+    from onnx import TensorProto, helper, numpy_helper
 
-    size = [1, layer.out_channels, layer.height, layer.height]
     graph = helper.make_graph(
         nodes,
         "layer",
-        [helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)],
-        [helper.make_tensor_value_info("y", helper.np_dtype_to_tensor_dtype(x.dtype), size)],
-        constants,
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, each.shape) for name, each in feeds.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET)], ir_version=IR_VERSION)
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads spin into our turn
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"x": x})
+    return lambda: session.run(None, dict(feeds))
 
 
 def _torch(layer: Layer, threads: int) -> Engine:
-    """PyTorch's float convolution, channels last."""
+    """PyTorch's float layer, channels last."""
     import torch
 
-    last = torch.channels_last
-    x, weight, bias = (torch.from_numpy(each) for each in _float_operands(layer))
-    x, weight = x.to(memory_format=last), weight.to(memory_format=last)
+    call = float_layers.in_torch(layer.kind, layer.form) if layer.kind in float_layers.KINDS else _torch_conv(layer)
 
     def run() -> None:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         with torch.inference_mode():
-            torch.nn.functional.conv2d(x, weight, bias, padding=1)
+            call()
 
     return run
+
+
+def _torch_conv(layer: Layer) -> Engine:
+    import torch
+
+    last = torch.channels_last
+    x, weight, bias = (torch.from_numpy(each) for each in _float_operands(layer))
+    x, weight = x.to(memory_format=last), weight.to(memory_format=last)
+    return lambda: torch.nn.functional.conv2d(x, weight, bias, padding=1)
 
 
 def _float_operands(layer: Layer) -> tuple[Array, Array, Array]:
