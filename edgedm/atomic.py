@@ -10,11 +10,30 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgedm.errors import InvalidModelError
+
+
+def check_place(target: str | os.PathLike[str]) -> None:
+    """Raise `InvalidModelError` that names the file which stands where a folder above `target` would have to be.
+
+    To be called before long work, so that its result has a place to go.
+    """
+    for above in Path(os.path.abspath(target)).parents:
+        if above.is_dir():
+            return
+        if above.exists():
+            raise InvalidModelError(
+                f"{target}: {above} is a file, so nothing can be written below it; name another place"
+            )
+
 
 @contextlib.contextmanager
 def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path to write to; on success it replaces `target`, on any exception it is removed."""
     target = Path(target)
+    check_place(target)
+    if target.is_dir():
+        raise InvalidModelError(f"{target}: is a folder; expected a name for a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
     os.close(handle)
@@ -36,6 +55,9 @@ def atomic_dir(target: str | os.PathLike[str]) -> Iterator[Path]:
     second rename fails, the old folder is put back.
     """
     target = Path(target)
+    check_place(target)
+    if target.exists() and not target.is_dir():
+        raise InvalidModelError(f"{target}: is a file; expected a name for a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from edgedm.atomic import atomic_dir, atomic_file
+from edgedm.atomic import atomic_dir, atomic_file, check_place
+from edgedm.errors import InvalidModelError
 
 
 def test_a_file_appears_whole_when_the_block_ends(tmp_path):
@@ -54,3 +55,23 @@ def test_new_files_and_folders_get_the_usual_permissions(tmp_path):
     (tmp_path / "usual-folder").mkdir()
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
     assert (tmp_path / "folder").stat().st_mode == (tmp_path / "usual-folder").stat().st_mode
+
+
+def test_a_place_below_a_file_is_refused_before_anything_is_written_and_names_the_file(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    place = tmp_path / "notes" / "runs" / "model"
+    for enter in (check_place, lambda path: atomic_file(path).__enter__(), lambda path: atomic_dir(path).__enter__()):
+        with pytest.raises(InvalidModelError, match=r"notes/runs/model: .*/notes is a file"):
+            enter(place)
+    check_place(tmp_path / "new" / "folders" / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_folder_does_not_become_a_file_nor_a_file_a_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InvalidModelError, match="folder: is a folder"), atomic_file(tmp_path / "folder"):
+        pass
+    with pytest.raises(InvalidModelError, match="file: is a file"), atomic_dir(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"

@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from edgedm import progress
+from edgedm.atomic import check_place
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError
 from edgedm.outcome import Outcome
 
 OK, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_PLACES = ("output", "runs", "log", "dump")  # options that name what is written
 
 _EXTRA_OF = {
     "torch": "train",
@@ -39,7 +41,7 @@ def verb(show: Callable[[Outcome], None]) -> Callable[[Callable[..., Outcome]], 
     """Turn a function that returns an `Outcome` into the body of a click command.
 
     Adds `--json` (one object on standard output: ok, figures, details) and `--quiet` (no progress, no
-    summary). `show` prints the outcome for people.
+    summary). `show` prints the outcome for people. A place below a file is refused before `run` is called.
     """
 
     def decorate(run: Callable[..., Outcome]) -> Callable[..., None]:
@@ -49,6 +51,9 @@ def verb(show: Callable[[Outcome], None]) -> Callable[[Callable[..., Outcome]], 
         def body(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> None:
             progress.enabled = not (quiet or as_json)
             try:
+                for name in _PLACES:
+                    if kwargs.get(name):
+                        check_place(kwargs[name])
                 outcome = _with_readable_errors(run, *args, **kwargs)
             except KeyboardInterrupt as error:
                 click.echo(f"edgedm: {str(error) or 'interrupted; nothing was written'}", err=True)
