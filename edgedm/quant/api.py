@@ -22,6 +22,7 @@ from edgedm.quant.clock import Clock, find_clock, install_clock
 from edgedm.quant.geometry import is_layer
 from edgedm.quant.methods import METHODS
 from edgedm.quant.methods.method import Options, Site
+from edgedm.quant.option_text import complaint
 from edgedm.quant.policy import Policy, policy_of
 
 DEFAULT_EDGES = (0,)
@@ -93,10 +94,7 @@ def method_options(
     try:
         return kind.model_validate({**implied, **(options or {})})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        known = ", ".join(kind.model_fields)
-        raise UnsupportedError(f"option {where!r} of {method}: {first['msg']}; {method} has {known}") from error
+        raise UnsupportedError(complaint(error, kind, method)) from error
 
 
 def make_inference(model: nn.Module) -> None:

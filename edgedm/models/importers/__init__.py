@@ -21,6 +21,7 @@ from edgedm.models.importers import bidm, binarydm, dilatequant, efficientdm, fu
 from edgedm.models.importers.layout import Layout, Report
 from edgedm.models.importers.reading import read
 from edgedm.outcome import Outcome
+from edgedm.quant.option_text import complaint
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
@@ -61,10 +62,7 @@ def import_checkpoint(
     try:
         settings = chosen.options.model_validate(options)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        known = ", ".join(chosen.options.model_fields)
-        raise UnsupportedError(f"option {where!r} of {layout}: {first['msg']}; it has {known}") from error
+        raise UnsupportedError(complaint(error, chosen.options, layout)) from error
     report = Report()
     checkpoint = chosen.build(read(path), os.fspath(path), settings, report)
     figures = {"parameters": float(_size(checkpoint)), **report.figures}
