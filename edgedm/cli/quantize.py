@@ -25,6 +25,9 @@ METHODS = {
 
 
 def _show(outcome: Outcome) -> None:
+    if "finished" in outcome.details:
+        click.echo(f"{outcome.details['finished']}: finished already with these settings; nothing to do")
+        return
     if "tables" not in outcome.details:
         show_figures(outcome)
         return
@@ -43,7 +46,12 @@ def _show(outcome: Outcome) -> None:
     "--base",
     default="zoo:digits-fp32",
     show_default=True,
-    help="The full-precision model: zoo:NAME, a checkpoint folder, or a local folder of diffusers.",
+    help="The full-precision model: zoo:NAME, preset:NAME, a checkpoint folder, or a local folder of diffusers.",
+)
+@click.option(
+    "--null-class",
+    type=click.IntRange(0),
+    help="Of a folder of diffusers with classes: the label that means none, which the folder does not say.",
 )
 @click.option(
     "--data",
@@ -85,7 +93,8 @@ def _show(outcome: Outcome) -> None:
     help="Where states and curves live, in a folder METHOD (default: OUTPUT.training beside the output).",
 )
 @click.option("--log", type=click.Path(file_okay=False), help="Write TensorBoard events to this folder.")
-@click.option("--restart", is_flag=True, help="Discard the states of an earlier training.")
+@click.option("--restart", is_flag=True, help="Discard the states of an earlier training that did not end.")
+@click.option("--overwrite", is_flag=True, help="Replace the finished checkpoint at OUTPUT.")
 @click.option("--dry-run", is_flag=True, help="Show each layer's bits and why, and sizes; train nothing.")
 @click.option("--describe", is_flag=True, help="Show the method's options and policies; train nothing.")
 @click.option("-o", "--output", type=click.Path(file_okay=False), help="The checkpoint to write.")
@@ -103,12 +112,14 @@ def command(
     runs: str | None,
     log: str | None,
     restart: bool,
+    overwrite: bool,
+    null_class: int | None,
     **loop: Any,
 ) -> Outcome:
     """Train a low-bit checkpoint from a full-precision one.
 
     The same command goes on where a killed one stopped: its states lie in OUTPUT.training (or --runs) until the
-    checkpoint is written; the loss curves stay there.
+    checkpoint is written; the loss curves stay there. Once it is written, the same command does nothing.
 
     \b
     Many processes: accelerate launch --num_processes 4 -m edgedm.cli quantize ...
@@ -123,7 +134,7 @@ def command(
         return plan.describe(method, None if policy is None and bits is None else chosen)
     if dry_run:
         settings = api.loop_options(method, **loop)
-        return plan.plan(base, method, chosen, options=options, data=data, loop=settings)
+        return plan.plan(base, method, chosen, options=options, data=data, loop=settings, null_class=null_class)
     try:
         outcome = api.train_checkpoint(
             base,
@@ -135,6 +146,8 @@ def command(
             runs=runs,
             log=log,
             restart=restart,
+            overwrite=overwrite,
+            null_class=null_class,
             **loop,
         )
     finally:

@@ -1,7 +1,6 @@
 """`edgedm.quantize`: swap the layers of a module, or train a low-bit checkpoint from a float one."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import nn
 
+from edgedm.atomic import check_place
 from edgedm.errors import UnsupportedError
 from edgedm.models import save
 from edgedm.models.roles import Role
@@ -18,11 +18,11 @@ from edgedm.quant.api import quantize_layers
 from edgedm.quant.methods.method import Options
 from edgedm.quant.policy import Policy, policy_of
 from edgedm.training.base_model import load_base
-from edgedm.training.identity import RUN_FILE, discard_states, write_record
+from edgedm.training.finished import finish, finished_before
 from edgedm.training.options import LoopOptions
 from edgedm.training.processes import Processes
 from edgedm.training.recipes import RECIPES
-from edgedm.training.run import run_method
+from edgedm.training.run import record_of, run_method, settle
 
 Precision = Literal["fp32", "bf16"]
 SUFFIX = ".training"
@@ -106,6 +106,8 @@ def train_checkpoint(
     runs: str | os.PathLike[str] | None = None,
     log: str | os.PathLike[str] | None = None,
     restart: bool = False,
+    overwrite: bool = False,
+    null_class: int | None = None,
     threads: int | None = None,
 ) -> Outcome:
     """Train a low-bit checkpoint from the full-precision model `base` (see `load_base`) and write it to `output`.
@@ -114,17 +116,27 @@ def train_checkpoint(
     `precision` replace the recipe's own; `data` and `options` are as in `run_method`. Training keeps its state in
     `runs`/METHOD, by default the folder `OUTPUT.training` beside the output: the same call goes on from it after
     whatever stopped it, a call with other settings is refused, `restart` begins anew. When the checkpoint is
-    written the states are deleted; curves (`STAGE/curve.json`) and the record (`run.json`) stay. `log` is a folder
-    for TensorBoard. `threads` sets torch's number of threads.
+    written the states are deleted; curves (`STAGE/curve.json`) and the record (`run.json`) stay. The same call then
+    trains nothing and returns the same figures; one with other settings is refused unless it may `overwrite` the
+    checkpoint. `log` is a folder for TensorBoard. `null_class` is the label that means "none" of a base of diffusers
+    with classes. `threads` sets torch's number of threads.
 
     The outcome's figures are each stage's last losses and seconds, the recipe's own figures and the peak memory;
     its details the paths written and the curves. Raises as `run_method` does.
     """
+    for place in (output, runs, log):
+        if place is not None:
+            check_place(place)
     loop = loop_options(method, iterations, batch, learning_rate, ema, precision, seed, save_every)
-    checkpoint = load_base(base)
+    checkpoint = load_base(base, null_class)
     if threads is not None:
         torch.set_num_threads(threads)
     folder = run_folder(output, runs, method)
+    settings = settle(checkpoint.config, method, policy, options, data, loop)
+    if Path(output).exists():
+        before = finished_before(Path(output), folder, record_of(checkpoint, settings), overwrite)
+        if before is not None:
+            return before
     trained = run_method(
         checkpoint,
         method,
@@ -139,7 +151,7 @@ def train_checkpoint(
     processes = Processes()
     if processes.is_main:
         save(trained.checkpoint, output)
-        finish(folder, trained.figures)
+        finish(folder, trained.figures, Path(output))
     processes.wait()
     written = [str(output), str(folder)]
     return Outcome(True, trained.figures, {"written": written, "curves": trained.curves})
@@ -177,10 +189,3 @@ def run_folder(output: str | os.PathLike[str], runs: str | os.PathLike[str] | No
         return Path(runs) / method
     absolute = Path(os.path.abspath(output))
     return absolute.parent / (absolute.name + SUFFIX)
-
-
-def finish(folder: Path, figures: Mapping[str, float]) -> None:
-    """Mark the run in `folder` as finished and delete its states."""
-    identity = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["identity"]
-    write_record(folder, identity, figures, finished=True)
-    discard_states(folder)

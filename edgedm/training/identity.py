@@ -45,15 +45,20 @@ def of_module(module: nn.Module) -> str:
 
 def check(kept: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Raise `UnsupportedError` that names every setting in which a kept state and this run differ."""
+    if found := differences(kept, now):
+        raise UnsupportedError(
+            f"{where}: this training was begun with other settings: {found}. Give the same ones to go on "
+            "from it, discard it (--restart), or train in another folder (--runs)"
+        )
+
+
+def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the settings in which two runs differ, as text; "" where there are none."""
+    now = json.loads(json.dumps(now))
     names = sorted(name for name in kept.keys() | now.keys() if kept.get(name) != now.get(name))
-    if not names:
-        return
     shown = [f"{name} was {_text(kept.get(name))}, is {_text(now.get(name))}" for name in names[:_SHOWN]]
     more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    raise UnsupportedError(
-        f"{where}: this training was begun with other settings: {'; '.join(shown)}{more}. Give the same ones to go on "
-        "from it, discard it (--restart), or train in another folder (--runs)"
-    )
+    return "; ".join(shown) + more
 
 
 def _text(value: Any) -> str:
@@ -73,18 +78,34 @@ def claim(folder: Path, identity: Identity, restart: bool) -> None:
     if restart:
         discard_states(folder)
     if record.exists() and any(folder.glob(f"*/{STATE_FILE}")):
-        try:
-            kept = json.loads(record.read_text(encoding="utf-8"))["identity"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidModelError(f"{record}: not the record of a training run: {error}") from error
-        check(kept, json.loads(json.dumps(identity)), folder)
+        check(read_record(folder)["identity"], identity, folder)
     else:
         write_record(folder, identity, {}, finished=False)
 
 
-def write_record(folder: Path, identity: Identity, figures: Mapping[str, float], finished: bool) -> None:
-    """Write `run.json`: what the run is, whether it is finished, and its figures."""
-    values = {"edgedm": edgedm.__version__, "finished": finished, "identity": identity, "figures": dict(figures)}
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return `run.json` of a folder that has one. Raises `InvalidModelError` for a file that is no such record."""
+    path = folder / RUN_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["identity"], dict):
+            raise TypeError("identity is no object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidModelError(f"{path}: not the record of a training run: {error}") from error
+    return dict(record)
+
+
+def write_record(
+    folder: Path, identity: Identity, figures: Mapping[str, float], finished: bool, checkpoint: str | None = None
+) -> None:
+    """Write `run.json`: what the run is, whether it is finished, its figures and the hash of its checkpoint."""
+    values = {
+        "edgedm": edgedm.__version__,
+        "finished": finished,
+        "identity": identity,
+        "figures": dict(figures),
+        "checkpoint": checkpoint,
+    }
     with atomic_file(folder / RUN_FILE) as path:
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 

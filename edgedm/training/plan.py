@@ -16,6 +16,7 @@ from edgedm.models.roles import roles
 from edgedm.outcome import Outcome
 from edgedm.quant.methods import METHODS
 from edgedm.quant.methods.method import Options
+from edgedm.quant.option_text import takes
 from edgedm.quant.policy import POLICIES, Policy
 from edgedm.training.base_model import load_base
 from edgedm.training.options import LoopOptions
@@ -33,6 +34,7 @@ def plan(
     options: Options | Mapping[str, Any] | None = None,
     data: str = "digits",
     loop: LoopOptions | None = None,
+    null_class: int | None = None,
 ) -> Outcome:
     """Return what `train_checkpoint` would do with the same arguments; nothing is trained or written.
 
@@ -41,7 +43,7 @@ def plan(
     MACs by bits, parameters of the base and those of the student that may learn, and the bytes that the checkpoint
     will take. Raises as `run_method` does.
     """
-    checkpoint = load_base(base)
+    checkpoint = load_base(base, null_class)
     settings = settle(checkpoint.config, method, policy, options, data, loop)
     rows = _layer_rows(checkpoint, settings.policy)
     student = _student(checkpoint, settings)
@@ -85,7 +87,7 @@ def describe(method: str, policy: Policy | None = None) -> Outcome:
     options: list[Row] = [
         {
             "option": name,
-            "type": _type_text(info.annotation),
+            "takes": takes(info),
             "default": str(info.get_default(call_default_factory=True)),
             "meaning": info.description or "",
         }
@@ -183,8 +185,3 @@ def _stages_text(stages: Callable[..., Any]) -> str:
 
 def _loop_rows(loop: LoopOptions) -> list[Row]:
     return [{"setting": field.name, "value": str(getattr(loop, field.name))} for field in fields(loop)]
-
-
-def _type_text(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return text.replace("typing.", "").replace("Literal[", "one of [")

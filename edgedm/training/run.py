@@ -3,7 +3,7 @@
 import copy
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from edgedm.training.sources import NONE, open_images
 from edgedm.training.state import Curve
 
 DEFAULT_DATA = "digits"
+TRAINED = "UNet2DModel"  # the architecture that the recipes call
 # what a recipe that trains nothing has no use for: setting -> the option that sets it
 _OF_TRAINING = {
     "iterations": "--iterations",
@@ -83,10 +84,19 @@ def settle(
         raise InvalidModelError(f"base: expected a full-precision checkpoint, got one made by {base.method}")
     recipe = RECIPES[method]
     if data == NONE and not recipe.data_free:
-        free = ", ".join(name for name, other in RECIPES.items() if other.data_free)
-        raise UnsupportedError(f"data: {method} trains on images, give --data; without data train {free}")
+        raise UnsupportedError(f"data: {method} trains on images, give --data; without data train {_data_free()}")
     if recipe.data_free and data not in (NONE, DEFAULT_DATA):
         raise UnsupportedError(f"data: {method} trains without images, got {data!r}; leave --data out")
+    if base.architecture.class_name != TRAINED:
+        raise UnsupportedError(
+            f"base: the recipes train {TRAINED}, got {base.architecture.class_name}; swap the layers of the module "
+            "(edgedm.quantize(module, method)) and train it by a loop of your own"
+        )
+    if base.decoder is not None and not recipe.data_free:
+        raise UnsupportedError(
+            f"base: it draws latents, which a decoder turns into images, and {method} trains on images as they are; "
+            f"train a method without data: {_data_free()}"
+        )
     if base.prediction_type != "epsilon" and not recipe.data_free:
         raise UnsupportedError(f"base: {method} trains on the noise, but the base predicts {base.prediction_type}")
     chosen, settings = policy or policy_of(method), loop or recipe.loop
@@ -138,6 +148,10 @@ def run_method(
         return _run(base, settings, folder, restart, log)
 
 
+def _data_free() -> str:
+    return ", ".join(name for name, recipe in RECIPES.items() if recipe.data_free)
+
+
 def _check_loop(method: str, recipe: Recipe, loop: LoopOptions) -> None:
     if method == "dilatequant" and loop.ema_decay != 0:
         # the next stage goes on from the student: only the last block's average would ship
@@ -157,7 +171,7 @@ def _run(base: Checkpoint, settings: Settings, folder: Path, restart: bool, log:
     images = None if settings.recipe.data_free else _open(settings.data, config)
     identity = _identity(base, settings, images)
     if processes.is_main:
-        identities.claim(folder, identity | {"processes": processes.count}, restart)
+        identities.claim(folder, identity | _shared(processes), restart)
     processes.wait()
     schedule = NoiseSchedule.from_config(config.noise_schedule)
     device, null_class = processes.device, config.null_class
@@ -185,7 +199,8 @@ def _run(base: Checkpoint, settings: Settings, folder: Path, restart: bool, log:
         final = run.trained = result
     figures = _stage_figures(curves) | run.figures | _memory(device)
     final = final.cpu()
-    return Trained(to_checkpoint(final, config, method, settings.policy, settings.options), final, curves, figures)
+    made = to_checkpoint(final, config, method, settings.policy, settings.options)
+    return Trained(replace(made, decoder=base.decoder), final, curves, figures)
 
 
 def image_shape(config: CheckpointConfig) -> tuple[int, int, int]:
@@ -228,6 +243,16 @@ def _open(data: str, config: CheckpointConfig) -> Images:
             "folder to train without labels"
         )
     return images
+
+
+def record_of(base: Checkpoint, settings: Settings) -> identities.Identity:
+    """Return what `run.json` says of the run that `run_method` would make, without training anything."""
+    images = None if settings.recipe.data_free else _open(settings.data, base.config)
+    return _identity(base, settings, images) | _shared(Processes())
+
+
+def _shared(processes: Processes) -> identities.Identity:
+    return {"processes": processes.count}
 
 
 def _identity(base: Checkpoint, settings: Settings, images: Images | None) -> identities.Identity:

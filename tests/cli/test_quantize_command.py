@@ -110,12 +110,49 @@ def test_a_method_is_described_without_a_base():
         (("--data", "imagenet"), "imagenet"),
         (("--data", "none"), "bidm trains on images"),
         (("--base", "nowhere"), "nowhere"),
+        (("--option", "gap=0"), "option 'gap' of bidm: expected a whole number, at least 1, got '0'"),
+        (("--option", "distil=1"), "did you mean 'distill'?"),
+        (("--null-class", "3"), "has 10, got 3"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(base, tmp_path, arguments, complaint):
     done = run("--method", "bidm", "--base", base, "-o", tmp_path / "out", *arguments)
     assert done.exit_code == BAD_INPUT and complaint in done.stderr, done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_base_is_read(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    below = str(tmp_path / "notes" / "ckpt")
+    for option, others in (("-o", ()), ("--runs", ("-o", tmp_path / "out")), ("--log", ("-o", tmp_path / "out"))):
+        done = run("--method", "bidm", "--base", "nowhere", *others, option, below)
+        assert done.exit_code == BAD_INPUT and f"{tmp_path / 'notes'} is a file" in done.stderr, done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_the_same_command_after_the_end_says_so_and_another_asks_before_it_replaces(base, tmp_path):
+    arguments = (
+        "--method",
+        "ptq",
+        "--base",
+        base,
+        "-o",
+        tmp_path / "ckpt",
+        "--option",
+        "images=1",
+        "--option",
+        "steps=2",
+    )
+    first = run(*arguments, "--json")
+    assert first.exit_code == OK, first.output
+    weights = (tmp_path / "ckpt" / "model.safetensors").stat()
+    again = run(*arguments)
+    assert again.exit_code == OK and f"{tmp_path / 'ckpt'}: finished already with these settings" in again.output
+    assert json.loads(run(*arguments, "--json").stdout)["figures"] == json.loads(first.stdout)["figures"]
+    other = run(*arguments, "--seed", "1")
+    assert other.exit_code == BAD_INPUT and "loop.seed was 0, is 1" in other.stderr and "--overwrite" in other.stderr
+    assert (tmp_path / "ckpt" / "model.safetensors").stat() == weights
+    assert run(*arguments, "--seed", "1", "--overwrite").exit_code == OK
 
 
 def test_a_terminated_training_says_how_to_go_on_and_a_restart_begins_anew(base, tmp_path):

@@ -67,10 +67,10 @@ def test_every_method_describes_its_training_its_options_and_its_policies(method
         assert all(row["why"] for row in rows if row["bits"] != "float")
 
 
-def test_options_are_described_with_type_and_default():
+def test_options_are_described_with_what_they_take_and_the_default():
     rows = {row["option"]: row for row in describe("ptq").details["tables"]["Options (--option NAME=VALUE)"]}
-    assert rows["weights"]["type"] == "one of ['mse', 'minmax']" and rows["weights"]["default"] == "mse"
-    assert rows["images"]["type"] == "int"
+    assert rows["weights"]["takes"] == "mse or minmax" and rows["weights"]["default"] == "mse"
+    assert rows["images"]["takes"] == "a whole number, at least 1"
 
 
 def test_an_unknown_method_is_not_described():

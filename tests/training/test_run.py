@@ -15,11 +15,11 @@ from edgedm.models.config import Architecture
 from edgedm.models.roles import FLOAT
 from edgedm.quant.api import method_options
 from edgedm.quant.policy import policy_of
-from edgedm.training import quantize, run
+from edgedm.training import api, quantize, run
 from edgedm.training.options import LoopOptions
 from edgedm.training.qat import QuantizationAware
 from edgedm.training.recipes import RECIPES
-from edgedm.training.run import make_student, run_method
+from edgedm.training.run import make_student, run_method, settle
 
 CLOSE = 1e-4  # training multiplies the scale into the weight, inference after the sum; a few layers deep
 AGREEING = 0.97  # of the values; rounding may flip a sign or a code that lies on its threshold
@@ -103,7 +103,60 @@ def test_states_live_beside_the_output_and_go_when_it_is_written(base, tmp_path)
     record = json.loads((tmp_path / "ckpt.training" / "run.json").read_text())
     assert record["finished"] and record["figures"] == outcome.figures
     assert record["identity"]["method"] == "xnor" and record["identity"]["loop.seed"] == 0
-    xnor(base, tmp_path / "ckpt", seed=1)  # a finished run is nothing to protect
+
+
+def test_a_finished_checkpoint_is_trained_once(base, tmp_path, monkeypatch):
+    output = tmp_path / "ckpt"
+    first = xnor(base, output)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "train", die)
+        again = xnor(base, output, save_every=1)  # which changes no result
+    assert again.ok and again.figures == first.figures and again.details["curves"] == first.details["curves"]
+    assert again.details["finished"] == str(output) and again.details["written"] == []
+
+
+def test_another_run_replaces_a_finished_checkpoint_only_where_it_may(base, tmp_path):
+    output, weights = tmp_path / "ckpt", tmp_path / "ckpt" / "model.safetensors"
+    xnor(base, output)
+    before = weights.read_bytes()
+    for named in ({"seed": 1}, {"seed": 1, "restart": True}):
+        with pytest.raises(UnsupportedError, match=r"ckpt: .*loop\.seed was 0, is 1.*--overwrite"):
+            xnor(base, output, **named)
+    assert weights.read_bytes() == before
+    assert xnor(base, output, seed=1, overwrite=True).details["written"][0] == str(output)
+    assert weights.read_bytes() != before
+    assert xnor(base, output, seed=1).details["written"] == []
+
+
+def test_a_checkpoint_that_was_not_trained_here_is_not_taken_for_the_finished_one(base, tmp_path):
+    save(load(base), tmp_path / "other")
+    with pytest.raises(UnsupportedError, match=r"other: .*no record.*--overwrite"):
+        xnor(base, tmp_path / "other")
+    for name, seed in (("a", 0), ("b", 1)):
+        xnor(base, tmp_path / name, seed=seed, runs=tmp_path / "runs")
+    with pytest.raises(UnsupportedError, match=r"a: .*not the one that was trained here"):
+        xnor(base, tmp_path / "a", seed=1, runs=tmp_path / "runs")
+
+
+def test_a_folder_of_other_files_is_never_replaced(base, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"mine")
+    with pytest.raises(InvalidModelError, match="photos: holds other files"):
+        xnor(base, tmp_path / "photos", overwrite=True)
+    assert (tmp_path / "photos" / "cat.png").read_bytes() == b"mine"
+    (tmp_path / "empty").mkdir()
+    assert xnor(base, tmp_path / "empty").ok
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_or_just_after_needs_no_second_permission(base, tmp_path, monkeypatch):
+    xnor(base, tmp_path / "ckpt")
+    for name in ("save", "finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(api, name, die)
+            with pytest.raises(RuntimeError, match="killed"):
+                xnor(base, tmp_path / "ckpt", seed=1, overwrite=True)
+    assert xnor(base, tmp_path / "ckpt", seed=1).details["written"]
+    assert xnor(base, tmp_path / "ckpt", seed=1).details["written"] == []
 
 
 def die(*arguments):
@@ -185,6 +238,7 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing(base, tmp_path, mo
         ({"method": "dilatequant", "data": "folder:pictures"}, r"dilatequant trains without images.*folder:pictures"),
         ({"method": "ptq", "iterations": 5}, r"ptq: iterations is 5, but nothing is trained"),
         ({"method": "ptq", "precision": "bf16"}, "--precision"),
+        ({"method": "bidm", "null_class": 3}, "null_class: .* has 10, got 3"),
     ):
         with pytest.raises(UnsupportedError, match=complaint):
             quantize(str(base), **named)
@@ -195,6 +249,42 @@ def test_a_low_bit_base_is_refused(base, tmp_path):
     xnor(base, tmp_path / "low")
     with pytest.raises(InvalidModelError, match="xnor"):
         quantize(str(tmp_path / "low"), "bidm", output=str(tmp_path / "again"))
+
+
+def test_architectures_that_no_recipe_calls_are_refused_by_name():
+    with pytest.raises(UnsupportedError, match=r"UNet2DModel, got UNet2DConditionModel.*edgedm\.quantize"):
+        quantize("preset:latent-text,narrow=16", "efficientdm", output="never")
+
+
+def test_a_latent_model_keeps_its_decoder_and_takes_no_images(tmp_path):
+    decoder = load("preset:latent-class,narrow=16")
+    config = CheckpointConfig(
+        architecture=Architecture(
+            class_name="UNet2DModel", config={**SMALL_UNCONDITIONAL, "in_channels": 3, "out_channels": 3}
+        ),
+        method="fp32",
+        roles=FLOAT,
+        noise_schedule={"num_train_timesteps": 1000},
+        null_class=None,
+        decoder=decoder.config.decoder,
+    )
+    with pytest.raises(UnsupportedError, match=r"draws latents.*efficientdm"):
+        settle(config, "bidm")
+    latent = dataclasses.replace(build(config, 0), decoder=decoder.decoder)
+    trained = run_method(latent, "ptq", tmp_path / "run", options=QUICK["ptq"])
+    save(trained.checkpoint, tmp_path / "ckpt")
+    assert load(tmp_path / "ckpt").decoder is not None
+
+
+def test_a_base_of_diffusers_with_classes_is_told_which_one_means_none(tmp_path):
+    from diffusers import DDPMScheduler
+
+    small_base().module.unet.save_pretrained(tmp_path / "base" / "unet")
+    DDPMScheduler().save_pretrained(tmp_path / "base" / "scheduler")
+    with pytest.raises(UnsupportedError, match="null_class"):
+        xnor(tmp_path / "base", tmp_path / "ckpt")
+    xnor(tmp_path / "base", tmp_path / "ckpt", null_class=NULL)
+    assert load(tmp_path / "ckpt").config.null_class == NULL
 
 
 def test_more_classes_than_the_base_knows_are_refused(base, tmp_path):
