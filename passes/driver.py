@@ -93,6 +93,9 @@ def optimize(
         }
     if golden.is_file():
         files[output.with_suffix(".golden.safetensors")] = golden.read_bytes()
+    layers = Path(graph_path).with_suffix(".layers.safetensors")
+    if layers.is_file():
+        files[output.with_suffix(".layers.safetensors")] = layers.read_bytes()
     with ExitStack() as stack:  # all are written before the first one appears
         for path, data in files.items():
             stack.enter_context(atomic_file(path)).write_bytes(data)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install the tools outside pip that some tests need, from Debian's packages (as root).
 set -euo pipefail
-declare -A packages=([gcc]="gcc libc6-dev" [make]=make [nm]=binutils [cmake]=cmake [valgrind]=valgrind
+declare -A packages=([gcc]="gcc libc6-dev" [make]=make [nm]=binutils [cmake]=cmake [pkg-config]=pkg-config [valgrind]=valgrind
     [qemu-aarch64-static]=qemu-user-static)
 missing=()
 for tool in "${!packages[@]}"; do

@@ -138,6 +138,8 @@ def write_golden(path: Path, reference: "Reference") -> None:
         eps, state = reference.step(timestep, x, 1, state)
         tensors[f"step.{step}.eps"] = eps[None]
     save_file(tensors, path, {"golden_steps": "[0, 1, 2]"})
+    layers = {"tiny.conv.input": tensors["step.1.x"]}
+    save_file(layers, path.with_name(path.name.replace(".golden.", ".layers.")), {"layers_step": "1"})
 
 
 class Reference:

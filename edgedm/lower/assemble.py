@@ -31,7 +31,9 @@ from edgedm.lower.codegen import (
 )
 from edgedm.lower.golden import flat_golden
 from edgedm.lower.interface import Interface
+from edgedm.lower.layer_golden import layer_golden, layers_path
 from edgedm.lower.objects import write_object
+from edgedm.lower.package import write_package
 from edgedm.targets import Target
 
 
@@ -65,8 +67,10 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
     for header in HEADERS:
         (folder / "src" / header).rename(folder / "include" / header)
     shutil.copyfile(TEMPLATES / "CMakeLists.txt", folder / "CMakeLists.txt")
-    _golden(folder / "golden", lowered)
-    return _manifest(lowered)
+    write_package(folder)
+    manifest = _manifest(lowered)
+    _golden(folder / "golden", lowered, manifest)
+    return manifest
 
 
 def _functions(lowered: Lowered) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _link(folder: Path, prefix: str, target: Target) -> None:
         link(base.program_triple, (*LIBRARY_SOURCES, *PROBE_SOURCES), PROBE)
 
 
-def _golden(folder: Path, lowered: Lowered) -> None:
+def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> None:
     for name, model in lowered.models.items():
         (folder / f"{name}.onnx").write_bytes(serialize_graph(model))
     if lowered.golden.is_file():
@@ -114,6 +118,9 @@ def _golden(folder: Path, lowered: Lowered) -> None:
         interface = lowered.interface
         others = (interface.condition_shape, decoded_shape(lowered.graphs))
         (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, interface.image_shape, states, *others))
+        if layers_path(lowered.golden).is_file():
+            data = layer_golden(lowered.models, lowered.golden, manifest.nodes)
+            (folder / "layers.bin").write_bytes(data)
 
 
 def _manifest(lowered: Lowered) -> Manifest:

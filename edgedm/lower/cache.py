@@ -41,7 +41,7 @@ _NOT_CODE = {"__pycache__", "zoo"}
 def key_of(graph: Path, target: Target, steps: int, sampler: str) -> str:
     """Return the key of a compile of `graph` and its companions; files that are not there count as such."""
     digest = hashlib.sha256()
-    companions = (".prepare.onnx", ".decoder.onnx", ".golden.safetensors")
+    companions = (".prepare.onnx", ".decoder.onnx", ".golden.safetensors", ".layers.safetensors")
     for name in (graph, *(graph.with_suffix(each) for each in companions)):
         digest.update(_file_digest(name) if name.is_file() else b"absent")
     features = sorted(target.features)

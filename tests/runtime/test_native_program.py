@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from edgedm.bundle import load
 from edgedm.images import encode_png, grid
 from edgedm.runtime import LocalRunner, sample_bundle
 
@@ -26,6 +27,7 @@ def _run(bundle, *options, **keywords):
         {"label": 1, "guidance": 1.5, "seed": 2**64 - 1},
         {"sampler": "ddpm", "steps": 15, "threads": 2},
         {"eta": 0.25, "n": 3, "label": 0},
+        {"sampler": "dpm-solver++", "steps": 7, "label": 1, "threads": 3},
     ],
 )
 def test_the_same_bytes_as_python(tiny_bundle, tmp_path, options):
@@ -83,7 +85,11 @@ def test_a_moved_bundle_still_works(tiny_bundle, tmp_path):
         (["--steps", "1e3"], "--steps"),
         (["--steps", "50"], "trained 40..999"),
         (["--label", "2"], "label"),
-        (["--sampler", "euler"], "ddim or ddpm"),
+        (["--sampler", "euler"], "ddim, ddpm or dpm-solver++"),
+        (["--start", "nowhere.npy"], "nowhere.npy"),
+        (["--cores", "1;2"], "--cores"),
+        (["--cores", "1023"], "cores"),
+        (["--strength", "x"], "--strength"),
         (["--eta", "nan"], "--eta"),
         (["--eta", "2"], "eta"),
         (["--seed", "-1"], "--seed"),
@@ -129,6 +135,56 @@ def test_the_self_test_passes_and_bites(tiny_bundle, tmp_path):
     assert _run(tmp_path / "b", "--self-test").returncode == 2
     golden.unlink()
     assert _run(tmp_path / "b", "--self-test").returncode == 2
+
+
+def test_it_starts_from_images_as_python_does(tiny_bundle, tmp_path):
+    start = np.random.default_rng(0).uniform(-1, 1, (3, 1, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "start.npy", start)
+    options = ("-n", 3, "--steps", 10, "--start", tmp_path / "start.npy", "--strength", 0.6, "--label", 1)
+    done = _run(tiny_bundle, *options, "--cores", "big", "--threads", 2, "-o", tmp_path / "a.npy")
+    assert done.returncode == 0, done.stderr
+    with LocalRunner(tiny_bundle) as runner:
+        runner.prepare(10, label=1)
+        want = runner.sample(3, start=start, strength=0.6)
+    assert np.load(tmp_path / "a.npy").tobytes() == want.tobytes()
+    done = _run(tiny_bundle, "-n", 2, "--steps", 10, "--start", tmp_path / "start.npy", "-o", tmp_path / "b.npy")
+    assert done.returncode == 2
+    assert "start.npy" in done.stderr
+
+
+def test_times_and_peak_memory_are_printed(tiny_bundle, tmp_path):
+    for options in (("--times", "-n", 2, "-o", tmp_path / "a.npy"), ("--self-test",)):
+        done = _run(tiny_bundle, *options)
+        lines = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
+        assert float(lines["start-up"][1]) > 0
+        assert float(lines["step"][1]) > 0
+        assert int(lines["peak"][2]) > 500
+
+
+def test_the_self_test_names_the_first_layer_that_is_off(tiny_bundle, tmp_path):
+    done = _run(tiny_bundle, "--self-test")
+    calls = [node for node in load(tiny_bundle).manifest.nodes if node.graph == "step" and node.node]
+    assert f"layers {len(calls)}, off 0" in done.stdout
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    path = tmp_path / "b/golden/layers.bin"
+    data, at = bytearray(path.read_bytes()), 16
+    for node in calls:
+        sizes = [
+            int(np.prod(each.shape)) * np.dtype(each.dtype).itemsize
+            for each in (*(one for one in node.inputs if one.source != "weights"), *node.outputs)
+        ]
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little") + sum(sizes)
+        if node.op == "BinaryConv":
+            data[at - sizes[-1] : at] = bytes(sizes[-1])
+    assert at == len(data)
+    path.write_bytes(data)
+    done = _run(tmp_path / "b", "--self-test")
+    assert done.returncode == 1
+    assert "first layer that is off: tiny.conv (BinaryConv" in done.stdout
+    path.write_bytes(data[:-1])
+    assert _run(tmp_path / "b", "--self-test").returncode == 2
+    path.unlink()
+    assert _run(tmp_path / "b", "--self-test").returncode == 0
 
 
 def test_ctrl_c_leaves_nothing(tiny_bundle, tmp_path):

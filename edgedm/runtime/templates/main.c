@@ -243,10 +243,11 @@ static edm_status draw(edm_session *session, const request *wanted) {
   edm_image_shape(shape + 1);
   if (!status && start) status = edm_read_npy(wanted->start, shape, 4, start);
   options.start = start;
-  edm_times times = edm_now();
+  edm_times begun = edm_now();
   if (!status) status = edm_sample(session, &options, images, show_progress, &visible);
   if (visible) fprintf(stderr, "\r     \r");
-  if (!status && wanted->times) edm_print_times(&times, options.images * (uint32_t)wanted->schedule.steps);
+  edm_times ended = edm_now();
+  if (!status && wanted->times) edm_print_times(&begun, &ended, options.images * (uint32_t)wanted->schedule.steps);
   if (!status)
     status = edm_decoded_floats() && !wanted->latent ? decode(session, wanted, images)
                                                      : edm_write_images(wanted->output, images, options.images);

@@ -1,0 +1,104 @@
+"""Golden data of the kernels for the native self-test: what ONNX Runtime computes at every call of one step.
+
+The step graph and its prepare graph run on the recorded inputs of one golden step, without optimisation. The format
+is described in `runtime/templates/layers.c`, which reads it.
+"""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgedm.bundle.manifest import Node, Operand
+from edgedm.errors import InvalidModelError
+from edgedm.export.graph_io import serialize_graph
+from edgedm.ops import attach_functions, infer_shapes
+
+MAGIC = b"EDMLAYR1"
+Array = NDArray[Any]
+
+
+def layers_path(golden: Path) -> Path:
+    """Where `edgedm export --layer-golden` puts the layers' data, beside the golden data at `golden`."""
+    return golden.with_name(golden.name.replace(".golden.", ".layers."))
+
+
+def layer_golden(models: Mapping[str, ir.Model], golden: Path, nodes: Sequence[Node]) -> bytes:
+    """Return inputs and outputs of every kernel call of the step graph that is an operation of ours.
+
+    `models` are the channels-last graphs, `nodes` the manifest's calls. Raises InvalidModelError if the golden data
+    do not fit the graphs.
+    """
+    calls = [node for node in nodes if node.graph == "step" and node.node]
+    values = _values(models, golden, {each.name for node in calls for each in (*_given(node), *node.outputs)})
+    data = [struct.pack("<8sII", MAGIC, len(calls), 0)]
+    for node in calls:
+        name = f"{node.module or node.node} ({node.op}, {node.family})".encode()
+        data += [struct.pack("<II", node.index, len(name)), name]
+        data += [_bytes(values[each.name], each, node) for each in (*_given(node), *node.outputs)]
+    return b"".join(data)
+
+
+def _given(node: Node) -> list[Operand]:
+    return [operand for operand in node.inputs if operand.source != "weights"]
+
+
+def _bytes(array: Array, operand: Operand, node: Node) -> bytes:
+    data = np.ascontiguousarray(array).tobytes()
+    wanted = int(np.prod(operand.shape, dtype=np.int64)) * np.dtype(operand.dtype).itemsize
+    if len(data) != wanted:
+        raise AssertionError(f"kernel {node.kernel}: {operand.name!r} has {len(data)} bytes in the graph, not {wanted}")
+    return data
+
+
+def _values(models: Mapping[str, ir.Model], golden: Path, wanted: set[str]) -> dict[str, Array]:
+    from safetensors.numpy import load_file
+
+    step = _middle(golden)
+    tensors = {name.removeprefix(f"step.{step}."): array for name, array in load_file(golden).items()}
+    try:
+        rows = _run(models["prepare"], tensors, set())
+        return _run(models["step"], {**tensors, **rows}, wanted)
+    except KeyError as error:
+        raise InvalidModelError(f"{golden}: tensor {error} of step {step} is missing; export again") from error
+
+
+def _middle(golden: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(golden, "numpy") as file:
+        metadata = file.metadata() or {}
+    steps = json.loads(metadata.get("golden_steps", "[]"))
+    if not steps:
+        raise InvalidModelError(f"{golden}: records no step; export the checkpoint again")
+    return int(metadata.get("layers_step", steps[len(steps) // 2]))
+
+
+def _run(model: ir.Model, tensors: Mapping[str, Array], wanted: set[str]) -> dict[str, Array]:
+    """The graph's inputs, its outputs and the values in `wanted`, by name."""
+    copy = ir.serde.deserialize_model(onnx.load_from_string(serialize_graph(model)))
+    infer_shapes(copy)
+    made = {value.name: value for node in copy.graph for value in node.outputs}
+    there = {value.name for value in copy.graph.outputs}
+    copy.graph.outputs.extend(made[name] for name in sorted(wanted - there) if name in made)
+    attach_functions(copy)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(ir.serde.serialize_model(copy).SerializeToString(), options)
+    feeds = {each.name: _fitting(tensors[each.name], tuple(each.shape)) for each in session.get_inputs()}
+    names = [each.name for each in session.get_outputs()]
+    return {**feeds, **dict(zip(names, session.run(names, feeds), strict=True))}
+
+
+def _fitting(array: Array, shape: tuple[int, ...]) -> Array:
+    """Recorded states are channels first, those of the graph channels last."""
+    moved = np.moveaxis(array, 1, -1) if array.ndim == 4 and array.shape != shape else array
+    return np.ascontiguousarray(moved.reshape(shape))
