@@ -20,6 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgedm.errors import UnsupportedError
 from edgedm.verify.comparison import gamma
+from edgedm.verify.composed_rules import COMPOSED, least
 from edgedm.verify.rounding import DECISIONS, MOVES, RULES, Bounded, attribute, integer_product, quantize
 
 
@@ -104,11 +105,13 @@ def _bind(template: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) ->
 def _standard(node: onnx.NodeProto, operands: Sequence[Bounded | None], scope: _Scope) -> list[Bounded]:
     present = [operand for operand in operands if operand is not None]
     inexact = any(operand.error is not None for operand in present)
-    rule = RULES.get(node.op_type)
+    rule = RULES.get(node.op_type) or COMPOSED.get(node.op_type)
     if rule is not None and any(operand.value.dtype == np.float64 for operand in present):
         return [rule(node, *operands)]
     if node.op_type == "QuantizeLinear":
         return [quantize(node, scope.lean, *(operand for operand in operands if operand is not None))]
+    if node.op_type == "ArgMin" and inexact:
+        return [least(node, scope.lean, present[0])]
     if node.op_type in DECISIONS and inexact:
         signs = DECISIONS[node.op_type]
         arrays = [_leaning(operand, sign * scope.lean) for operand, sign in zip(operands, signs, strict=False)]

@@ -96,7 +96,8 @@ class _Bench:
         """Judge the layers at `paths` on what they are given at one moment."""
         inputs = self.reference.layer_inputs(moment, image, tuple({type(each) for each in self.layers.values()}))
         label = int(moment.labels[image])
-        given = dict(feeds_of(self.graph, moment.timestep, moment.x[image], label, None))
+        text = None if moment.texts is None else moment.texts[image]
+        given = dict(feeds_of(self.graph, moment.timestep, moment.x[image], label, None, text))
         others = {name: array for name, array in given.items() if self.graph.info.inputs.get(name) == "timestep"}
         for path in progress.track(paths, f"layers at step {moment.step}", len(paths)):
             layer = self.layers[path]

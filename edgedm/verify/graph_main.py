@@ -13,6 +13,7 @@ from edgedm.models import Checkpoint
 from edgedm.outcome import Outcome
 from edgedm.verify import GRAPH_LEVELS
 from edgedm.verify.contents_level import contents_level
+from edgedm.verify.decoder_rows import with_decoder
 from edgedm.verify.graph_layers import graph_layer_level
 from edgedm.verify.report import Level, outcome_of
 from edgedm.verify.run_level import Runs, check_counts, draw_runs, step_level, trajectory_level, visit_moments
@@ -86,7 +87,8 @@ class _Examination:
         return graph_layer_level(self.graph, self.reference, fed, self.sample)
 
     def step(self) -> Level:
-        return step_level(self.runner, self.graph.states, self.reference, self.runs, self.runner.undecided)
+        level = step_level(self.runner, self.graph.states, self.reference, self.runs, self.runner.undecided)
+        return with_decoder(level, self.runner, self.reference, self.runs.float32.images[-1])
 
     def trajectory(self) -> Level:
         return trajectory_level(self.runner, self.reference, self.runs, self.steps, self.sampler)

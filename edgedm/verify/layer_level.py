@@ -69,7 +69,7 @@ def layer_level(
     rows: list[Row] = []
     low_bit = 0
     flips, accumulators, unnamed, left_out = Flips(), 0, 0, 0
-    for name in ("prepare", "step"):
+    for name in graphs:
         teacher = _Teacher(probe, graphs[name], probe.calls(name))
         for (moment, feeds), chosen in zip(moments, deal(teacher.calls, kind_of, len(moments), sample), strict=True):
             teacher.run(moment, feeds[name], {node.index for node in chosen})

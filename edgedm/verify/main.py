@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,13 +15,15 @@ from edgedm.export.graph_io import load_graph
 from edgedm.models import Checkpoint
 from edgedm.outcome import Outcome
 from edgedm.verify import LEVELS
+from edgedm.verify.by_labels import ByLabels
+from edgedm.verify.decoder_rows import with_decoder
 from edgedm.verify.graphs import Graph
 from edgedm.verify.layer_level import layer_level
 from edgedm.verify.op_level import op_level
 from edgedm.verify.pass_level import pass_level
 from edgedm.verify.probe import Probe, open_probe
 from edgedm.verify.report import Level, outcome_of
-from edgedm.verify.run_level import Runs, check_counts, draw_runs, step_level, trajectory_level, visit_moments
+from edgedm.verify.run_level import Runner, Runs, check_counts, draw_runs, step_level, trajectory_level, visit_moments
 from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import TorchReference
 
@@ -46,7 +48,8 @@ def run(
     check_counts(timesteps, sample)
     bundle = load(bundle_path)
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
-    graphs = {name: _graph(bundle, name) for name in ("prepare", "step")}
+    names: list[str] = [name for name in ("prepare", "step", "decoder") if name in bundle.manifest.inputs]
+    graphs = {name: _graph(bundle, name) for name in names}
     with open_probe(bundle) as probe:
         examination = _Examination(probe, checkpoint, graphs, steps, sampler, images, timesteps, sample)
         found = [examination.level(name) for name in LEVELS if name in levels]
@@ -61,7 +64,7 @@ class _Examination:
         self,
         probe: Probe,
         checkpoint: Checkpoint | str,
-        graphs: dict[str, Graph],
+        graphs: Mapping[str, Graph],
         steps: int,
         sampler: str,
         images: int,
@@ -93,6 +96,12 @@ class _Examination:
         keep = sorted({int(step) for step in np.linspace(0, self.steps - 1, MOMENTS).round()})
         return draw_runs(self.reference, self.images, self.steps, self.sampler, keep)
 
+    @cached_property
+    def runner(self) -> Runner:
+        """The bundle, drawing by labels."""
+        shape = self.reference.condition_shape
+        return self.probe if shape is None else ByLabels(self.probe, self.reference.null_class, shape)
+
     def op(self) -> Level:
         return op_level(self.probe, self.graphs, self.sample)
 
@@ -110,10 +119,11 @@ class _Examination:
 
     def step(self) -> Level:
         states = [port.name for port in self.probe.manifest.states()]
-        return step_level(self.probe, states, self.reference, self.runs)
+        level = step_level(self.runner, states, self.reference, self.runs)
+        return with_decoder(level, self.probe, self.reference, self.runs.float32.images[-1])
 
     def trajectory(self) -> Level:
-        return trajectory_level(self.probe, self.reference, self.runs, self.steps, self.sampler, self.probe.sample)
+        return trajectory_level(self.runner, self.reference, self.runs, self.steps, self.sampler, self.probe.sample)
 
 
 _LEVELS: dict[str, Callable[[_Examination], Level]] = {

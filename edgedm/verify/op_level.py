@@ -1,5 +1,7 @@
 """Level "op": every distinct kernel against the ONNX function of its op, on inputs that try it."""
 
+from collections.abc import Mapping
+
 from edgedm import progress
 from edgedm.bundle import Node
 from edgedm.verify.attempt import attempt
@@ -14,7 +16,7 @@ from edgedm.verify.trials import trials
 DEMAND = "integers equal; floats within rounding of float64"
 
 
-def op_level(probe: Probe, graphs: dict[str, Graph], sample: int | None = None) -> Level:
+def op_level(probe: Probe, graphs: Mapping[str, Graph], sample: int | None = None) -> Level:
     """Try one call of every kernel that stands for an op, or of `sample` kernels.
 
     What Relax fused is judged at level "layer".

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgedm.export import export
-from edgedm.export.graph_io import load_graph
+from edgedm.export.decoder_file import load_decoder
+from edgedm.export.graph_io import graph_info, load_graph
 from edgedm.lower.split_gemm import SplitGemm
 from edgedm.lower.widen_codes import WidenCodes
 from edgedm.models import Checkpoint
@@ -32,7 +33,8 @@ def pass_level(against: Checkpoint | str, graphs: Mapping[str, Graph], steps: in
         rows = [_row(verdict) for verdict in outcome.details["check"]]
         if outcome.ok:
             fresh = {"step": load_graph(deployed), "prepare": load_graph(deployed.with_suffix(".prepare.onnx"))}
-            rows.append(constants_row(fresh, graphs))
+            decoder = load_decoder(deployed, graph_info(fresh["step"]).config)
+            rows.append(constants_row(fresh if decoder is None else {**fresh, "decoder": decoder}, graphs))
         elif all(row.ok for row in rows):
             rows.append(Row("pipeline", False, note=str(outcome.details.get("broken", "failed"))))
     exact = sum(bool(verdict["exact"]) for verdict in outcome.details["check"])

@@ -13,13 +13,15 @@ Array = NDArray[Any]
 
 
 def teacher_feeds(graphs: Mapping[str, Graph], moment: Moment, image: int) -> dict[str, dict[str, Array]]:
-    """Feeds of the graphs "prepare" and "step" for one image of `moment`; rows come from prepare on ORT."""
+    """Feeds of the graphs "prepare", "step" and "decoder" for one image of `moment`; rows come from prepare on ORT."""
     given: dict[str, Array] = {
         "timestep": np.array([moment.timestep], np.int64),
         "class_labels": moment.labels[image : image + 1],
         "x": moment.x[image : image + 1],
         "has_state": np.array([float(moment.has_state)], np.float32),
     }
+    if moment.texts is not None:
+        given["encoder_hidden_states"] = moment.texts[image : image + 1]
     prepare = {name: given[name] for name in graphs["prepare"].inputs}
     given |= graphs["prepare"].run(prepare)
     states = iter(moment.state)
@@ -31,4 +33,5 @@ def teacher_feeds(graphs: Mapping[str, Graph], moment: Moment, image: int) -> di
             step[name] = np.ascontiguousarray(np.moveaxis(next(states)[image : image + 1], 1, -1))
         else:
             step[name] = np.zeros(graphs["step"].shape(name), np.float32)
-    return {"prepare": prepare, "step": step}
+    decoder = {"decoder": {"latent": given["x"]}} if "decoder" in graphs else {}
+    return {"prepare": prepare, "step": step, **decoder}

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
-from edgedm.diffusion import NoiseSchedule, advance, guide, normals, step_coefficients
+from edgedm.diffusion import NoiseSchedule, advance, estimate, guide, normals, step_coefficients
 from edgedm.models import Checkpoint, load
-from edgedm.models.denoiser import Denoiser
+from edgedm.verify.conditions import TEXTS, text_conditions
 
 Array = NDArray[np.floating[Any]]
 _DTYPES = {32: torch.float32, 64: torch.float64}
@@ -37,13 +37,16 @@ class _Widen(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Precisions(dict[int, Denoiser]):
+_Module = TypeVar("_Module", bound=torch.nn.Module)
+
+
+class _Precisions(dict[int, _Module]):
     """The module in float32, and in float64 from when that is first asked for: of a big model it takes a while."""
 
-    def __init__(self, module: Denoiser) -> None:
+    def __init__(self, module: _Module) -> None:
         super().__init__({32: module})
 
-    def __missing__(self, bits: int) -> Denoiser:
+    def __missing__(self, bits: int) -> _Module:
         made = self[bits] = copy.deepcopy(self[32]).to(_DTYPES[bits]).eval()
         return made
 
@@ -58,6 +61,7 @@ class Moment:
     x: NDArray[np.float32]  # [N, C, H, W]
     state: tuple[NDArray[np.float32], ...]  # [N, C', H', W'] each; empty on a first step
     has_state: bool
+    texts: NDArray[np.float32] | None = None  # [N, T, D]: the text conditions that the labels number
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,10 @@ class TorchReference:
         config = loaded.config.architecture.config
         self.shape = (int(config["in_channels"]), int(config["sample_size"]), int(config["sample_size"]))
         self.modules = _Precisions(loaded.module.eval())
+        self._decoders = None if loaded.decoder is None else _Precisions(loaded.decoder.eval())
+        self.condition_shape = loaded.config.condition_shape
+        if self.condition_shape is not None and loaded.config.null_class is None:
+            self.null_class = TEXTS  # labels number text conditions then
 
     def sample(
         self,
@@ -95,23 +103,25 @@ class TorchReference:
         The moments of the steps in `keep` are recorded. With `guidance` other than 1 the null class runs beside
         the labels, with carried state of its own.
         """
-        rows = step_coefficients(self.schedule, steps, sampler)
-        clip = self.schedule.clip_sample_range if self.schedule.clip_sample else None
+        rows, texts = step_coefficients(self.schedule, steps, sampler), self._texts(labels)
+        clip = self.schedule.clip(sampler)
+        before: Array | None = None
         x: Any = self._noise(noise, 0)
         images, moments = [x], []
         state: list[Array] = []
         free_state: list[Array] = []
-        for step, (row, timestep) in enumerate(zip(rows, self.schedule.timesteps(steps), strict=True)):
+        for step, (row, timestep) in enumerate(zip(rows, self.schedule.timesteps(steps, sampler), strict=True)):
             given = tuple(np.asarray(each, np.float32) for each in state)
             if step in keep:
                 x32 = np.asarray(x, np.float32)
-                moments.append(Moment(step, int(timestep), np.array(labels, np.int64), x32, given, bool(given)))
+                moments.append(Moment(step, int(timestep), np.array(labels, np.int64), x32, given, bool(given), texts))
             output, state = self._forward(bits, x, int(timestep), labels, state)
             if guidance != 1.0:
                 null = [self.null_class] * len(labels)
                 free, free_state = self._forward(bits, x, int(timestep), null, free_state)
                 output = guide(output, free, guidance)
-            x = advance(row, clip, x, output, self._noise(noise, step + 1) if row.to_noise else None)
+            fresh = self._noise(noise, step + 1) if row.to_noise else None
+            x, before = advance(row, clip, x, output, fresh, before), estimate(row, clip, x, output)
             images.append(x)
         return Trajectories(images, moments)
 
@@ -124,15 +134,16 @@ class TorchReference:
         trajectory is, at the cost of one call a moment.
         """
         timesteps, rows = self.schedule.timesteps(steps), step_coefficients(self.schedule, steps)
+        texts = self._texts(labels)
         alphas = self.schedule.alphas_cumprod()
-        clip = self.schedule.clip_sample_range if self.schedule.clip_sample else None
+        clip = self.schedule.clip("ddim")
         x: Any = self._noise(noise, 0)
         state: list[Array] = []
         moments: list[Moment] = []
         for step, following in zip(chosen, [*chosen[1:], None], strict=True):
             given = tuple(np.asarray(each, np.float32) for each in state)
             where = int(timesteps[step])
-            moments.append(Moment(step, where, np.array(labels, np.int64), x, given, bool(given)))
+            moments.append(Moment(step, where, np.array(labels, np.int64), x, given, bool(given), texts))
             if following is not None:
                 output, state = self._forward(32, x, where, labels, state)
                 kept = float(alphas[timesteps[following]])
@@ -143,6 +154,18 @@ class TorchReference:
     def predict(self, bits: int, moment: Moment) -> tuple[Array, list[Array]]:
         """The model's outputs at one moment and the states it leaves."""
         return self._forward(bits, moment.x, moment.timestep, moment.labels, moment.state)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the model is a latent one."""
+        return self._decoders is not None
+
+    def decode(self, bits: int, latent: Array) -> Array:
+        """The image [3, H, W] of a latent [C, h, w]."""
+        assert self._decoders is not None
+        with _arithmetic():
+            image: torch.Tensor = self._decoders[bits](torch.from_numpy(np.array(latent))[None].to(_DTYPES[bits]))
+        return image[0].numpy()
 
     def layer_inputs(
         self, moment: Moment, image: int, kinds: tuple[type[torch.nn.Module], ...]
@@ -155,6 +178,7 @@ class TorchReference:
             moment,
             x=moment.x[image : image + 1],
             labels=moment.labels[image : image + 1],
+            texts=None if moment.texts is None else moment.texts[image : image + 1],
             state=tuple(each[image : image + 1] for each in moment.state),
         )
         given: dict[str, torch.Tensor] = {}
@@ -183,12 +207,19 @@ class TorchReference:
         inputs = [torch.from_numpy(np.array(x)).to(dtype), torch.tensor([timestep])]
         if module.conditional:
             inputs.append(torch.tensor(np.array(labels)))
+        texts = self._texts(labels)
+        if texts is not None:
+            inputs.append(torch.from_numpy(texts).to(dtype))
         if module.taps:
             inputs.append(torch.full((1,), float(bool(state)), dtype=dtype))
             inputs += [torch.from_numpy(np.array(each)).to(dtype) for each in state or self._no_state(len(labels))]
         with _arithmetic():
             output, *after = module(*inputs)
         return output.numpy(), [each.numpy() for each in after]
+
+    def _texts(self, labels: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32] | None:
+        shape = self.condition_shape
+        return None if shape is None else text_conditions(labels, self.null_class, shape)
 
     def _no_state(self, count: int) -> list[NDArray[np.float32]]:
         shapes = self.modules[32].state_shapes(*self.shape[1:])

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.export.decoder_file import load_decoder
 from edgedm.export.graph_io import GraphInfo, graph_info, load_graph
+from edgedm.verify.conditions import text_condition
 from edgedm.verify.graphs import Graph
 
 Array = NDArray[Any]
@@ -27,7 +29,7 @@ class WholeGraph(Graph):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        path = Path(path)
+        path = self.path = Path(path)
         model = load_graph(path)
         self.info: GraphInfo = graph_info(model)
         if self.info.level == "prepare":
@@ -115,6 +117,10 @@ class GraphRunner:
         self._outputs = [item.name for item in graph.proto.graph.output]
         self._part = graph.part(graph.inputs, self._outputs)
         self._timestep = next(name for name in graph.inputs if graph.info.inputs.get(name, name) == "timestep")
+        shapes = [graph.shape(name) for name in graph.inputs if graph.info.inputs.get(name) == "encoder_hidden_states"]
+        self._text_shape = (shapes[0][1], shapes[0][2]) if shapes else None
+        decoder = load_decoder(graph.path, graph.info.config)
+        self._decoder = None if decoder is None else Graph(decoder)
         self._label: int | None = None
         self._timesteps: list[int] = []
         self._state: dict[str, Array] = {}
@@ -135,9 +141,18 @@ class GraphRunner:
         self, timestep: int, x: Floats, label: int | None = None, state: Mapping[str, Array] | None = None
     ) -> tuple[Floats, dict[str, Array]]:
         """The output at `timestep` from a given carried state (None: a trajectory's first step), and the next state."""
-        feeds = dict(feeds_of(self.graph, timestep, x, self.null_class if label is None else label, state))
+        wanted = self.null_class if label is None else label
+        text = None if self._text_shape is None else text_condition(wanted, self.null_class, self._text_shape)
+        feeds = dict(feeds_of(self.graph, timestep, x, wanted, state, text))
         results = self._part.run(feeds)
         return results[self._outputs[0]][0], {name: results[name] for name in self._outputs[1:]}
+
+    def decode(self, latent: Floats) -> Floats:
+        """The image f32[3, H, W] of a latent f32[C, h, w], by the decoder beside the graph."""
+        assert self._decoder is not None
+        (output,) = [item.name for item in self._decoder.proto.graph.output]
+        image: Floats = self._decoder.run({"latent": np.asarray(latent, np.float32)[None]})[output][0]
+        return image
 
     def undecided(self, timestep: int) -> bool:
         """Whether rounding may take a decision that depends on the timestep alone either way."""
@@ -151,7 +166,12 @@ class GraphRunner:
 
 
 def feeds_of(
-    graph: WholeGraph, timestep: int, x: Floats, label: int, state: Mapping[str, Array] | None
+    graph: WholeGraph,
+    timestep: int,
+    x: Floats,
+    label: int,
+    state: Mapping[str, Array] | None,
+    text: Floats | None = None,
 ) -> Iterator[tuple[str, Array]]:
     """Yield the graph's inputs by name; UnsupportedError for a role that a denoiser hasn't."""
     for name in graph.inputs:
@@ -162,6 +182,8 @@ def feeds_of(
             yield name, np.array([timestep], np.int64)
         elif role == "class_labels":
             yield name, np.array([label], np.int64)
+        elif role == "encoder_hidden_states" and text is not None:
+            yield name, text[None]
         elif role == "has_state":
             yield name, np.array([float(state is not None)], np.float32)
         elif role == "state":
