@@ -29,6 +29,7 @@ _VERBS = {
     "verify": ("edgedm.verify", ""),
     "sample": ("edgedm.sampling", "sample"),
     "bench": ("edgedm.bench", ""),
+    "run_on": ("edgedm.runtime.remote", "run_on"),
     "inspect": ("edgedm.inspection", "inspect"),
     "targets": ("edgedm.targets", ""),
 }

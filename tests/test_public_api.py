@@ -18,6 +18,7 @@ VERBS = {
     "verify": ["artefact", "against", "levels"],
     "sample": ["model", "output", "n", "steps", "sampler", "eta", "seed", "label", "guidance", "threads"],
     "bench": ["bundle", "layers", "against", "threads"],
+    "run_on": ["protocol", "host", "bundle", "threads", "steps"],
     "inspect": ["path"],
     "targets": [],
 }

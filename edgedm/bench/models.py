@@ -21,6 +21,7 @@ from edgedm.bench.worker import Worker, check_threads
 from edgedm.bundle import Bundle, load
 from edgedm.errors import EdgedmError, ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
+from edgedm.runtime.opening import require_native
 
 SETUP_SECONDS = 120.0
 """An engine of `all` that takes longer to be set up is left out; one that is asked for by name gets its time."""
@@ -75,6 +76,7 @@ def bench_model(
         if not 1 <= count <= cores:
             raise UnsupportedError(f"bench: {count} threads on {cores} cores")
     loaded = load(bundle)
+    require_native(loaded)
     run = _Run(frozenset({OURS, *(ALIASES.get(name, name) for name in against)}), setup_seconds, absent=absent)
     with tempfile.TemporaryDirectory(prefix="edgedm-bench-") as scratch:
         twin = Twin(loaded.manifest.config, Path(scratch)) if peers else None

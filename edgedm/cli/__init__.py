@@ -20,10 +20,11 @@ _VERBS = (
     "verify",
     "sample",
     "bench",
+    "run-on",
     "inspect",
     "targets",
 )
-_MODULES = {"import": "import_checkpoint"}  # a keyword of Python
+_MODULES = {"import": "import_checkpoint", "run-on": "run_on"}  # a keyword of Python, and no name of it
 
 
 class _Verbs(click.Group):

@@ -28,6 +28,7 @@ from edgedm.runtime.runner import (
     image_input,
     node_inputs,
     operand_bytes,
+    start_input,
     state_inputs,
     state_output,
 )
@@ -58,6 +59,7 @@ class ExecRunner(Runner):
             raise InvalidModelError(f"{self.bundle.probe}: no such file; compile the bundle again")
         before = command_for(resolve(self.manifest.target.name)) if command is None else command
         arguments = [self.bundle.probe, self.bundle.weights, threads, lanes]
+        self._steps = 1  # of the prepared schedule
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         self._process = subprocess.Popen(
             [*before, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
@@ -98,12 +100,14 @@ class ExecRunner(Runner):
             raise UnsupportedError(f"sampler: expected one of {', '.join(lib.SAMPLERS)}, got {sampler!r}")
         given = np.array([] if timesteps is None else timesteps, "<i8")
         count = steps if timesteps is None else len(given)
-        which, chosen = lib.SAMPLERS[sampler], -1 if label is None else label
+        which, number = lib.SAMPLERS[sampler], -1 if label is None else label
         texts = [each for each in (condition, negative) if each is not None]
         which_texts = (condition is not None) + 2 * (negative is not None)
-        fixed = struct.pack("<iidqfIII", count, which, eta, chosen, guidance, timesteps is not None, which_texts, 0)
+        fixed = struct.pack("<iidqfIII", count, which, eta, number, guidance, timesteps is not None, which_texts, 0)
         arrays = [array for each in texts if (array := condition_input(self.manifest, each)) is not None]
-        return [int(each) for each in np.frombuffer(self._ask(_PREPARE, "prepare", fixed, given, *arrays), "<i8")]
+        chosen = [int(each) for each in np.frombuffer(self._ask(_PREPARE, "prepare", fixed, given, *arrays), "<i8")]
+        self._steps = len(chosen)
+        return chosen
 
     def run_step(self, step: int, x: Floats) -> Floats:
         """See `Runner.run_step`."""
@@ -127,19 +131,30 @@ class ExecRunner(Runner):
             found[port.name], data = state_output(data[:size].reshape(port.shape)), data[size:]
         return found
 
-    def sample(self, n: int, seed: int = 0, first_image: int = 0, progress: Progress | None = None) -> Floats:
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        first_image: int = 0,
+        progress: Progress | None = None,
+        start: Floats | None = None,
+        strength: float = 1.0,
+    ) -> Floats:
         """See `Runner.sample`. Progress is told after each image; without it all are drawn in one go."""
+        given = None if start is None else start_input(self.manifest, n, start)
         if progress is None:
-            return self._draw(n, seed, first_image)
+            return self._draw(n, seed, first_image, given, strength)
         images = []
         for number in range(n):
-            images.append(self._draw(1, seed, first_image + number))
-            if not progress(number + 1, n):
+            own = None if given is None else given[number : number + 1]
+            images.append(self._draw(1, seed, first_image + number, own, strength))
+            if not progress((number + 1) * self._steps, n * self._steps):
                 raise KeyboardInterrupt
         return np.concatenate(images)
 
-    def _draw(self, n: int, seed: int, first_image: int) -> Floats:
-        data = self._ask(_SAMPLE, "sampling", struct.pack("<QII", seed, first_image, n))
+    def _draw(self, n: int, seed: int, first_image: int, start: Floats | None, strength: float) -> Floats:
+        fixed = struct.pack("<QIId", seed, first_image, n, strength)
+        data = self._ask(_SAMPLE, "sampling", fixed, *([] if start is None else [start]))
         return np.frombuffer(data, "<f4").reshape(n, *self.manifest.image_shape).copy()
 
     def decode(self, latent: Floats) -> Floats:

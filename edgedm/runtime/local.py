@@ -19,6 +19,7 @@ from edgedm.runtime.runner import (
     decoded_shape,
     image_input,
     node_inputs,
+    start_input,
     state_inputs,
     state_output,
 )
@@ -171,9 +172,7 @@ class LocalRunner(Runner):
         options = lib.SampleOptions(seed=seed, first_image=first_image, images=n, strength=strength)
         if start is None:
             return options, None
-        kept = np.ascontiguousarray(start, dtype=np.float32)
-        if kept.shape != (n, *self.manifest.image_shape):
-            raise UnsupportedError(f"start: expected shape {(n, *self.manifest.image_shape)}, got {kept.shape}")
+        kept = start_input(self.manifest, n, start)
         options.start = _floats(kept)
         return options, kept
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from edgedm.bundle import Bundle, load
+from edgedm.errors import UnsupportedError
 from edgedm.runtime.exec_runner import ExecRunner
 from edgedm.runtime.local import LocalRunner
 from edgedm.runtime.runner import Runner
@@ -12,6 +13,15 @@ from edgedm.targets import resolve, runs_natively
 def is_local(bundle: Bundle) -> bool:
     """Whether the bundle's library can be loaded here; otherwise its programs run under an emulator, if at all."""
     return runs_natively(resolve(bundle.manifest.target.name))
+
+
+def require_native(bundle: Bundle) -> None:
+    """Raise UnsupportedError unless the bundle's code runs here without an emulator, whose times would say nothing."""
+    if not is_local(bundle):
+        raise UnsupportedError(
+            f"{bundle.path} is compiled for {bundle.manifest.target.name}, which this machine is not: time it there, "
+            f"with `edgedm run-on ssh HOST {bundle.path}`"
+        )
 
 
 def open_runner(bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0) -> Runner:

@@ -76,8 +76,19 @@ class Runner(ABC):
         """The carried state by name, f32[1, C, H, W]."""
 
     @abstractmethod
-    def sample(self, n: int, seed: int = 0, first_image: int = 0, progress: Progress | None = None) -> Floats:
-        """Draw `n` images under the prepared schedule: f32[n, C, H, W]. Ctrl-C stops it."""
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        first_image: int = 0,
+        progress: Progress | None = None,
+        start: Floats | None = None,
+        strength: float = 1.0,
+    ) -> Floats:
+        """Draw `n` images under the prepared schedule: f32[n, C, H, W]. Ctrl-C stops it.
+
+        With images f32[n, C, H, W] to `start` from, the last `strength` of the steps are executed.
+        """
 
     @abstractmethod
     def decode(self, latent: Floats) -> Floats:
@@ -139,6 +150,14 @@ def image_input(manifest: Manifest, x: Floats) -> Floats:
     if x.shape != manifest.image_shape:
         raise UnsupportedError(f"x: expected shape {manifest.image_shape}, got {x.shape}")
     return x
+
+
+def start_input(manifest: Manifest, n: int, start: Floats) -> Floats:
+    """Images to start `n` drawings from as the runtime reads them; UnsupportedError for another shape."""
+    start = np.ascontiguousarray(start, dtype=np.float32)
+    if start.shape != (n, *manifest.image_shape):
+        raise UnsupportedError(f"start: expected shape {(n, *manifest.image_shape)}, got {start.shape}")
+    return start
 
 
 def condition_input(manifest: Manifest, condition: Floats | None) -> Floats | None:

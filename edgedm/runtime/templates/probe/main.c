@@ -37,9 +37,10 @@ typedef struct { /* then x; of a profile, too */
   int32_t step, zero;
 } step_request;
 
-typedef struct {
+typedef struct { /* then the images to start from, if any */
   uint64_t seed;
   uint32_t first_image, images;
+  double strength;
 } sample_request;
 
 typedef struct {
@@ -166,10 +167,14 @@ static edm_status write_states(server *it) {
 
 static edm_status sample(server *it) {
   sample_request wanted;
-  edm_status status = take(it, &wanted, sizeof wanted, 0);
+  uint64_t rest = it->request_bytes >= sizeof wanted ? it->request_bytes - sizeof wanted : 0;
+  edm_status status = take(it, &wanted, sizeof wanted, rest);
+  if (!status && rest && rest != wanted.images * image_bytes())
+    status = edm_fail(EDM_BAD_ARGUMENT, "%llu bytes of images to start from", (unsigned long long)rest);
   if (!status) status = answer(it, wanted.images * image_bytes());
   if (status) return status;
   edm_sample_options draw = {.seed = wanted.seed, .first_image = wanted.first_image, .images = wanted.images};
+  if (rest) draw.start = (const float *)(const void *)(it->request + sizeof wanted), draw.strength = wanted.strength;
   return edm_sample(it->session, &draw, (float *)(void *)it->answer, NULL, NULL);
 }
 

@@ -1,0 +1,33 @@
+"""`edgedm run-on`: a bundle's self-test and speed on another machine."""
+
+import click
+
+from edgedm.cli.common import show_figures, verb
+from edgedm.errors import InvalidModelError
+from edgedm.outcome import Outcome
+
+
+def _show(outcome: Outcome) -> None:
+    click.echo(f"{outcome.details['target']} on {outcome.details['host']} ({outcome.details['machine']})")
+    show_figures(outcome)
+
+
+@click.command(name="run-on", short_help="self-test and speed of a bundle on another machine")
+@click.argument("protocol", type=click.Choice(["ssh", "adb"]))
+@click.argument("host")
+@click.argument("bundle", type=click.Path())
+@click.option("--threads", default="1,2", show_default=True, help="Thread counts, separated by commas.")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the timed image; the bundle's own number without it.")
+@verb(_show)
+def command(protocol: str, host: str, bundle: str, threads: str, steps: int | None) -> Outcome:
+    """Copy BUNDLE to HOST by PROTOCOL, run its self-test and time it there, and bring the figures back.
+
+    HOST is what ssh takes, or a serial number of `adb devices`. Nothing is installed; what was copied is removed.
+    """
+    from edgedm.runtime.remote import run_on
+
+    try:
+        counts = tuple(int(count) for count in threads.split(","))
+    except ValueError:
+        raise InvalidModelError(f"--threads: expected numbers like 1,2, got {threads!r}") from None
+    return run_on(protocol, host, bundle, threads=counts, steps=steps)

@@ -1,0 +1,163 @@
+"""`edgedm run-on`: copy a bundle to a machine, run its self-test and its benchmark there, bring the figures back."""
+
+import os
+import re
+import shlex
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgedm import progress
+from edgedm.bundle import Bundle, load
+from edgedm.errors import EdgedmError, ToolchainError, UnsupportedError
+from edgedm.outcome import Outcome
+
+_SHIPPED = ("bin/edgedm-sample", "weights.bin", "golden/golden.bin", "golden/layers.bin")  # the last where it is there
+_UNREACHABLE = 255  # ssh's and adb's own exit code
+_CANNOT_EXECUTE = (126, 127)
+_TIMES = {
+    "startup_ms": re.compile(r"^start-up ([\d.]+) ms", re.MULTILINE),
+    "step_ms": re.compile(r"^step ([\d.]+) ms", re.MULTILINE),
+    "peak_kib": re.compile(r"^peak memory (\d+) KiB", re.MULTILINE),
+}
+_ERRORS = re.compile(r"relative error ([\d.e+-]+|nan|inf)")
+_SCRATCH = re.compile(r"^/[\w./-]*edgedm\.\w+$")
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A shell elsewhere: `call` are the words before a command line for it, `room` is where files may be executed."""
+
+    name: str
+    call: tuple[str, ...]
+    room: str
+    missing: str  # how to get the program
+
+    def run(self, line: str, data: bytes | None = None) -> tuple[int, str, str]:
+        """Run `line` there with `data` on its standard input: exit code, output, errors."""
+        try:
+            done = subprocess.run([*self.call, line], input=data, capture_output=True, check=False)
+        except FileNotFoundError:
+            raise ToolchainError(f"{self.call[0]} is missing: {self.missing}") from None
+        out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
+        if done.returncode == _UNREACHABLE:
+            raise ToolchainError(f"{self.name}: {err.strip() or out.strip() or 'cannot be reached'}")
+        return done.returncode, out, err
+
+    def must(self, line: str, data: bytes | None = None) -> str:
+        """The output of a line that has to succeed."""
+        code, out, err = self.run(line, data)
+        if code:
+            raise ToolchainError(f"{self.name}: `{line}` ended with {code}: {(err or out).strip()[-500:]}")
+        return out
+
+
+def _ssh(host: str) -> Shell:
+    call = ("ssh", "-o", "BatchMode=yes", "--", host)
+    return Shell(f"ssh {host}", call, "${TMPDIR:-/tmp}", "install an OpenSSH client")
+
+
+def _adb(serial: str) -> Shell:
+    # -T: no terminal, which would change the bytes of standard input. Elsewhere files may not be executed.
+    return Shell(f"adb {serial}", ("adb", "-s", serial, "shell", "-T"), "/data/local/tmp", "Android's platform-tools")
+
+
+PROTOCOLS: dict[str, Callable[[str], Shell]] = {"ssh": _ssh, "adb": _adb}
+
+
+def run_on(
+    protocol: str,
+    host: str,
+    bundle: str | os.PathLike[str],
+    *,
+    threads: Sequence[int] = (1, 2),
+    steps: int | None = None,
+) -> Outcome:
+    """Copy `bundle` to `host` (of ssh; a serial number of adb), run its self-test and time it there, and tidy up.
+
+    One image of `steps` steps (the bundle's own number where None) is drawn for every number of `threads`. Figures:
+    `self_test.steps`, `self_test.worst_error`, `step_ms.t<n>`, `startup_ms.t<n>` (processor time until the first step
+    begins), `peak_kib.t<n>`, `cores`; `details["machine"]` is what it says of itself. `ok` is False if the self-test
+    fails. Raises ToolchainError for a machine that cannot be reached or cannot run the target's programs,
+    InvalidModelError for an altered bundle, UnsupportedError for another protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise UnsupportedError(f"run-on: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    if not host or host.startswith("-"):
+        raise UnsupportedError(f"run-on: {host!r} is no name of a machine")
+    if not threads or min(threads) < 1 or (steps is not None and steps < 1):
+        raise UnsupportedError("run-on: threads and steps: expected numbers from 1 up")
+    opened, shell = load(bundle), PROTOCOLS[protocol](host)
+    folder = shell.must(f"mktemp -d {shell.room}/edgedm.XXXXXX").strip()
+    if not _SCRATCH.match(folder):
+        raise ToolchainError(f"{shell.name}: `mktemp -d` gave {folder!r}, no folder")
+    try:
+        progress.stage(f"copying to {shell.name}:{folder}")
+        shell.must(f"tar -x -f - -C {shlex.quote(folder)}", _archive(opened))
+        figures, details = _examine(shell, f"{folder}/bin/edgedm-sample", opened, threads, steps)
+    finally:
+        shell.run(f"rm -rf {shlex.quote(folder)}")
+    return Outcome(bool(figures["self_test.ok"]), figures, {"bundle": str(opened.path), "host": shell.name, **details})
+
+
+def _archive(bundle: Bundle) -> bytes:
+    with tempfile.TemporaryFile() as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for name in _SHIPPED:
+                if name in bundle.manifest.files:
+                    archive.add(bundle.path / name, name, filter=_anonymous)
+        file.seek(0)
+        return file.read()
+
+
+def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Nobody's file: the owner's number of this machine means nothing there."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+def _examine(
+    shell: Shell, program: str, bundle: Bundle, threads: Sequence[int], steps: int | None
+) -> tuple[dict[str, float], dict[str, str]]:
+    figures: dict[str, float] = {}
+    details = {"target": bundle.manifest.target.name, "machine": shell.must("uname -s -r -m").strip()}
+    code, out, _ = shell.run("nproc")
+    if not code and out.strip().isdigit():
+        figures["cores"] = float(out)
+    progress.stage("self-test")
+    details["self_test"], passed = _run(shell, bundle, f"{program} --self-test")
+    errors = [float(each) for each in _ERRORS.findall(details["self_test"])]
+    figures |= {"self_test.ok": float(passed), "self_test.steps": float(len(errors))}
+    if errors:
+        figures["self_test.worst_error"] = max(errors)
+    label = "" if bundle.manifest.null_class >= 0 or not bundle.manifest.classes else " --label 0"
+    for count in threads:
+        progress.stage(f"one image with {count} thread{'s' if count > 1 else ''}")
+        line = f"{program} -n 1 --threads {count}{label}{f' --steps {steps}' if steps else ''} --times"
+        text, drawn = _run(shell, bundle, f"{line} -o {Path(program).parent}/image.npy")
+        if not drawn:
+            raise EdgedmError(f"{shell.name}: `{line}` failed: {text.strip()[-500:]}")
+        for name, pattern in _TIMES.items():
+            if found := pattern.search(text):
+                figures[f"{name}.t{count}"] = float(found[1])
+    return figures, details
+
+
+def _run(shell: Shell, bundle: Bundle, line: str) -> tuple[str, bool]:
+    """Run the bundle's program: what it printed and whether it succeeded."""
+    code, out, err = shell.run(line)
+    if code in _CANNOT_EXECUTE:
+        raise ToolchainError(
+            f"{shell.name} cannot run programs for {bundle.manifest.target.name}: {(err or out).strip()[-300:]}; "
+            "compile for its instruction set: see `edgedm targets`"
+        )
+    if code > 128:
+        raise ToolchainError(
+            f"{shell.name}: the program was ended by signal {code - 128} (4: an instruction that its processor lacks; "
+            f"the bundle is for {bundle.manifest.target.name}): {(err or out).strip()[-300:]}"
+        )
+    return out + err, code == 0

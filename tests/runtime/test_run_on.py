@@ -1,0 +1,126 @@
+"""`edgedm run-on` against stand-ins for ssh and adb that run every line in a shell of this machine."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from edgedm.bundle import load
+from edgedm.bundle.store import MANIFEST
+from edgedm.errors import InvalidModelError, ToolchainError, UnsupportedError
+from edgedm.runtime.opening import require_native
+from edgedm.runtime.remote import run_on
+
+SSH = """#!/bin/sh
+[ "$1 $2 $3" = "-o BatchMode=yes --" ] || { echo "unexpected: $*" >&2; exit 255; }
+host=$4; line=$5
+case $host in
+  nowhere) echo "ssh: Could not resolve hostname nowhere" >&2; exit 255 ;;
+  foreign) case $line in */bin/edgedm-sample*) echo "Exec format error" >&2; exit 126 ;; esac ;;
+  older) case $line in */bin/edgedm-sample*) exit 132 ;; esac ;;
+  wrong) case $line in *--self-test) echo "timestep  900  relative error 3.0e+00"; exit 1 ;; esac ;;
+  full) case $line in tar*) echo "tar: no space left" >&2; exit 2 ;; esac ;;
+esac
+echo "$line" >> "$STAND_IN_LOG"
+TMPDIR=$STAND_IN_ROOM exec sh -c "$line"
+"""
+ADB = """#!/bin/sh
+[ "$1 $2 $3 $4" = "-s phone shell -T" ] || { echo "adb: device '$2' not found" >&2; exit 255; }
+exec sh -c "$(echo "$5" | sed "s,/data/local/tmp,$STAND_IN_ROOM,g")"
+"""
+
+
+@pytest.fixture(autouse=True)
+def room(tmp_path, monkeypatch):
+    """The folder of the other machine; the stand-ins come first in PATH."""
+    for name, text in (("ssh", SSH), ("adb", ADB)):
+        program = tmp_path / "tools" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(text)
+        program.chmod(0o755)
+    (tmp_path / "room").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN_ROOM", str(tmp_path / "room"))
+    monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
+    yield tmp_path / "room"
+    assert not list((tmp_path / "room").iterdir())  # whatever happened, nothing is left there
+
+
+@pytest.mark.parametrize(("protocol", "host"), [("ssh", "me@board"), ("adb", "phone")])
+def test_it_brings_back_the_self_test_and_the_times(tiny_bundle, protocol, host):
+    outcome = run_on(protocol, host, tiny_bundle, threads=(1, 2), steps=5)
+    assert outcome.ok
+    figures = outcome.figures
+    assert figures["self_test.steps"] == 3
+    assert 0 <= figures["self_test.worst_error"] < 1e-3
+    for count in (1, 2):
+        assert all(figures[f"{name}.t{count}"] > 0 for name in ("step_ms", "startup_ms", "peak_kib"))
+    assert figures["cores"] >= 1
+    assert outcome.details["machine"].startswith("Linux")
+
+
+def test_only_what_runs_is_copied(tiny_bundle, tmp_path):
+    run_on("ssh", "board", tiny_bundle, threads=(1,))
+    lines = (tmp_path / "log").read_text()
+    assert "--threads 1" in lines
+    assert "--threads 2" not in lines
+    assert "rm -rf" in lines
+
+
+def test_the_command_line_prints_one_object(tiny_bundle):
+    command = [sys.executable, "-m", "edgedm.cli", "run-on", "ssh", "board", str(tiny_bundle), "--steps", "3", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["figures"]["self_test.ok"] == 1
+    done = subprocess.run([*command, "--threads", "many"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--threads: expected numbers" in done.stderr
+
+
+def test_a_failed_self_test_fails_the_check(tiny_bundle):
+    outcome = run_on("ssh", "wrong", tiny_bundle, threads=(1,))
+    assert not outcome.ok
+    assert outcome.figures["self_test.worst_error"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("nowhere", "Could not resolve hostname"),
+        ("foreign", r"cannot run programs for .*Exec format error"),
+        ("older", "signal 4"),
+        ("full", "no space left"),
+    ],
+)
+def test_a_machine_that_cannot_is_an_error_that_says_why(tiny_bundle, host, message):
+    with pytest.raises(ToolchainError, match=message):
+        run_on("ssh", host, tiny_bundle)
+
+
+def test_bad_input_is_refused_before_anything_is_copied(tiny_bundle, tmp_path, monkeypatch):
+    for arguments in (("telnet", "board"), ("ssh", "-oProxyCommand=x"), ("ssh", "")):
+        with pytest.raises(UnsupportedError):
+            run_on(*arguments, tiny_bundle)
+    with pytest.raises(UnsupportedError, match="from 1 up"):
+        run_on("ssh", "board", tiny_bundle, threads=(0,))
+    with pytest.raises(InvalidModelError):
+        run_on("ssh", "board", tmp_path)
+    assert not (tmp_path / "log").exists()
+    with pytest.raises(ToolchainError, match="device 'other' not found"):
+        run_on("adb", "other", tiny_bundle)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolchainError, match="ssh is missing: install"):
+        run_on("ssh", "board", tiny_bundle)
+
+
+def test_a_bundle_of_another_machine_is_not_timed_here(tiny_bundle, tmp_path):
+    require_native(load(tiny_bundle))
+    shutil.copytree(tiny_bundle, tmp_path / "other.bundle")
+    manifest = json.loads((tmp_path / "other.bundle" / MANIFEST).read_text())
+    manifest["target"]["name"] = "riscv64"
+    (tmp_path / "other.bundle" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UnsupportedError, match=r"compiled for riscv64.*edgedm run-on ssh HOST"):
+        require_native(load(tmp_path / "other.bundle"))
