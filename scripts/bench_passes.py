@@ -49,9 +49,8 @@ def main() -> None:
             if graph.suffix != ".onnx":
                 graph = Path(scratch) / "model.onnx"
                 export(model, graph)
-            sections.append(
-                f"## {model.removeprefix('zoo:')}\n\n{table(ablate(graph, Path(scratch), arguments.seconds))}\n"
-            )
+            name = Path(model).stem if graph == Path(model) else model.removeprefix("zoo:")
+            sections.append(f"## {name}\n\n{table(ablate(graph, Path(scratch), arguments.seconds))}\n")
         arguments.output.write_text("\n".join(sections))  # model by model: an interrupted run keeps what it has
     print(arguments.output)
 

@@ -79,6 +79,24 @@ _BIDM_INT8: _Rows = {
     "shortcut": ("W8A8", "not published: in float they take a good part of a step; implies shortcut_bits=W8A8"),
 }
 
+_BIDM_SMALL_EDGES: _Rows = {
+    "conv_in": ("W8A8", "not published: in float32 what is not binary would take a third of the file"),
+    "time_mlp": ("W8A8", "not published: in float32 what is not binary would take a third of the file"),
+    "conv_out": ("W8A8", "not published: in float32 what is not binary would take a third of the file"),
+}
+
+_BIDM_INT4: _Rows = {
+    **_BIDM,
+    **_BIDM_SMALL_EDGES,
+    "shortcut": ("W4A4", "not published: in float they take most of the file; implies shortcut_bits=W4A4"),
+}
+
+_BIDM_BINARY: _Rows = {
+    **_BIDM,
+    **_BIDM_SMALL_EDGES,
+    "shortcut": ("W1A4", "not published: BinaryDM's layer, for the smallest file; implies shortcut_bits=W1A4"),
+}
+
 # for the baselines that are held against BiDM at its bits, where the reasons of its release are not theirs
 _AS_BIDM: _Rows = {
     **{role: (bits, "as BiDM's comparison has it") for role, (bits, _) in _BIDM.items()},
@@ -134,6 +152,11 @@ _BINARYDM_EDGES_8: _Rows = {
     "conv_out": ("W8A8", "the paper: layers closest to input and output at 8 bits"),
 }
 
+_BINARYDM_INT8: _Rows = {
+    **_BINARYDM_EDGES_8,
+    "time_mlp": ("W8A8", "not published: in float32 it would be a fifth of a small model's file"),
+}
+
 FULL_PRECISION = _policy("float", "float", {})
 
 # method -> variant -> policy; the first variant of a method is its default
@@ -143,10 +166,13 @@ POLICIES: Mapping[str, Mapping[str, Policy]] = MappingProxyType(
         "binarydm": {
             "paper": _policy("binarydm/paper", "W1A4", _BINARYDM_EDGES_8 | _BINARYDM_BODY),
             "code": _policy("binarydm/code", "W1A4", _EDGES_FLOAT | _BINARYDM_BODY),
+            "int8": _policy("binarydm/int8", "W1A4", _BINARYDM_INT8 | _BINARYDM_BODY),
         },
         "bidm": {
             "paper": _policy("bidm/paper", "W1A1", _BIDM),
             "int8": _policy("bidm/int8", "W1A1", _BIDM_INT8, shortcut_bits="W8A8"),
+            "int4": _policy("bidm/int4", "W1A1", _BIDM_INT4, shortcut_bits="W4A4"),
+            "binary": _policy("bidm/binary", "W1A1", _BIDM_BINARY, shortcut_bits="W1A4"),
         },
         "xnor": {"paper": _policy("xnor/paper", "W1A1", _BIDM)},
         "dorefa": {"paper": _policy("dorefa/paper", "W1A1", _AS_BIDM)},

@@ -13,10 +13,11 @@ from edgedm.models import load
 from edgedm.models.roles import output_blocks
 from edgedm.quant.api import make_inference, method_options, quantize_layers
 from edgedm.quant.clock import clock_of
-from edgedm.quant.inference import BinaryConv2d, BinaryLinear
+from edgedm.quant.inference import BinaryConv2d, BinaryLinear, BinaryWeightConv2d
 from edgedm.quant.integer import QuantLayer
 from edgedm.quant.methods import METHODS
 from edgedm.quant.methods.bidm import BinaryLayer
+from edgedm.quant.methods.binarydm import BinaryWeightLayer
 from edgedm.quant.policy import policy_of
 from edgedm.quant.uniform_layer import UniformLayer
 from edgedm.training.calibrate import calibrating
@@ -168,6 +169,26 @@ def test_a_shortcut_of_few_bits_trains_and_ships(bits, levels):
         assert torch.allclose(layer(x), packed(x), atol=1e-4, rtol=1e-4)
     layer(x).square().mean().backward()
     assert layer.shortcut.weight.grad.abs().max() > 0 and layer.shortcut.activation.step.grad.abs().max() > 0
+
+
+def test_a_shortcut_of_one_bit_is_binarydms_and_ships_packed():
+    layer = BinaryLayer(nn.Conv2d(8, 16, 3, 1, 1), shortcut_bits="W1A4", clock=clock_of(nn.Module()))
+    x = torch.randn(2, 8, 8, 8)
+    with torch.no_grad():
+        layer(x)  # the step starts from the first input
+        packed = layer.to_inference()
+        assert isinstance(packed.shortcut, BinaryWeightConv2d) and packed.shortcut.activation_bits == 4
+        assert torch.allclose(layer(x), packed(x), atol=1e-4, rtol=1e-4)
+    layer(x).square().mean().backward()
+    assert layer.shortcut.weight.grad.abs().max() > 0 and layer.shortcut.activation.step.grad.abs().max() > 0
+
+
+def test_a_blocks_shortcut_may_have_one_bit_weights_and_no_other_layer_beside():
+    roles = {"0": "shortcut"}
+    net = quantize_layers(nn.Sequential(nn.Conv2d(8, 16, 1)), "bidm", {"shortcut": "W1A4"}, roles=roles)
+    assert isinstance(net[0], BinaryWeightLayer) and net[0].activation.bits == 4
+    with pytest.raises(UnsupportedError, match="W1A4"):
+        quantize_layers(nn.Sequential(nn.Conv2d(8, 16, 1)), "bidm", {"res_conv": "W1A4"}, roles={"0": "res_conv"})
 
 
 def test_shortcuts_that_copy_or_pool_have_no_bits():

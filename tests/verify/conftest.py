@@ -17,7 +17,7 @@ def deployed(tmp_path_factory):
 
     def get(method: str) -> Path:
         if method not in made:
-            made[method] = tiny.deploy(method, tmp_path_factory.mktemp(method))
+            made[method] = tiny.deploy(method, tmp_path_factory.mktemp(method.replace("/", "-")))
         return made[method]
 
     return get

@@ -68,6 +68,13 @@ def test_nothing_to_look_at_is_refused(bundle) -> None:
             verify(bundle("bidm"), tiny.checkpoint("bidm"), levels=("op",), **wrong)
 
 
+@pytest.mark.slow
+def test_shortcuts_of_one_bit_hold_at_every_kernel_and_layer(bundle) -> None:
+    outcome = verify(bundle("bidm/binary"), tiny.checkpoint("bidm/binary"), levels=("op", "layer"), steps=10)
+    assert outcome.ok, outcome.details["first_failure"]
+    assert outcome.figures["layer.low_bit_layers"] > 15
+
+
 def test_a_graph_is_sampled_too(deployed) -> None:
     outcome = verify(deployed("w4a4"), tiny.checkpoint("w4a4"), levels=("layer",), steps=10, timesteps=2, sample=3)
     assert outcome.ok, outcome.details["first_failure"]

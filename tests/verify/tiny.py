@@ -31,14 +31,17 @@ UNET = {
 def checkpoint(method: str) -> Checkpoint:
     """A random model; BiDM's has two taps and bins of 100 timesteps, so that neighbouring rows differ.
 
-    "w4a4" is the one of `w4a4_model`: every form of uniform layers.
+    "w4a4" is the one of `w4a4_model`: every form of uniform layers. "bidm/binary" and "bidm/int4" are policies.
     """
     if method == "w4a4":
         return w4a4_checkpoint()
+    policy = policy_of(*method.split("/")) if "/" in method else None
+    method = method.split("/")[0]
     config = CheckpointConfig(
         architecture=Architecture(class_name="UNet2DModel", config=UNET),
         method=method,
-        roles=dict(ROLES[method]),
+        roles=dict(ROLES[method] if policy is None else policy.bits),
+        options={} if policy is None else dict(policy.options),
         noise_schedule={"num_train_timesteps": 1000},
         null_class=CLASSES,
         taps=["up_blocks.0.upsamplers.0", "up_blocks.1.resnets.1"] if method == "bidm" else [],

@@ -19,7 +19,7 @@ from edgedm.quant import inference
 from edgedm.quant.clock import Clock
 from edgedm.quant.functions import scaled_sign_ste, sign_polynomial
 from edgedm.quant.geometry import Geometry, Layer
-from edgedm.quant.methods.binarydm import packable
+from edgedm.quant.methods.binarydm import BinaryWeightLayer, LSQActivation, packable
 from edgedm.quant.methods.method import Method, Options, Site
 from edgedm.quant.uniform_layer import UniformLayer
 
@@ -40,10 +40,10 @@ class XNOROptions(Options):
     shortcut: bool = Field(True, description="add the float shortcut")
     gain: Gain = Field("abs", description="of the shortcut: its magnitude (LDM), or itself (CIFAR-10)")
     gain_init: float = Field(0.3, description="where the gain starts (LDM; CIFAR-10: 0)")
-    shortcut_bits: Literal["float", "W8A8", "W4A4"] = Field(
+    shortcut_bits: Literal["float", "W8A8", "W4A4", "W1A4"] = Field(
         "float",
         description="of the shortcuts that are 1x1 layers; the published ones are float, which costs most; "
-        "policy int8 implies W8A8",
+        "policies int8, int4 and binary imply W8A8, W4A4 and W1A4",
     )
     attention: Literal["linear", "conv2d"] = Field(
         "linear", description="projections: without K and shortcut (LDM), or with both (CIFAR-10)"
@@ -88,7 +88,7 @@ class BinaryLayer(nn.Module):
     S is the identity, a 2x2 mean for stride 2, or a float 1x1 layer where the channel counts differ. `filter`
     "none" has no K, `shortcut` False no second term, `threshold` False theta = 0. `shapes_only`: the sign is that
     of x, and theta only shapes the gradient (a bug of the release's linear layer). With `shortcut_bits` other than
-    "float" a 1x1 layer in S is a symmetric `UniformLayer`, which needs the model's `clock`.
+    "float" a 1x1 layer in S is a symmetric `UniformLayer`, which needs the model's `clock`, or at 1 bit BinaryDM's.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class BinaryLayer(nn.Module):
             self.shortcut = shortcut_of(self.geometry, self.weight, path)
             if shortcut_bits != "float" and isinstance(self.shortcut, nn.Conv1d | nn.Conv2d | nn.Linear):
                 assert clock is not None
-                self.shortcut = UniformLayer(self.shortcut, *parse_bits(shortcut_bits), clock, symmetric=True)
+                self.shortcut = _low_bit(self.shortcut, *parse_bits(shortcut_bits), clock, f"{path}.shortcut")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; see the class."""
@@ -204,15 +204,19 @@ def _packed_shortcut(shortcut: nn.Module | None) -> inference.Shortcut:
         return "avgpool"
     if isinstance(shortcut, nn.Identity):
         return "identity"
-    if isinstance(shortcut, UniformLayer):
+    if isinstance(shortcut, UniformLayer | BinaryWeightLayer):
         return shortcut.to_inference()
     return copy.deepcopy(shortcut)
 
 
 def _layer(layer: Layer, site: Site, options: XNOROptions) -> nn.Module:
-    """Return a binary layer for W1A1, and the symmetric uniform one for 2 bits and more on both sides."""
-    if site.weight_bits not in (1, inference.UNQUANTIZED) and site.activation_bits != 1:
-        return UniformLayer(layer, site.weight_bits, site.activation_bits, site.clock, symmetric=True)
+    """Return a binary layer for W1A1, the symmetric uniform one for 2 bits and more on both sides.
+
+    A block's shortcut may be BinaryDM's layer: no shortcut of its own would have its output's shape.
+    """
+    mixed = site.role == "shortcut" and site.weight_bits == 1 and site.activation_bits != inference.UNQUANTIZED
+    if (site.weight_bits not in (1, inference.UNQUANTIZED) or mixed) and site.activation_bits != 1:
+        return _low_bit(layer, site.weight_bits, site.activation_bits, site.clock, site.path)
     if (site.weight_bits, site.activation_bits) != (1, 1):
         raise UnsupportedError(
             f"layer '{site.path}': {site.bits}: BiDM's layers are W1A1, and uniform with W2 or more beside; "
@@ -233,6 +237,15 @@ def _layer(layer: Layer, site: Site, options: XNOROptions) -> nn.Module:
         options.shortcut_bits,
         site.clock,
     )
+
+
+def _low_bit(
+    layer: Layer, weight_bits: int, activation_bits: int, clock: Clock, path: str
+) -> UniformLayer | BinaryWeightLayer:
+    """Return a layer without threshold, filter and shortcut: BinaryDM's for 1-bit weights, else a uniform one."""
+    if weight_bits == 1:
+        return BinaryWeightLayer(layer, LSQActivation(activation_bits), path=path)
+    return UniformLayer(layer, weight_bits, activation_bits, clock, symmetric=True)
 
 
 def _operands(site: Site, _options: XNOROptions) -> dict[str, nn.Module]:
