@@ -89,6 +89,7 @@ class Worker:
         self._log.close()
 
     def _wait(self, seconds: float | None) -> None:
+        assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], seconds)[0]:
             raise ToolchainError(f"left out: took more than {seconds:g} s to set up")
 

@@ -41,7 +41,7 @@ def graph_layer_level(
 ) -> Level:
     """Judge every layer at all `moments`, each with the number of the image; or `sample` of them, others at each."""
     bench = _Bench(graph, reference)
-    chosen = deal(list(bench.layers), lambda path: type(bench.layers[path]), len(moments), sample)
+    chosen = deal(list(bench.layers), lambda path: type(bench.layers[path]).__name__, len(moments), sample)
     for (moment, image), paths in zip(moments, chosen, strict=True):
         bench.run(moment, image, paths)
     rows = tuple(_row(name, tally) for name, tally in bench.tallies.items())

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
+from edgedm import progress
 from edgedm.diffusion import NoiseSchedule, advance, estimate, guide, normals, step_coefficients
 from edgedm.models import Checkpoint, load
 from edgedm.verify.conditions import TEXTS, text_conditions
@@ -110,7 +111,8 @@ class TorchReference:
         images, moments = [x], []
         state: list[Array] = []
         free_state: list[Array] = []
-        for step, (row, timestep) in enumerate(zip(rows, self.schedule.timesteps(steps, sampler), strict=True)):
+        told = progress.track(zip(rows, self.schedule.timesteps(steps, sampler), strict=True), f"float{bits}", steps)
+        for step, (row, timestep) in enumerate(told):
             given = tuple(np.asarray(each, np.float32) for each in state)
             if step in keep:
                 x32 = np.asarray(x, np.float32)
@@ -140,7 +142,8 @@ class TorchReference:
         x: Any = self._noise(noise, 0)
         state: list[Array] = []
         moments: list[Moment] = []
-        for step, following in zip(chosen, [*chosen[1:], None], strict=True):
+        leaps = zip(chosen, [*chosen[1:], None], strict=True)
+        for step, following in progress.track(leaps, "float32", len(chosen)):
             given = tuple(np.asarray(each, np.float32) for each in state)
             where = int(timesteps[step])
             moments.append(Moment(step, where, np.array(labels, np.int64), x, given, bool(given), texts))
