@@ -37,7 +37,8 @@ def first_step(steps: int, strength: float) -> int:
 def add_noise(schedule: NoiseSchedule, timestep: int, image: Array, noise: Array) -> Array:
     """The image f32[...] as it is at `timestep` with this noise: sqrt(a) * image + sqrt(1 - a) * noise."""
     bar = np.float32(schedule.alphas_cumprod()[timestep])
-    return np.sqrt(bar) * image + np.sqrt(np.float32(1.0) - bar) * noise
+    noisy: Array = np.sqrt(bar) * image + np.sqrt(np.float32(1.0) - bar) * noise
+    return noisy
 
 
 def sample(

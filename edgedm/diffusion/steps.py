@@ -79,7 +79,11 @@ def step_coefficients(
     return rows
 
 
-def _prediction(kind: str, level: np.float32, deviation: np.float32) -> tuple[np.float32, ...]:
+_Head = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.float32]
+"""x0_sample, x0_output, x0_divisor, eps_sample, eps_output, eps_divisor"""
+
+
+def _prediction(kind: str, level: np.float32, deviation: np.float32) -> _Head:
     if kind == "epsilon":
         return _ONE, -deviation, level, _ZERO, _ONE, _ONE
     if kind == "v_prediction":
@@ -110,7 +114,7 @@ def _ddpm(now: np.float32, before: np.float32, variance_type: str, noise: bool) 
 
 def _sigma(bar: np.float32) -> np.float32:
     """DPM-Solver++'s measure of noise, sigma / alpha; its lambda is -log of this."""
-    return np.sqrt((_ONE - bar) / bar)
+    return np.float32(np.sqrt((_ONE - bar) / bar))
 
 
 def _level_and_deviation(sigma: np.float32) -> tuple[np.float32, np.float32]:
@@ -144,11 +148,12 @@ def _solver(schedule: NoiseSchedule, alphas: list[np.float32], timesteps: list[i
 
 def estimate(row: StepCoefficients, clip: float | None, x: Array, output: Array) -> Array:
     """The finished image as this step sees it, x0: x and output f32[...] -> f32[...]."""
-    x0 = (row.x0_sample * x + row.x0_output * output) / row.x0_divisor
+    x0: Array = (row.x0_sample * x + row.x0_output * output) / row.x0_divisor
     if clip is None:
         return x0
     limit = np.float32(clip)
-    return np.where(x0 < -limit, -limit, np.where(x0 > limit, limit, x0))
+    clipped: Array = np.where(x0 < -limit, -limit, np.where(x0 > limit, limit, x0))
+    return clipped
 
 
 def advance(

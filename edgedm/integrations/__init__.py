@@ -1,0 +1,1 @@
+"""A bundle inside other libraries."""

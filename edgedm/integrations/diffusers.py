@@ -1,0 +1,136 @@
+"""A bundle as the `unet` of a diffusers pipeline: its schedulers and pipelines run unchanged on the compiled model.
+
+from diffusers import DDIMPipeline, DDIMScheduler
+from edgedm.integrations.diffusers import BundleUNet
+
+unet = BundleUNet("model.bundle")
+images = DDIMPipeline(unet, DDIMScheduler.from_config(unet.noise_schedule))(num_inference_steps=50).images
+"""
+
+import inspect
+import os
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor
+
+from edgedm.bundle import Bundle
+from edgedm.errors import UnsupportedError
+from edgedm.runtime.opening import open_runner
+from edgedm.runtime.runner import Floats
+
+
+class BundleUNet:
+    """Stands in for a diffusers UNet: `config`, `dtype`, `device` and calls are those of the model that was compiled.
+
+    It runs on the CPU in float32, image after image; what comes from another device or dtype goes back there. A
+    model that carries state from step to step keeps one for each image of a batch, and drops them where the timestep
+    rises or the batch changes its size: a new trajectory. Two runs of one step each need `reset` in between.
+    Use it as a context manager or call `close`.
+    """
+
+    def __init__(self, bundle: Bundle | str | os.PathLike[str], threads: int = 1) -> None:
+        self._runner = open_runner(bundle if isinstance(bundle, Bundle) else os.fspath(bundle), threads)
+        self._manifest = self._runner.manifest
+        self.config = FrozenDict(_config(self._manifest.config, self._manifest.image_shape))
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self._states: list[dict[str, Floats] | None] = []
+        self._timestep = -1
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the sample."""
+        return self._manifest.image_shape[0]
+
+    @property
+    def noise_schedule(self) -> dict[str, Any]:
+        """The config of a scheduler for this model, as `from_config` of diffusers takes it."""
+        kept = dict(self._manifest.config.get("noise_schedule", {}))
+        return {"prediction_type": self._manifest.config.get("prediction_type", "epsilon"), **kept}
+
+    def __enter__(self) -> "BundleUNet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the bundle."""
+        self._runner.close()
+
+    def to(self, *_: Any, **__: Any) -> "BundleUNet":
+        """Stay on the CPU in float32, whatever a pipeline asks."""
+        return self
+
+    def eval(self) -> "BundleUNet":
+        """Nothing: there is no training mode."""
+        return self
+
+    def reset(self) -> None:
+        """Drop carried state: the next call begins a trajectory."""
+        self._states = []
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        *,
+        return_dict: bool = True,
+        **options: Any,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """The model's output for `sample` [N, C, H, W], of the same shape, dtype and device.
+
+        `timestep` is one number for all images. `class_labels` [N] and `encoder_hidden_states` [N, T, D] are as the
+        model takes them; without labels it is unconditional. Raises UnsupportedError for what the bundle cannot do.
+        """
+        asked = sorted(name for name, value in options.items() if value is not None)
+        if asked:
+            raise UnsupportedError(f"{asked[0]}: a bundle takes no such input; leave it out")
+        at, count = _whole(timestep), sample.shape[0]
+        if at > self._timestep or len(self._states) != count:
+            self._states = [None] * count
+        self._timestep = at
+        inputs = sample.detach().to("cpu", torch.float32).numpy()
+        outputs = np.empty_like(inputs)
+        for i in range(count):
+            condition = None if encoder_hidden_states is None else _array(encoder_hidden_states[i])
+            label = None if class_labels is None else self._label(int(class_labels[i]))
+            outputs[i], following = self._runner.step(at, inputs[i], label, self._states[i], condition)
+            self._states[i] = {name.removesuffix(".next"): array for name, array in following.items()}
+        result = torch.from_numpy(outputs).to(sample.device, sample.dtype)
+        return UNet2DOutput(sample=result) if return_dict else (result,)
+
+    def _label(self, label: int) -> int | None:
+        return None if label == self._manifest.null_class else label
+
+
+def _config(config: dict[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The arguments of the architecture's constructor, defaults included, and the sizes that were compiled."""
+    architecture = config.get("architecture", {})
+    kind = getattr(diffusers, str(architecture.get("class_name", "UNet2DModel")))
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    channels, height, width = image_shape
+    size = height if height == width else (height, width)
+    return {**defaults, **architecture.get("config", {}), "in_channels": channels, "sample_size": size}
+
+
+def _whole(timestep: Tensor | float | int) -> int:
+    values = timestep.detach().flatten().tolist() if isinstance(timestep, Tensor) else [timestep]
+    at = int(values[0])
+    if any(value != at for value in values):
+        raise UnsupportedError(f"timestep: expected one whole number for all images, got {values}")
+    return at
+
+
+def _array(tensor: Tensor) -> Floats:
+    return tensor.detach().to("cpu", torch.float32).numpy()
