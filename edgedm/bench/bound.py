@@ -2,9 +2,10 @@
 
     bound(call) = macs(call) / peak(kind of arithmetic) + bytes(call) / bandwidth(footprint of the call)
 
-The first term is for calls with multiply-accumulates, the second for those that only move data and must: norms,
-softmax and carried state. Everything else that a call does (packing, epilogues, resizing, time embeddings) has no
-allowance: it counts against the share that the call reaches. The bound of a step is the sum over its calls.
+The first term is for calls with multiply-accumulates (those of the kernel's algorithm: see `multiplications`), the
+second for those that only move data and must: norms, softmax and carried state. Everything else that a call does
+(packing, epilogues, resizing, time embeddings) has no allowance: it counts against the share that the call reaches. The
+bound of a step is the sum over its calls.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,11 @@ def arithmetic(node: Node) -> str:
     return _BY_OP[node.op]
 
 
+def multiplications(node: Node) -> int:
+    """The products that the kernel's algorithm takes: Winograd's F(2x2, 3x3) has 16 where the convolution has 36."""
+    return node.macs * 16 // 36 if node.family.startswith("winograd") else node.macs
+
+
 def nbytes(operand: Operand) -> int:
     """Size of a kernel's operand."""
     return int(np.prod(operand.shape, dtype=np.int64)) * np.dtype(operand.dtype).itemsize
@@ -87,7 +93,7 @@ def _need(node: Node, state_inputs: set[int], state_outputs: set[int]) -> Need:
     moved = sum(nbytes(each) for each in (*node.inputs, *node.outputs) if each.source != "weights")
     carried = _ports(node.inputs, "input", state_inputs) or _ports(node.outputs, "output", state_outputs)
     must = not node.macs and (node.op.startswith(_STREAMING) or carried)
-    return Need(node, arithmetic(node) if node.macs else "", node.macs, moved, moved if must else 0)
+    return Need(node, arithmetic(node) if node.macs else "", multiplications(node), moved, moved if must else 0)
 
 
 def _ports(operands: Sequence[Operand], source: str, numbers: set[int]) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets.kernels import dot, dot_matmul, generic, quantize
+from edgedm.targets.kernels import dot, dot_matmul, generic, quantize, winograd
+from edgedm.targets.kernels.dot_tiles import VnniDot
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import UNIFORM_TERMS, Epilogue
 from edgedm.targets.kernels.quant_operands import Operands, require_exact
@@ -80,6 +81,9 @@ def product(request: Request) -> Draft:
     tile = tiling.dot(request.target, pixels, operands.bits, operands.weight_bits, nibbles)
     if tile is None:
         return generic.quant_product(shape, operands.weight_bits, operands)
+    if isinstance(tile, VnniDot) and winograd.fits(shape, operands):
+        tile = tiling.dot(request.target, winograd.patches(shape), operands.bits, operands.weight_bits, nibbles=False)
+        return winograd.draft(shape, operands, tile)
     return dot.draft(shape, operands, tile)
 
 

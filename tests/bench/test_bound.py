@@ -3,7 +3,7 @@
 import pytest
 import tiny_model
 
-from edgedm.bench.bound import FMA, XOR_POPCOUNT, arithmetic, step_needs
+from edgedm.bench.bound import FMA, XOR_POPCOUNT, arithmetic, multiplications, step_needs
 from edgedm.bench.breakdown import bench_calls, call_rows, groups
 from edgedm.bench.machine import LARGEST, SMALLEST, footprint_class, level_of
 from edgedm.bundle import Manifest, Node, Operand, Port, load
@@ -90,6 +90,11 @@ def test_rows_hold_each_call_against_its_bound_and_groups_add_them_up():
 )
 def test_the_kind_of_arithmetic_is_the_familys_or_else_the_ops(op, family, kind):
     assert arithmetic(node(0, op, family, 1, [], [operand("arena", 1)])) == kind
+
+
+def test_winograds_products_are_fewer_than_the_convolutions():
+    assert multiplications(node(0, "QuantConv", "winograd-vnni 4x4 16 8x2", 3600, [], [operand("arena", 1)])) == 1600
+    assert multiplications(node(0, "QuantConv", "dot-vnni 4x4 16 8x2", 3600, [], [operand("arena", 1)])) == 3600
 
 
 def test_macs_of_no_known_kind_are_refused_by_the_calls_name():

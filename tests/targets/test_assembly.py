@@ -35,10 +35,10 @@ def uniform(op):
     if op == "QuantMatMul":
         heads = [np.zeros(1, np.uint8), np.ones(1, np.float32)]
         return Case(op, [codes, *(np.tile(x, 16) for x in heads), codes, *(np.tile(x, 16) for x in heads)])
-    weight, zeros = np.ones((64, 3, 3, 64), np.uint8), np.full(64, 7, np.uint8)
+    weight, zeros = np.ones((64, 3, 2, 64), np.uint8), np.full(64, 7, np.uint8)  # of 3x3, Winograd makes other products
     terms = [np.full(64, 2, np.float32), np.float32(2), np.ones(64, np.float32), np.zeros(1, np.float32)]
     operands = [codes, number, weight, zeros, *(np.asarray(x) for x in terms), np.ones(1, np.float32)]
-    return Case(op, operands, {"strides": [1, 1], "pads": [1, 1, 1, 1]}, frozenset({0, 1, 5}))
+    return Case(op, operands, {"strides": [1, 1], "pads": [1, 0, 1, 1]}, frozenset({0, 1, 5}))
 
 
 def gemm(pixels, bits):
