@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from edgedm.errors import InvalidModelError
@@ -25,6 +25,21 @@ def check_place(target: str | os.PathLike[str]) -> None:
             raise InvalidModelError(
                 f"{target}: {above} is a file, so nothing can be written below it; name another place"
             )
+
+
+def check_replaceable(target: str | os.PathLike[str], marks: Collection[str]) -> None:
+    """Raise `InvalidModelError` unless a folder can be put at `target` without loss of anybody's files.
+
+    What is there may be replaced if it is empty or has all files `marks`; without marks any folder may.
+    """
+    check_place(target)
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise InvalidModelError(f"{target}: is a file; expected a name for a folder")
+    if target.is_dir() and any(target.iterdir()) and not all((target / mark).is_file() for mark in marks):
+        raise InvalidModelError(
+            f"{target}: holds other files (it has no {' and '.join(marks)}), which would be replaced; name a new folder"
+        )
 
 
 @contextlib.contextmanager
@@ -48,16 +63,16 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_dir(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_dir(target: str | os.PathLike[str], marks: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it replaces `target`, on any exception it is removed.
 
+    An existing folder is replaced only if it is empty or has all files `marks`, which tell one of our own: see
+    `check_replaceable`.
     An existing target is moved aside first, because a folder cannot be replaced in one system call; if the
     second rename fails, the old folder is put back.
     """
     target = Path(target)
-    check_place(target)
-    if target.exists() and not target.is_dir():
-        raise InvalidModelError(f"{target}: is a file; expected a name for a folder")
+    check_replaceable(target, marks)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:

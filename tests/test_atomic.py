@@ -29,7 +29,7 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path):
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "stale").write_text("old")
-    with atomic_dir(target) as scratch:
+    with atomic_dir(target, ["stale"]) as scratch:
         (scratch / "fresh").write_text("new")
     assert [path.name for path in target.iterdir()] == ["fresh"]
     assert list(tmp_path.iterdir()) == [target]
@@ -39,7 +39,7 @@ def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "stale").write_text("old")
-    with pytest.raises(OSError, match="disk"), atomic_dir(target) as scratch:
+    with pytest.raises(OSError, match="disk"), atomic_dir(target, ["stale"]) as scratch:
         (scratch / "half").write_text("new")
         raise OSError("disk")
     assert [path.name for path in target.iterdir()] == ["stale"]
@@ -75,3 +75,17 @@ def test_a_folder_does_not_become_a_file_nor_a_file_a_folder(tmp_path):
     with pytest.raises(InvalidModelError, match="file: is a file"), atomic_dir(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_of_other_files_is_never_replaced(tmp_path):
+    target = tmp_path / "photos"
+    target.mkdir()
+    with atomic_dir(target, ["manifest.json"]) as scratch:  # it is empty
+        (scratch / "cat.png").write_text("mine")
+    for marks in (["manifest.json"], ["cat.png", "manifest.json"]):
+        with (
+            pytest.raises(InvalidModelError, match=r"photos: holds other files .*manifest\.json"),
+            atomic_dir(target, marks),
+        ):
+            pass
+    assert (target / "cat.png").read_text() == "mine" and list(tmp_path.iterdir()) == [target]

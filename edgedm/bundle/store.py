@@ -53,7 +53,7 @@ def write(target: str | os.PathLike[str], fill: Callable[[Path], Manifest]) -> M
 
     The manifest's `files` are computed here. Files are made reproducible: no execute bit but on programs.
     """
-    with atomic_dir(target) as folder:
+    with atomic_dir(target, (MANIFEST,)) as folder:
         manifest = fill(folder)
         files = {}
         for path in sorted(each for each in folder.rglob("*") if each.is_file()):

@@ -26,6 +26,7 @@ from edgedm.models.seeded import seed_weights
 from edgedm.quant.api import DEFAULT_EDGES, make_inference, quantize_layers
 
 CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE = "config.json", "model.safetensors", "decoder.safetensors"
+MARKS = (CONFIG_FILE, WEIGHTS_FILE)  # a folder with both is a checkpoint, and may be replaced by another
 ZOO = Path(__file__).parent / "zoo"
 _PREFIX = "zoo:"
 _DTYPES = {"F16": torch.float16, "F32": torch.float32, "U8": torch.uint8, "I64": torch.int64}
@@ -71,12 +72,13 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint folder, whole or not at all; floating-point tensors become float16.
 
-    Raises `InvalidModelError` that names a tensor which float16 cannot hold: what is written can be loaded.
+    Raises `InvalidModelError` that names a tensor which float16 cannot hold: what is written can be loaded. So it does
+    for a folder of other files, which is not replaced.
     """
     files = {WEIGHTS_FILE: _stored(checkpoint.module, path)}
     if checkpoint.decoder is not None:
         files[DECODER_FILE] = _stored(checkpoint.decoder, path)
-    with atomic_dir(path) as folder:
+    with atomic_dir(path, MARKS) as folder:
         for name, tensors in files.items():
             save_file(tensors, str(folder / name))
             (folder / name).chmod(0o644)  # safetensors makes it private to its writer

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from edgedm.atomic import check_replaceable
+from edgedm.errors import UnsupportedError
+from edgedm.models.checkpoint import MARKS, WEIGHTS_FILE
 from edgedm.outcome import Outcome
 from edgedm.training.identity import (
     CURVE_FILE,
@@ -25,12 +26,9 @@ def finished_before(output: Path, folder: Path, identity: Identity, overwrite: b
     `folder` is where the run keeps its states. Raises `UnsupportedError` where `output` holds another checkpoint and
     `overwrite` is not asked for, `InvalidModelError` where it is a folder of other files, which is never replaced.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    check_replaceable(output, MARKS)
+    if not output.exists() or not any(output.iterdir()):
         return None
-    if not is_checkpoint(output):
-        raise InvalidModelError(
-            f"{output}: holds other files than a checkpoint, and a checkpoint would replace them all; name a new folder"
-        )
     record = read_record(folder) if (folder / RUN_FILE).exists() else None
     changed = "no record of its training" if record is None else differences(record["identity"], identity)
     if record is not None and not changed and not record.get("finished"):
@@ -44,11 +42,6 @@ def finished_before(output: Path, folder: Path, identity: Identity, overwrite: b
         f"{output}: holds a finished checkpoint already ({changed or 'not the one that was trained here'}). Replace it "
         "(--overwrite) or name another folder (-o)"
     )
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder looks like one that `edgedm.models.save` wrote."""
-    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
 
 
 def digest(checkpoint: Path) -> str:

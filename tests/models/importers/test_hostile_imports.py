@@ -208,6 +208,11 @@ def test_the_verb_writes_a_checkpoint_and_refuses_with_exit_code_2(tmp_path):
     for wrong in (["--option", "head_channels"], ["--option", "x=1"]):
         done = CliRunner().invoke(main, [*call, *wrong])
         assert done.exit_code == 2
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"mine")
+    done = CliRunner().invoke(main, [*call[:-1], str(tmp_path / "photos"), *chosen])
+    assert done.exit_code == 2 and "photos: holds other files" in done.output
+    assert (tmp_path / "photos" / "cat.png").read_bytes() == b"mine"
     path.write_bytes(b"PK")
     assert CliRunner().invoke(main, [*call, *chosen]).exit_code == 2
 
