@@ -82,7 +82,11 @@ def _checkpoint(path: str) -> Outcome:
         "method": config.method,
         "prediction": config.prediction_type,
         "carried state": ", ".join(module.taps) or "none",
+        "text condition": _size(config.condition_shape),
+        "decoder": config.decoder.class_name if config.decoder else "none",
     }
+    if checkpoint.decoder is not None:
+        figures["bytes.decoder"] = float(sum(map(_stored_bytes, checkpoint.decoder.state_dict().values())))
     tables = {"Layers": rows, "By role": _by_role(rows), "Attention operands": _operands(module)}
     tables["Per-timestep tables"] = _timestep_tables(module)
     if not path.startswith("preset:"):  # which is made, not stored
@@ -294,12 +298,17 @@ def _bundle(path: Path) -> Outcome:
         **sizes(bundle),
         **{f"macs.{family or 'fused'}": float(macs) for family, macs in by_family.items()},
     }
+    if manifest.decoded_shape is not None:
+        decoder = [node for node in manifest.nodes if node.graph == "decoder"]
+        figures |= {"calls.decoder": float(len(decoder)), "macs.decoder": float(sum(node.macs for node in decoder))}
     summary = {
         "bundle": str(path),
         "target": manifest.target.name,
         "method": manifest.config.get("method", "?"),
         "schedule": f"{manifest.schedule.sampler}, {manifest.schedule.steps} steps (any other can be chosen)",
         "carried state": ", ".join(port.name for port in manifest.states()) or "none",
+        "draws": _drawn(manifest.image_shape, manifest.decoded_shape),
+        "text condition": _size(manifest.condition_shape),
         "toolchain": ", ".join(f"{name} {version}" for name, version in manifest.toolchain.items()),
     }
     tables = {"Kernels": list(kernels.values()), "Calls": calls, "Files": files, "Shipped bytes": parts(bundle)}
@@ -307,6 +316,16 @@ def _bundle(path: Path) -> Outcome:
         figures["slow"] = float(len(manifest.slow))
         tables["Slow"] = [{"what no fast kernel serves": each} for each in manifest.slow]
     return Outcome(True, figures, {"summary": summary, "tables": tables})
+
+
+def _drawn(shape: Sequence[int], decoded: Sequence[int] | None) -> str:
+    return (
+        f"images of {_size(shape)}" if decoded is None else f"images of {_size(decoded)} from latents of {_size(shape)}"
+    )
+
+
+def _size(shape: Sequence[int] | None) -> str:
+    return "none" if shape is None else "x".join(map(str, shape))
 
 
 def _value_row(value: Any, role: str) -> Row:

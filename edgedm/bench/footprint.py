@@ -42,14 +42,14 @@ def footprint(bundle: Bundle) -> dict[str, float]:
 
 
 def live_bytes(manifest: Manifest) -> int | None:
-    """The most bytes of the arena that are live at one time, in either graph: no plan can do with less.
+    """The most bytes of the arena that are live at one time, in any graph: no plan can do with less.
 
     A buffer lives from the call that writes it to the last call that reads it; scratch lives during its call. None for
     a bundle of an edgedm that didn't record scratch.
     """
     if any(node.scratch is None for node in manifest.nodes):
         return None
-    graphs = ("step", "prepare")
+    graphs = {node.graph for node in manifest.nodes}
     return max(_live([node for node in manifest.nodes if node.graph == graph]) for graph in graphs)
 
 
@@ -97,6 +97,9 @@ def _watch(bundle: Bundle, images: int) -> list[int]:
     readings = []
     with tempfile.TemporaryDirectory(prefix="edgedm-bench-") as scratch, open(Path(scratch) / "log", "w+") as log:
         wanted = ["-n", str(images), "--steps", str(_STEPS), "-o", f"{scratch}/image.npy"]
+        if bundle.manifest.condition_shape is not None:
+            np.save(f"{scratch}/condition.npy", np.zeros(bundle.manifest.condition_shape, np.float32))
+            wanted += ["--condition", f"{scratch}/condition.npy"]
         try:
             process = subprocess.Popen([str(bundle.sampler.absolute()), *wanted], stdout=log, stderr=log)
         except OSError as error:

@@ -14,6 +14,8 @@ def middle_step(runner: LocalRunner) -> tuple[int, NDArray[Any]]:
     Any step would do: its work does not depend on the timestep.
     """
     schedule = runner.manifest.schedule
-    runner.prepare(schedule.steps, schedule.sampler)
-    x = np.random.default_rng(0).standard_normal(runner.manifest.image_shape, dtype=np.float32)
+    rng, text = np.random.default_rng(0), runner.manifest.condition_shape
+    x = rng.standard_normal(runner.manifest.image_shape, dtype=np.float32)
+    condition = None if text is None else rng.standard_normal(text, dtype=np.float32)
+    runner.prepare(schedule.steps, schedule.sampler, condition=condition)
     return schedule.steps // 2, x

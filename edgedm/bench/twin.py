@@ -22,7 +22,7 @@ from edgedm.errors import EdgedmError, ToolchainError, UnsupportedError
 CONFIG, INPUTS, FP32, INT8 = "config.json", "inputs.npz", "fp32.onnx", "int8.onnx"
 CALIBRATION_SAMPLES = 4
 _LAST_TIMESTEP = 999
-_CLASS = "UNet2DModel"
+_CLASSES = ("UNet2DModel", "UNet2DConditionModel")
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -32,9 +32,9 @@ class Twin:
 
     def __init__(self, config: dict[str, Any], folder: Path) -> None:
         found = config.get("architecture", {}).get("class_name")
-        if found != _CLASS:
+        if found not in _CLASSES:
             raise UnsupportedError(
-                f"bench: no full-precision twin of {found}; peers need a {_CLASS} (or --against none)"
+                f"bench: no full-precision twin of {found}; peers need a {' or '.join(_CLASSES)} (or --against none)"
             )
         self.folder, self._config = folder, full_precision(config)
         (folder / CONFIG).write_text(json.dumps(self._config))
@@ -89,10 +89,18 @@ class Twin:
 
 
 def full_precision(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of the same architecture in float32, nothing carried from step to step."""
+    """Return the config of the same architecture in float32, nothing carried from step to step, no decoder."""
     from edgedm.models.roles import FLOAT
 
-    plain = {"method": "fp32", "roles": FLOAT, "taps": [], "mixes": {}, "timestep_bins": [], "options": {}}
+    plain: dict[str, Any] = {
+        "method": "fp32",
+        "roles": FLOAT,
+        "taps": [],
+        "mixes": {},
+        "timestep_bins": [],
+        "options": {},
+        "decoder": None,
+    }
     return {**config, **{name: value for name, value in plain.items() if name in config or name in ("method", "roles")}}
 
 
@@ -113,6 +121,9 @@ def feeds(config: dict[str, Any], count: int) -> Iterator[Feeds]:
         }
         if config["architecture"]["config"].get("num_class_embeds"):
             feed["class_labels"] = np.zeros(1, np.int64)
+        if config.get("condition_tokens"):
+            size = int(config["architecture"]["config"]["cross_attention_dim"])
+            feed["encoder_hidden_states"] = rng.standard_normal((1, config["condition_tokens"], size), np.float32)
         yield feed
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import tvm
+import tvm_ffi
 
 import edgedm
 from edgedm import progress
@@ -77,7 +77,7 @@ def _functions(lowered: Lowered) -> dict[str, Any]:
     functions: dict[str, Any] = {}
     for graph in lowered.graphs.values():
         for name, function in graph.plan.functions.items():
-            if name in functions and not tvm.ir.structural_equal(functions[name], function):
+            if name in functions and not tvm_ffi.structural_equal(functions[name], function):
                 raise AssertionError(f"two kernels are called {name}")
             functions[name] = function
     return functions
@@ -119,7 +119,7 @@ def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> None:
         others = (interface.condition_shape, decoded_shape(lowered.graphs))
         (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, interface.image_shape, states, *others))
         if layers_path(lowered.golden).is_file():
-            data = layer_golden(lowered.models, lowered.golden, manifest.nodes)
+            data = layer_golden(dict[str, ir.Model](lowered.models), lowered.golden, manifest.nodes)
             (folder / "layers.bin").write_bytes(data)
 
 
