@@ -60,15 +60,16 @@ def silu(v: Expr, lanes: int) -> Expr:
         return const(value, "float32", lanes)
 
     v = hold(v, lanes)
-    x = number(0.0) - v
-    x = hold(where(x > number(_SILU_HIGHEST), number(_SILU_HIGHEST), x), lanes)
-    x = hold(where(x < number(_SILU_LOWEST), number(_SILU_LOWEST), x), lanes)
-    whole = hold(nearest(x * number(_LOG2E), lanes), lanes)
-    n = cast(whole, "float32", lanes)
-    f = hold((x - n * number(_LN2_HIGH)) - n * number(_LN2_LOW), lanes)
-    p = number(_SHORT[0])
-    for coefficient in _SHORT[1:]:
-        p = p * f + number(coefficient)
+    x = hold(where(v < number(-_SILU_HIGHEST), number(-_SILU_HIGHEST), v), lanes)
+    x = hold(where(x > number(-_SILU_LOWEST), number(-_SILU_LOWEST), x), lanes)
+    # -x = n ln 2 - f; n is taken from the sum as a float and as an exponent, without a conversion between the two
+    shifted = hold(x * number(-_LOG2E) + number(_ROUND_MAGIC), lanes)
+    n = hold(shifted - number(_ROUND_MAGIC), lanes)
+    f = hold((x + n * number(_LN2_HIGH)) + n * number(_LN2_LOW), lanes)
+    p = number(-_SHORT[0])
+    for degree, coefficient in enumerate(_SHORT[1:]):  # of e^-f: every other coefficient changes its sign
+        p = p * f + number(-coefficient if degree % 2 else coefficient)
+    whole = hold(reinterpret(shifted, _lanes("int32", lanes)) - const(_ROUND_MAGIC_BITS, "int32", lanes), lanes)
     return v / (number(1.0) + p * _power_of_two(whole, lanes))
 
 
