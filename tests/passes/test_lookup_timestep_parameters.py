@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pass_testing import apply, graph, run
 
 from edgedm.errors import InvalidModelError, UnsupportedError
@@ -9,9 +11,9 @@ EDGES = np.array([5, 100, 101, 500], np.int64)  # asymmetric: a table read from 
 TABLE = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
-def lookup(edges=EDGES):
-    text = "g (int64[1] timestep) => (float[3] y) { y = edgedm.TimestepLookup(table, edges, timestep) }"
-    return graph(text, table=TABLE, edges=edges)
+def lookup(edges=EDGES, table=TABLE):
+    text = "g (int64[1] timestep) => (float[COLUMNS] y) { y = edgedm.TimestepLookup(table, edges, timestep) }"
+    return graph(text.replace("COLUMNS", str(table.shape[1])), table=table, edges=edges)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,21 @@ def test_a_timestep_outside_the_trained_bins_is_refused_by_name(timestep):
 def test_broken_bin_edges_are_an_error(edges):
     with pytest.raises(InvalidModelError, match="ascending bin edges"):
         LookupTimestepParameters()(lookup(np.array(edges, np.int64)))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.sets(st.integers(0, 999), min_size=1, max_size=6), st.integers(0, 4), st.lists(st.integers(0, 1200)))
+def test_any_table_gives_the_row_of_the_last_edge_reached(edges, columns, timesteps):
+    """Tables without columns, of one row, and timesteps before the first edge included."""
+    edges = np.array(sorted(edges), np.int64)
+    table = np.random.default_rng(len(edges)).standard_normal((len(edges), columns)).astype(np.float32)
+    result = apply(LookupTimestepParameters(), lookup(edges, table))
+    for timestep in [*timesteps, *edges.tolist()][:8]:
+        for model in (result.before, result.model):
+            (y,) = run(model, {"timestep": np.array([timestep])})
+            assert y.tobytes() == table[max(int((edges <= timestep).sum()) - 1, 0)].tobytes()
+
+
+def test_a_table_without_rows_is_an_error_that_names_the_node():
+    with pytest.raises(InvalidModelError, match=r"LookupTimestepParameters: node 'y' .*expected 0 ascending bin edges"):
+        LookupTimestepParameters()(lookup(np.zeros(0, np.int64), np.zeros((0, 3), np.float32)))

@@ -33,7 +33,16 @@ class Layer:
     weight_is_input: bool
     twice: bool  # the same weight, on another activation
     read_elsewhere: bool  # the product's result is an output as well
+    groups: bool  # where channels allow
     seed: int
+
+    @property
+    def grouped(self) -> bool:
+        return self.groups and self.channels % 2 == self.outputs % 2 == 0
+
+    @property
+    def has_kernel(self) -> bool:
+        return not (self.weight_is_input or self.grouped)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -46,7 +55,9 @@ class Layer:
         rng = np.random.default_rng(self.seed)
         high, wide = self.size
         full, result = f"1,{self.channels},{self.height},{self.width}", f"1,{self.outputs},{high},{wide}"
-        geometry = f"strides={list(self.strides)}, pads={list(self.pads)}"
+        plain = f"strides={list(self.strides)}, pads={list(self.pads)}"
+        geometry = f"{plain}, group=2" if self.grouped else plain
+        inner = self.channels // 2 if self.grouped else self.channels
         inputs, outputs = [f"float[{full}] x"], []
         constants: dict[str, np.ndarray] = {}
         lines: list[str] = []
@@ -67,11 +78,11 @@ class Layer:
             constants |= {"step": np.array(0.3, np.float32), "zero": np.zeros((), ml_dtypes.int4)}
             lines.append(f"q = QuantizeLinear({activation}, step, zero) b = DequantizeLinear(q, step, zero)")
         if self.weight_is_input:
-            packed = 8 * -(-self.channels // 64)
+            packed = 8 * -(-inner // 64)
             inputs.append(f"uint8[{self.outputs},{self.kernel[0]},{self.kernel[1]},{packed}] w")
         else:
-            constants["w"] = signs(rng, self.outputs, *self.kernel, self.channels)
-        lines.append(f"u = edgedm.UnpackBits<channels={self.channels}>(w) c = Conv<{geometry}>(b, u)")
+            constants["w"] = signs(rng, self.outputs, *self.kernel, inner)
+        lines.append(f"u = edgedm.UnpackBits<channels={inner}>(w) c = Conv<{geometry}>(b, u)")
         if self.read_elsewhere:
             outputs.append(f"float[{result}] c")
         if self.twice:
@@ -79,7 +90,7 @@ class Layer:
                 f"b2 = edgedm.Binarize(x, {constant('t2', 1, self.channels, 1, 1)}) z = Conv<{geometry}>(b2, u)"
             )
             outputs.append(f"float[{result}] z")
-        value = self._epilogue(lines, inputs, constant, "c", activation, geometry, f"float[1,{self.outputs},1,1]")
+        value = self._epilogue(lines, inputs, constant, "c", activation, plain, f"float[1,{self.outputs},1,1]")
         lines.append(f"y = Identity({value})")
         body = " ".join(lines)
         if self.mean:
@@ -130,12 +141,25 @@ def layers(draw, low_bit):
         draw(st.integers(0, 7)) == 0,
         draw(st.integers(0, 3)) == 0,
         draw(st.integers(0, 7)) == 0,
+        draw(st.integers(0, 3)) == 0,
         draw(st.integers(0, 2**16)),
     )
 
 
 SINGLE = Layer(
-    "W1A1", 1, 1, 1, 1, (1, 1), (1, 1), (0,) * 4, False, False, "constant", *[False, True, True, False, True, False], 0
+    "W1A1",
+    1,
+    1,
+    1,
+    1,
+    (1, 1),
+    (1, 1),
+    (0,) * 4,
+    False,
+    False,
+    "constant",
+    *[False, True, True, False, True, False, False],
+    0,
 )
 """One pixel, one channel: every transpose and reshape is a no-op that `Simplify` must not find later."""
 
@@ -145,11 +169,11 @@ SINGLE = Layer(
 @given(layers("W1A1"))
 def test_random_w1a1_layers_survive_every_fusion(layer):
     ops = survive(layer.model(), layer.seed)
-    assert ("BinaryConv" in ops) == (not layer.weight_is_input)
+    assert ("BinaryConv" in ops) == layer.has_kernel
 
 
 @SETTINGS
 @given(layers("W1A4"))
 def test_random_w1a4_layers_survive_every_fusion(layer):
     ops = survive(layer.model(), layer.seed)
-    assert ("BinaryWeightConv" in ops) == (not layer.weight_is_input)
+    assert ("BinaryWeightConv" in ops) == layer.has_kernel
