@@ -62,7 +62,8 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
     graphs, layout = list(lowered.graphs.values()), lay_out(lowered.graphs["step"], lowered.graphs["prepare"])
     default = (lowered.schedule.steps, lowered.schedule.sampler)
     write_sources(folder / "src", lowered.prefix, graphs, layout, lowered.interface, lowered.weights, default)
-    progress.stage("compiling the runtime")
+    first = ", the first time with the target's C library: about a minute" if lowered.target.base.emulator else ""
+    progress.stage(f"compiling the runtime{first}")
     _link(folder, lowered.prefix, lowered.target)
     for header in HEADERS:
         (folder / "src" / header).rename(folder / "include" / header)

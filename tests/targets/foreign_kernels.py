@@ -16,7 +16,7 @@ from tools import need
 
 import edgedm.runtime
 from edgedm.lower.objects import SYMBOL, write_object
-from edgedm.lower.toolchain import zig_cc
+from edgedm.lower.toolchain import COMPILE, LINK, zig_cc
 from edgedm.targets import Target, command_for
 from edgedm.targets.kernels import Kernel, TensorSpec
 
@@ -54,8 +54,11 @@ def _link(kernels: Sequence[Kernel], target: Target, folder: Path) -> Path:
     (folder / "table.c").write_text("\n".join(lines) + "\n")
     shutil.copy(_HERE / "foreign_main.c", folder)
     shutil.copy(_ABI, folder)
-    sources = ["foreign_main.c", "table.c", "kernels.o"]
-    zig_cc(["-target", target.base.program_triple, "-static", "-O1", *sources, "-lm", "-o", "program"], folder)
+    machine = ["-target", target.base.program_triple]
+    for name in ("foreign_main", "table"):
+        zig_cc([*machine, *COMPILE, "-c", f"{name}.c", "-o", f"{name}.o"], folder)
+    # The bundles' own flags: with others zig would make another C library, which takes a minute.
+    zig_cc([*machine, *LINK, "foreign_main.o", "table.o", "kernels.o", "-o", "program"], folder)
     return folder / "program"
 
 
