@@ -148,7 +148,7 @@ def _solver(schedule: NoiseSchedule, alphas: list[np.float32], timesteps: list[i
 
 def estimate(row: StepCoefficients, clip: float | None, x: Array, output: Array) -> Array:
     """The finished image as this step sees it, x0: x and output f32[...] -> f32[...]."""
-    x0: Array = (row.x0_sample * x + row.x0_output * output) / row.x0_divisor
+    x0 = ((row.x0_sample * x + row.x0_output * output) / row.x0_divisor).astype(x.dtype, copy=False)
     if clip is None:
         return x0
     limit = np.float32(clip)

@@ -34,6 +34,7 @@ _SHARED = (
     "schedule",
     "session",
     "sha256",
+    "sha256_fast",
     "threads",
     "weights",
 )

@@ -9,6 +9,7 @@ import tools
 
 from edgedm.bundle import load
 from edgedm.lower import compile as compile_graph
+from edgedm.lower.codegen import PROGRAM_SOURCES
 
 pytestmark = pytest.mark.slow
 
@@ -21,12 +22,14 @@ def _run(*command, cwd: Path, timeout: int = 120) -> str:
     return done.stdout
 
 
-def _build(bundle: Path, folder: Path, *flags: str) -> Path:
-    """edgedm-sample, built by gcc from the bundle's own sources."""
+def _build(bundle: Path, folder: Path, *flags: str, main: Path | None = None) -> Path:
+    """edgedm-sample, or another program, built by gcc with the bundle's own sources."""
     tools.need("gcc")
     warnings = ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
     common = ["-std=c11", "-D_GNU_SOURCE", "-DEDM_PROBE", "-g", "-O1", "-ffp-contract=off", *warnings, *flags]
     sources = sorted((bundle / "src").glob("*.c"))
+    if main is not None:
+        sources = [path for path in sources if path.name not in PROGRAM_SOURCES] + [main]
     command = ["gcc", *common, "-I", bundle / "include", *sources, bundle / "kernels.o", "-o", "program"]
     _run(*command, "-lm", "-lpthread", cwd=folder)
     return folder / "program"
@@ -39,26 +42,51 @@ def test_sanitizers_find_nothing_and_bits_stay(tiny_bundle, tmp_path, flags):
     _run(program, "--bundle", tiny_bundle, *options, "-o", "other.npy", cwd=tmp_path)
     _run(program, "--bundle", tiny_bundle, *options, "-o", "other.png", cwd=tmp_path)
     _run(program, "--bundle", tiny_bundle, "--self-test", cwd=tmp_path)
+    again = ["-n", 5, "--steps", 8, "--sampler", "dpm-solver++", "--start", "other.npy", "--strength", 0.6]
+    _run(program, "--bundle", tiny_bundle, *again, "--cores", "big", "--threads", 3, "-o", "third.npy", cwd=tmp_path)
     _run(tiny_bundle / "bin/edgedm-sample", *options, "-o", "ours.npy", cwd=tmp_path)
     assert (tmp_path / "other.npy").read_bytes() == (tmp_path / "ours.npy").read_bytes()
 
 
-def test_nothing_is_allocated_while_sampling(tiny_bundle, tmp_path):
+@pytest.mark.parametrize("flags", ["-fsanitize=address,undefined", "-fsanitize=thread"])
+def test_sanitizers_find_nothing_in_sessions_on_many_threads(tiny_bundle, tmp_path, flags):
+    main = Path(__file__).with_name("many_sessions.c")
+    program = _build(tiny_bundle, tmp_path, *flags.split(), "-fno-sanitize-recover=all", main=main)
+    assert _run(program, tiny_bundle / "weights.bin", cwd=tmp_path) == "same\n"
+
+
+_COUNT = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+static _Atomic long count;
+#define COUNTED(type, name, parameters, ...) \\
+  type name parameters { \\
+    static type (*next) parameters; \\
+    if (!next) next = (type (*) parameters)dlsym(RTLD_NEXT, #name); \\
+    ++count; \\
+    return next(__VA_ARGS__); \\
+  }
+COUNTED(void *, malloc, (size_t n), n)
+COUNTED(void *, realloc, (void *p, size_t n), p, n)
+COUNTED(void *, aligned_alloc, (size_t a, size_t n), a, n)
+COUNTED(int, posix_memalign, (void **p, size_t a, size_t n), p, a, n)
+COUNTED(void *, mmap, (void *p, size_t n, int r, int f, int d, long o), p, n, r, f, d, o)
+__attribute__((destructor)) static void tell(void) { fprintf(stderr, "%ld\\n", count); }
+"""
+
+
+@pytest.mark.parametrize(("sampler", "threads"), [("ddim", 1), ("ddpm", 2), ("dpm-solver++", 3)])
+def test_nothing_is_allocated_while_sampling(tiny_bundle, tmp_path, sampler, threads):
     """The number of allocations does not depend on the number of steps or images."""
     tools.need("gcc")
-    (tmp_path / "count.c").write_text(
-        "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <stdio.h>\n#include <stdlib.h>\n"
-        "static long count;\n"
-        'void *malloc(size_t n) { static void *(*next)(size_t); if (!next) next = dlsym(RTLD_NEXT, "malloc");\n'
-        "  ++count; return next(n); }\n"
-        "void *aligned_alloc(size_t a, size_t n) { static void *(*next)(size_t, size_t);\n"
-        '  if (!next) next = dlsym(RTLD_NEXT, "aligned_alloc"); ++count; return next(a, n); }\n'
-        '__attribute__((destructor)) static void tell(void) { fprintf(stderr, "%ld\\n", count); }\n'
-    )
+    (tmp_path / "count.c").write_text(_COUNT)
     _run("gcc", "-shared", "-fPIC", "count.c", "-o", "count.so", "-ldl", cwd=tmp_path)
     counts = []
-    for images, steps in ((1, 1), (1, 20), (6, 20)):
+    for images, steps in ((2, 1), (2, 20), (7, 20)):
         command = [tiny_bundle / "bin/edgedm-sample", "-n", str(images), "--steps", str(steps), "-o", "a.npy"]
+        command += ["--sampler", sampler, "--threads", str(threads)]
         environment = {"LD_PRELOAD": str(tmp_path / "count.so")}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         counts.append(int(done.stderr))
@@ -124,7 +152,7 @@ def test_two_models_link_into_one_program(tiny_bundle, tmp_path):
     objects = []
     for name, bundle in (("first", tiny_bundle), ("second", other)):
         (tmp_path / f"{name}.c").write_text(_USER)
-        sources = [path for path in (bundle / "src").glob("*.c") if path.stem not in ("main", "self_test")]
+        sources = [path for path in (bundle / "src").glob("*.c") if path.name not in PROGRAM_SOURCES]
         for source in [*sources, tmp_path / f"{name}.c"]:
             made = tmp_path / f"{name}_{source.stem}.o"
             _run("gcc", *flags, f"-DFUNCTION={name}", "-I", bundle / "include", "-c", source, "-o", made, cwd=tmp_path)

@@ -1,9 +1,9 @@
 /* SHA-256 (FIPS 180-4), to recognise altered weights. */
 #include <string.h>
 
-#include "runtime.h"
+#include "sha256.h"
 
-static const uint32_t round_constants[64] = {
+const uint32_t edm_sha256_constants[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -15,7 +15,7 @@ static const uint32_t round_constants[64] = {
 
 static uint32_t rotate(uint32_t word, int bits) { return (word >> bits) | (word << (32 - bits)); }
 
-static void absorb(uint32_t state[8], const uint8_t block[64]) {
+static void absorb_block(uint32_t state[8], const uint8_t block[64]) {
   uint32_t w[64];
   for (int i = 0; i < 16; ++i)
     w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 | (uint32_t)block[4 * i + 2] << 8 |
@@ -29,7 +29,7 @@ static void absorb(uint32_t state[8], const uint8_t block[64]) {
   uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
   for (int i = 0; i < 64; ++i) {
     uint32_t sum1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
-    uint32_t first = h + sum1 + ((e & f) ^ (~e & g)) + round_constants[i] + w[i];
+    uint32_t first = h + sum1 + ((e & f) ^ (~e & g)) + edm_sha256_constants[i] + w[i];
     uint32_t sum0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
     uint32_t second = sum0 + ((a & b) ^ (a & c) ^ (b & c));
     h = g, g = f, f = e, e = d + first;
@@ -39,18 +39,26 @@ static void absorb(uint32_t state[8], const uint8_t block[64]) {
   state[4] += e, state[5] += f, state[6] += g, state[7] += h;
 }
 
+static void absorb(uint32_t state[8], const uint8_t *data, uint64_t blocks) {
+  edm_absorb_fn fast = edm_fast_absorb();
+  if (fast) fast(state, data, blocks);
+  else
+    for (; blocks; --blocks, data += 64) absorb_block(state, data);
+}
+
 void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]) {
   uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   const uint8_t *bytes = data;
   uint64_t left = length;
-  for (; left >= 64; left -= 64, bytes += 64) absorb(state, bytes);
+  absorb(state, bytes, left / 64);
+  bytes += left / 64 * 64;
+  left %= 64;
   uint8_t tail[128] = {0};
   if (left) memcpy(tail, bytes, (size_t)left);
   tail[left] = 0x80;
   size_t total = left < 56 ? 64 : 128;
   for (size_t i = 0; i < 8; ++i) tail[total - 1 - i] = (uint8_t)(length * 8 >> (8 * i));
-  absorb(state, tail);
-  if (total == 128) absorb(state, tail + 64);
+  absorb(state, tail, total / 64);
   for (int i = 0; i < 8; ++i)
     for (int k = 0; k < 4; ++k) digest[4 * i + k] = (uint8_t)(state[i] >> (24 - 8 * k));
 }
