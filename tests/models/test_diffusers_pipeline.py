@@ -1,0 +1,80 @@
+"""A pipeline's folder of diffusers as a checkpoint: UNet with cross-attention, autoencoder, scheduler."""
+
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from architectures import SMALL_CONDITIONAL
+
+from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.models import load, save
+from edgedm.models.diffusers_dir import load_diffusers
+
+AUTOENCODER = {
+    "block_out_channels": [8, 16],
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+}
+KINDS = {"vqvae": diffusers.VQModel, "vae": diffusers.AutoencoderKL}
+
+
+def write(folder: Path, autoencoder: str = "vqvae", tokens: int | None = 6) -> tuple[torch.nn.Module, torch.nn.Module]:
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(**SMALL_CONDITIONAL).eval()
+    whole = KINDS[autoencoder](**AUTOENCODER).eval()
+    unet.save_pretrained(folder / "unet")
+    whole.save_pretrained(folder / autoencoder)
+    diffusers.DDIMScheduler(clip_sample=False).save_pretrained(folder / "scheduler")
+    if tokens is not None:
+        (folder / "tokenizer").mkdir()
+        (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"model_max_length": tokens}))
+    return unet, whole
+
+
+@pytest.mark.parametrize("autoencoder", KINDS)
+def test_a_pipeline_predicts_and_decodes_as_diffusers_does(tmp_path: Path, autoencoder: str) -> None:
+    unet, whole = write(tmp_path, autoencoder)
+    checkpoint = load(tmp_path)
+    assert checkpoint.config.condition_shape == (6, 12) and checkpoint.decoder is not None
+    generator = torch.Generator().manual_seed(1)
+    x, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 6, 12, generator=generator)
+    with torch.no_grad():
+        expected = unet(x, torch.tensor([700]), text).sample
+        assert torch.allclose(checkpoint.module(x, torch.tensor([700]), text)[0], expected, atol=1e-5)
+        image = whole.decode(x / whole.config.scaling_factor).sample
+        assert torch.allclose(checkpoint.decoder(x), image, atol=1e-5)
+
+
+def test_it_becomes_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "pipeline")
+    checkpoint = load(tmp_path / "pipeline")
+    save(checkpoint, tmp_path / "ckpt")
+    assert load(tmp_path / "ckpt").config == checkpoint.config
+    assert not any(name.startswith("encoder.") for name in checkpoint.decoder.state_dict())
+
+
+def test_the_number_of_tokens_must_be_known(tmp_path: Path) -> None:
+    write(tmp_path, tokens=None)
+    with pytest.raises(UnsupportedError, match="says how many tokens it has"):
+        load(tmp_path)
+    assert load_diffusers(tmp_path, condition_tokens=9).config.condition_shape == (9, 12)
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "config.json").write_text(json.dumps({"max_position_embeddings": 77}))
+    assert load(tmp_path).config.condition_tokens == 77
+
+
+def test_another_autoencoder_and_missing_weights_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    weights = tmp_path / "vqvae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    with pytest.raises(InvalidModelError, match=r"vqvae.*no such file"):
+        load(tmp_path)
+    config = tmp_path / "vqvae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "AutoencoderTiny"}))
+    with pytest.raises(UnsupportedError, match="expected a VQModel or an AutoencoderKL, got 'AutoencoderTiny'"):
+        load(tmp_path)
