@@ -21,6 +21,8 @@ def sample(
     condition: str | os.PathLike[str] | None = None,
     negative: str | os.PathLike[str] | None = None,
     latent: bool = False,
+    start: str | os.PathLike[str] | None = None,
+    strength: float = 0.5,
     threads: int = 1,
 ) -> Outcome:
     """Draw `n` images with `model` and write them to `output` (a .png grid or a .npy array [n, C, H, W]).
@@ -29,6 +31,7 @@ def sample(
     `zoo:NAME` (PyTorch draws). `label` is a class index, unconditional where None; `guidance` w draws with
     eps_u + w (eps_c - eps_u). A model with a text condition draws by that of the .npy file `condition`, f32[T, D], and
     guidance leads away from `negative` (zeros without it). A latent model's samples are decoded unless `latent`.
+    With images to `start` from, a .npy file f32[n, C, H, W], the last `strength` of the steps run on those under noise.
     Raises `InvalidModelError` for a bad bundle, checkpoint or option.
     """
     drawing: dict[str, Any] = {
@@ -42,6 +45,8 @@ def sample(
         "condition": condition,
         "negative": negative,
         "latent": latent,
+        "start": start,
+        "strength": strength,
         "threads": threads,
     }
     if (Path(model) / "manifest.json").exists():

@@ -20,6 +20,10 @@ from edgedm.outcome import Outcome
 @click.option("--condition", type=click.Path(dir_okay=False), help="A .npy array: the text condition to draw by.")
 @click.option("--negative", type=click.Path(dir_okay=False), help="What guidance leads away from; zeros without it.")
 @click.option("--latent", is_flag=True, help="Write a latent model's latents (.npy), not images.")
+@click.option("--start", type=click.Path(dir_okay=False), help="A .npy array of -n images to start from.")
+@click.option(
+    "--strength", type=float, default=0.5, show_default=True, help="With --start: share of the steps that run."
+)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
 @click.option(
     "-o", "--output", default="images.png", show_default=True, type=click.Path(), help="A .png grid or a .npy array."

@@ -10,7 +10,7 @@ from edgedm.conditions import read_conditions
 from edgedm.diffusion import NoiseSchedule
 from edgedm.diffusion import sample as draw_one
 from edgedm.errors import UnsupportedError
-from edgedm.images import check_latent, write_images
+from edgedm.images import check_latent, read_start, write_images
 from edgedm.models import CheckpointConfig, load
 from edgedm.models.denoiser import Denoiser
 from edgedm.outcome import Outcome
@@ -56,6 +56,8 @@ def sample_checkpoint(
     condition: str | None,
     negative: str | None,
     latent: bool,
+    start: str | None,
+    strength: float,
     threads: int,
 ) -> Outcome:
     """Draw `n` images with PyTorch and write them; see `edgedm.sample`."""
@@ -67,12 +69,15 @@ def sample_checkpoint(
     schedule = NoiseSchedule.from_config(config.noise_schedule)
     size = config.architecture.config["sample_size"]
     shape = (int(config.architecture.config["in_channels"]), size, size)
+    given = read_start(start, n, shape)
     torch.set_num_threads(threads)
     images = []
     for image in progress.track(range(n), "images"):
         conditional = Predictor(module, null if label is None else label, size, size, wanted)
         unconditional = Predictor(module, null, size, size, unwanted) if guidance != 1.0 else None
-        images.append(draw_one(conditional, schedule, shape, steps, sampler, eta, seed, image, unconditional, guidance))
+        numbers = (steps, sampler, eta, seed, image)
+        begin = (None if given is None else given[image], strength)
+        images.append(draw_one(conditional, schedule, shape, *numbers, unconditional, guidance, *begin))
     drawn = np.stack(images)
     if loaded.decoder is not None and not latent:
         with torch.inference_mode():

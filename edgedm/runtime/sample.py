@@ -3,17 +3,21 @@
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from edgedm import progress
 from edgedm.conditions import read_conditions
-from edgedm.images import check_latent, write_images
+from edgedm.diffusion import first_step
+from edgedm.errors import UnsupportedError
+from edgedm.images import check_latent, read_start, write_images
 from edgedm.outcome import Outcome
+from edgedm.runtime.local import LocalRunner
 from edgedm.runtime.opening import open_runner
-from edgedm.runtime.runner import Runner
+from edgedm.runtime.runner import Floats, Runner
 
 
 def sample_bundle(
@@ -30,6 +34,8 @@ def sample_bundle(
     condition: str | os.PathLike[str] | None = None,
     negative: str | os.PathLike[str] | None = None,
     latent: bool = False,
+    start: str | os.PathLike[str] | None = None,
+    strength: float = 0.5,
     threads: int = 1,
 ) -> Outcome:
     """Draw `n` images and write them to `output`, the same bits as the bundle's own `bin/edgedm-sample`.
@@ -41,9 +47,11 @@ def sample_bundle(
         manifest, name = runner.manifest, os.fspath(bundle)
         check_latent(name, manifest.decoded_shape is not None, latent, output)
         texts = read_conditions(name, manifest.condition_shape, condition, negative)
+        given = read_start(start, n, manifest.image_shape)
+        executed = steps if given is None else steps - first_step(steps, strength)
         runner.prepare(steps, sampler, eta, label, guidance, condition=texts[0], negative=texts[1])
         prepared = time.perf_counter()
-        images = _draw(runner, n, seed, n * steps)
+        images = _draw(_sampling(runner, given, strength), n, seed, n * executed)
         finished = time.perf_counter()
         if manifest.decoded_shape is not None and not latent:
             images = np.stack([runner.decode(each) for each in progress.track(images, "decoding")])
@@ -53,21 +61,29 @@ def sample_bundle(
         "images": float(n),
         "seconds.prepare": prepared - started,
         "seconds.sample": finished - prepared,
-        "ms.step": (finished - prepared) * 1e3 / (n * steps),
+        "ms.step": (finished - prepared) * 1e3 / (n * executed),
     }
     if manifest.decoded_shape is not None:
         figures["ms.decode"] = (decoded - finished) * 1e3 / n
     return Outcome(True, figures, {"output": str(path), "shape": list(images.shape)})
 
 
-def _draw(runner: Runner, n: int, seed: int, total: int) -> NDArray[np.float32]:
+def _sampling(runner: Runner, start: Floats | None, strength: float) -> Callable[..., Floats]:
+    if start is None:
+        return runner.sample
+    if not isinstance(runner, LocalRunner):
+        raise UnsupportedError("start: on another machine use the bundle's own `bin/edgedm-sample --start`")
+    return partial(runner.sample, start=start, strength=strength)
+
+
+def _draw(sample: Callable[..., Floats], n: int, seed: int, total: int) -> Floats:
     """Draw behind a progress bar, where the command line asks for one."""
     if not progress.enabled:
-        return runner.sample(n, seed)
+        return sample(n, seed)
     with click.progressbar(length=total, label="sampling", file=sys.stderr) as bar:
 
         def report(done: int, _total: int) -> bool:
             bar.update(done - bar.pos)
             return True
 
-        return runner.sample(n, seed, progress=report)
+        return sample(n, seed, progress=report)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edgedm.bundle import load
+from edgedm.errors import InvalidModelError
 from edgedm.images import encode_png, grid
 from edgedm.runtime import LocalRunner, sample_bundle
 
@@ -143,10 +144,11 @@ def test_it_starts_from_images_as_python_does(tiny_bundle, tmp_path):
     options = ("-n", 3, "--steps", 10, "--start", tmp_path / "start.npy", "--strength", 0.6, "--label", 1)
     done = _run(tiny_bundle, *options, "--cores", "big", "--threads", 2, "-o", tmp_path / "a.npy")
     assert done.returncode == 0, done.stderr
-    with LocalRunner(tiny_bundle) as runner:
-        runner.prepare(10, label=1)
-        want = runner.sample(3, start=start, strength=0.6)
-    assert np.load(tmp_path / "a.npy").tobytes() == want.tobytes()
+    chosen = {"n": 3, "steps": 10, "start": tmp_path / "start.npy", "strength": 0.6, "label": 1}
+    sample_bundle(tiny_bundle, tmp_path / "b.npy", **chosen)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    with pytest.raises(InvalidModelError, match=r"start.npy: expected float32\[2, 1, 8, 8\]"):
+        sample_bundle(tiny_bundle, tmp_path / "b.npy", **{**chosen, "n": 2})
     done = _run(tiny_bundle, "-n", 2, "--steps", 10, "--start", tmp_path / "start.npy", "-o", tmp_path / "b.npy")
     assert done.returncode == 2
     assert "start.npy" in done.stderr
