@@ -37,7 +37,7 @@ def _pack(request: Request) -> Draft:
     x, threshold = request.operands["x"], request.operands["threshold"]
     channels = x.shape[-1]
     rows = x.spec.size // channels
-    lanes = tiling.float_lanes(request.target)
+    lanes = tiling.sign_lanes(request.target)
     _require_finite(request.op, threshold)
     _require_size(request.op, "threshold", threshold, channels)
     outputs = [TensorSpec((*x.shape[:-1], -(-channels // _WORD)), "uint64")]

@@ -19,6 +19,11 @@ def float_lanes(target: Target) -> int:
     return target.vector_bytes // 4
 
 
+def sign_lanes(target: Target) -> int:
+    """float32 values whose signs are decided at once: one where vectors take denormals for 0, as ARMv7's do."""
+    return 1 if target.isa == "arm" else float_lanes(target)
+
+
 def bitserial(target: Target, shape: Convolution) -> _bitserial.Tile:
     """Sixteen accumulators where there are 32 vector registers, fewer where a popcount takes several."""
     lanes = target.vector_bytes // _WORD_BYTES
