@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import SMALL_UNET
+from small_runs import begin, finish, finish_after_a_kill
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.models import CheckpointConfig, build, load, save
@@ -59,6 +60,20 @@ def test_a_baseline_trains_ships_and_loads_with_the_same_output(base, tmp_path, 
     for name, tensor in loaded.module.state_dict().items():
         ours = trained.checkpoint.module.state_dict()[name]
         assert torch.equal(tensor, ours.half().float() if ours.is_floating_point() else ours)
+
+
+@pytest.mark.parametrize("method", ["dorefa", "reactnet", "lsq"])
+def test_a_few_steps_lower_the_loss(method):
+    losses = begin(method, loop=LoopOptions(32, 2e-3, batch=8)).train(32)
+    assert sum(losses[-8:]) / 8 < 0.9 * sum(losses[:4]) / 4
+
+
+@pytest.mark.parametrize("method", ["dorefa", "reactnet", "lsq"])
+def test_a_resumed_run_is_the_same(tmp_path, monkeypatch, method):
+    once = finish(method, tmp_path / "once")
+    resumed = finish_after_a_kill(monkeypatch, 3, method, tmp_path / "twice")
+    ours, theirs = once.denoiser.state_dict(), resumed.denoiser.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("method", ["lsq", "ptq"])

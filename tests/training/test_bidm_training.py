@@ -68,6 +68,49 @@ def test_a_tap_becomes_the_mean_of_its_output_and_the_state_by_the_coefficients(
     assert torch.allclose(mixed, (1 - c) * plain + c * state, atol=1e-6)
 
 
+def test_the_mix_has_the_formulas_gradients():
+    begun = begin("bidm", connections=1)
+    student, batch = begun.run.student, Blobs().draw(torch.Generator().manual_seed(0))
+    own = []
+
+    def keep(_module, _inputs, feature):
+        feature.retain_grad()
+        own.append(feature)
+
+    student.unet.get_submodule(student.taps[0]).register_forward_hook(keep, prepend=True)  # in front of the mix
+    student.record(batch.noisy, batch.timesteps, batch.labels)
+    c = torch.rand(4, 1, 1, 1, requires_grad=True)
+    state = torch.randn_like(own[0], requires_grad=True)
+    _, mixed = student.mix(batch.noisy, batch.timesteps, batch.labels, [c], [state])
+    upstream = torch.randn_like(mixed)
+    (mixed * upstream).sum().backward()
+    g, h, s, mix = (tensor.detach().double().numpy() for tensor in (upstream, own[-1], state, c))
+    np.testing.assert_allclose(own[-1].grad, (1 - mix) * g, atol=1e-6)
+    np.testing.assert_allclose(state.grad, mix * g, atol=1e-6)
+    np.testing.assert_allclose(c.grad.flatten(), (g * (s - h)).sum((1, 2, 3)), rtol=1e-4, atol=1e-3)
+
+
+def test_the_error_and_the_distillation_have_the_formulas_values_and_gradients():
+    begun = begin("bidm", distill=0.5, tbs=False, distillation="none")
+    outputs = []
+
+    def keep(_module, _inputs, output):
+        output.retain_grad()
+        outputs.append(output)
+
+    begun.run.student.unet.conv_out.register_forward_hook(keep)
+    losses = begun.losses(0)
+    losses["loss"].backward()
+    batch = Blobs().draw(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        target = begun.run.teacher(batch.noisy, batch.timesteps, class_labels=batch.labels)[0]
+    eps, noise, target = (tensor.detach().double().numpy() for tensor in (outputs[0], batch.noise, target))
+    assert losses["eps"].item() == pytest.approx(((eps - noise) ** 2).mean(), rel=1e-5)
+    assert losses["distill"].item() == pytest.approx(((eps - target) ** 2).mean(), rel=1e-4)
+    expected = (2 * (eps - noise) + 0.5 * 2 * (eps - target)) / eps.size
+    np.testing.assert_allclose(outputs[0].grad, expected, atol=1e-6)
+
+
 def test_the_coefficients_learn_from_the_mix_alone():
     begun = begin("bidm")
     begun.losses(0)["loss"].backward()

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from architectures import SMALL_UNET
@@ -121,8 +122,12 @@ def test_the_loss_compares_the_block_behind_the_low_bit_prefix_with_the_float_on
     for earlier in prefix:  # every block moves before the next one is looked at
         for parameter in run.student.unet.get_submodule(earlier).parameters():
             parameter.data.mul_(1.1)
-    block = objective(run, path)
+    block, given = objective(run, path), []
+    handle = block.block.register_forward_hook(lambda _m, _i, y: given.append(y))
     got = block(0, torch.Generator().manual_seed(5))["loss"]
+    handle.remove()
+    given[-1].retain_grad()
+    got.backward()
     rows = torch.randint(len(some), (16,), generator=torch.Generator().manual_seed(5))
     outputs = []
     for unet in (run.student.unet, run.teacher):
@@ -131,7 +136,9 @@ def test_the_loss_compares_the_block_behind_the_low_bit_prefix_with_the_float_on
             call(unet, some.take(rows))
         handle.remove()
     ours, theirs = outputs
-    assert float(got.detach()) == pytest.approx(float(((ours - theirs) ** 2).mean()), rel=1e-5)
+    ours, theirs = ours.double().numpy(), theirs.double().numpy()
+    assert float(got.detach()) == pytest.approx(((ours - theirs) ** 2).mean(), rel=1e-5)
+    np.testing.assert_allclose(given[-1].grad, 2 * (ours - theirs) / ours.size, atol=1e-7)
 
 
 def test_gradients_reach_the_blocks_low_bit_layers_and_tables_alone(base):

@@ -101,6 +101,35 @@ def test_the_trajectory_is_the_teachers_by_the_formulas_of_ddim(base, guidance):
         assert torch.equal(objective.labels, labels) and int(objective.step) == (step + 1) % STEPS
 
 
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_the_loss_has_the_formulas_gradient_in_both_halves_of_a_guided_call(base, guidance):
+    student, objective, _ = calibrated(base, guidance=guidance)
+    found = {}
+
+    def keep(name):
+        def hook(_module, _inputs, output):
+            found[name] = output
+            if output.requires_grad:
+                output.retain_grad()
+
+        return hook
+
+    student.unet.conv_out.register_forward_hook(keep("ours"))
+    objective.teacher.module.conv_out.register_forward_hook(keep("theirs"))
+    objective(0, torch.Generator().manual_seed(0))["loss"].backward()
+
+    def guided(output):
+        output = output.detach().double().numpy()
+        if guidance == 1.0:
+            return output
+        conditional, free = output[:3], output[3:]
+        return free + guidance * (conditional - free)
+
+    error = 2 * (guided(found["ours"]) - guided(found["theirs"]))
+    expected = error if guidance == 1.0 else np.concatenate([guidance * error, (1 - guidance) * error])
+    np.testing.assert_allclose(found["ours"].grad, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_only_updates_weight_steps_and_the_current_rows_are_trained(base):
     student, objective, _ = calibrated(base)
     objective(0, torch.Generator().manual_seed(0))["loss"].backward()
