@@ -70,9 +70,13 @@ def _show(outcome: Outcome) -> None:
     "pairs",
     multiple=True,
     metavar="NAME=VALUE",
-    help="An option of the method; repeatable. See --describe.",
+    help="An option of the method, which wins over what the policy implies; repeatable. See --describe.",
 )
-@click.option("--iterations", type=click.IntRange(1), help="Training iterations (default: the method's).")
+@click.option(
+    "--iterations",
+    type=click.IntRange(1),
+    help="Training iterations, of dilatequant those of each block (default: the method's).",
+)
 @click.option("--batch", type=click.IntRange(1), help="Samples a process and iteration (default: the method's).")
 @click.option(
     "--learning-rate",
@@ -86,7 +90,7 @@ def _show(outcome: Outcome) -> None:
 )
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the forward passes (default: the method's).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random.")
-@click.option("--save-every", type=click.IntRange(1), help="Iterations between saved states.")
+@click.option("--save-every", type=click.IntRange(1), help="Iterations between saved states (default: the method's).")
 @click.option(
     "--runs",
     type=click.Path(file_okay=False),
@@ -122,7 +126,8 @@ def command(
     checkpoint is written; the loss curves stay there. Once it is written, the same command does nothing.
 
     \b
-    Many processes: accelerate launch --num_processes 4 -m edgedm.cli quantize ...
+    Many GPUs: accelerate launch --num_processes 4 -m edgedm.cli quantize ...
+    Many processes on CPUs: torchrun --nproc_per_node 4 -m edgedm.cli quantize ...
     """
     if not (dry_run or describe or output):
         raise click.UsageError("Missing option '-o' / '--output' (or --dry-run, --describe).")
