@@ -1,6 +1,7 @@
 """Drawing from an image and step by step, by every sampler, bit for bit as numpy; several threads, sessions, models."""
 
 import os
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,8 +135,17 @@ def test_progress_is_told_on_the_callers_thread_and_no_lock_is_held(tiny_bundle)
 def other_bundle(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("other")
     config = {**tiny_model.CONFIG, "noise_schedule": {"num_train_timesteps": 500, "timestep_spacing": "trailing"}}
-    compile_graph(tiny_model.write_pair(folder, config), folder / "model.bundle", steps=5)
+    compile_graph(tiny_model.write_pair(folder, config), folder / "model.bundle", steps=5, sampler="dpm-solver++")
     return folder / "model.bundle"
+
+
+def test_the_bundles_own_sampler_is_the_programs_default(other_bundle, tmp_path):
+    program = other_bundle / "bin/edgedm-sample"
+    assert "(dpm-solver++)" in subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+    subprocess.run([program, "-n", "1", "-o", tmp_path / "a.npy"], check=True)
+    with LocalRunner(other_bundle) as runner:
+        runner.prepare(5, "dpm-solver++")
+        assert np.load(tmp_path / "a.npy").tobytes() == runner.sample(1).tobytes()
 
 
 def test_models_sessions_and_calling_threads_at_once(tiny_bundle, other_bundle):

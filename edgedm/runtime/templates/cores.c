@@ -8,10 +8,14 @@
 
 enum { MOST_CORES = 1024 }; /* of an edm_core_set */
 
-/* The number in /sys/devices/system/cpu/cpu<core>/<file>, or -1. */
+#ifndef EDM_CPU_FOLDER
+#define EDM_CPU_FOLDER "/sys/devices/system/cpu"
+#endif
+
+/* The number in cpu<core>/<file> there, or -1. */
 static long core_figure(int core, const char *file) {
-  char path[96];
-  snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/%s", core, file);
+  char path[512];
+  snprintf(path, sizeof path, "%s/cpu%d/%s", EDM_CPU_FOLDER, core, file);
   FILE *open = fopen(path, "r");
   long value = -1;
   if (!open) return -1;
