@@ -2,15 +2,20 @@
 
 import json
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tools
 
 from edgedm.bundle import load
 from edgedm.bundle.store import MANIFEST
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
+from edgedm.lower.codegen import PROGRAM_SOURCES
 from edgedm.runtime import ExecRunner, LocalRunner, open_runner
 
+PROGRAM = {Path(name).stem for name in PROGRAM_SOURCES}
 rng = np.random.default_rng(0)
 X = rng.standard_normal((1, 8, 8)).astype(np.float32)
 STATE = {"state.mid": rng.standard_normal((1, 8, 8, 8)).astype(np.float32)}
@@ -134,6 +139,61 @@ def test_what_is_no_probe_of_ours_is_refused(tiny_bundle):
     said = r"import sys; sys.stdout.buffer.write(bytes(8) + (8).to_bytes(8, 'little') + b'SOMETHIN')"
     with pytest.raises(InvalidModelError, match="not the probe"):
         ExecRunner(tiny_bundle, command=("python3", "-c", said))
+
+
+MALFORMED = [
+    (0, b""),
+    (99, b"what"),
+    (1, b"\x05"),
+    (1, bytes(24) + b"\x01\x00\x00\x00" + bytes(12)),
+    (2, b""),
+    (2, bytes(7)),
+    (5, bytes(3)),
+    (6, bytes(5)),
+    (7, bytes(16) + b"\xff" * 8),
+    (8, b"\xff\xff\xff\xffstep" + bytes(8)),
+    (8, bytes(4) + b"x" * 12),
+    (8, bytes(4) + b"step" + bytes(8)),
+    (9, b"\xff" * 8 + b"data"),
+    (9, b""),
+    (10, bytes(9)),
+    (11, bytes(1)),
+]
+
+
+def refuse_all(runner) -> None:
+    for command, payload in MALFORMED:
+        with pytest.raises(EdgedmError):
+            runner._ask(command, "a malformed request", payload)
+    assert runner.normals(1, 0, 0, 5).shape == (5,)
+
+
+def test_malformed_requests_are_refused_and_the_program_lives_on(tiny_bundle):
+    with ExecRunner(tiny_bundle) as runner:
+        refuse_all(runner)
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing_in_the_probe(tiny_bundle, tmp_path):
+    tools.need("gcc")
+    sources = [path for path in (tiny_bundle / "src").glob("*.c") if path.stem not in PROGRAM]
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-DEDM_PROBE", "-g", "-O1", "-ffp-contract=off", "-fno-sanitize-recover=all"]
+    flags += ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror", "-fsanitize=address,undefined"]
+    folders = ["-I", tiny_bundle / "include", "-I", tiny_bundle / "src"]
+    objects = [tiny_bundle / "src/probe/main.c", *sources, tiny_bundle / "kernels.o"]
+    command = ["gcc", *flags, *folders, *objects, "-o", tmp_path / "probe", "-lm", "-lpthread"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    instead = ("sh", "-c", f'exec {tmp_path / "probe"} "$@"')
+    with ExecRunner(tiny_bundle, threads=2, command=instead) as runner, LocalRunner(tiny_bundle) as here:
+        refuse_all(runner)
+        for each in (runner, here):
+            each.prepare(3, "ddpm", label=1, guidance=1.5)
+        assert same(runner.sample(2, 1), here.sample(2, 1))
+        runner.write_weights(0, bytes(8))
+        assert runner.profile(0, X).size
+        runner.close()
+        assert runner._process.returncode == 0
 
 
 def test_changed_weights_are_seen_until_they_are_put_back(tiny_bundle):

@@ -93,6 +93,11 @@ static edm_status take(const server *it, void *fixed, size_t bytes, uint64_t res
   return EDM_OK;
 }
 
+/* Bytes of the request after a struct at its start; a request that is too short for it is refused by `take`. */
+static uint64_t rest_after(const server *it, size_t bytes) {
+  return it->request_bytes >= bytes ? it->request_bytes - bytes : 0;
+}
+
 static uint64_t image_bytes(void) { return edm_image_floats() * sizeof(float); }
 
 static uint64_t all_states_bytes(void) {
@@ -105,7 +110,7 @@ static uint64_t all_states_bytes(void) {
 
 static edm_status prepare(server *it) {
   prepare_request wanted;
-  uint64_t rest = it->request_bytes >= sizeof wanted ? it->request_bytes - sizeof wanted : 0;
+  uint64_t rest = rest_after(it, sizeof wanted);
   edm_status status = take(it, &wanted, sizeof wanted, rest);
   if (status) return status;
   uint64_t text_bytes = edm_condition_floats() * sizeof(float), texts = (wanted.texts & 1) + (wanted.texts >> 1 & 1);
@@ -167,7 +172,7 @@ static edm_status write_states(server *it) {
 
 static edm_status sample(server *it) {
   sample_request wanted;
-  uint64_t rest = it->request_bytes >= sizeof wanted ? it->request_bytes - sizeof wanted : 0;
+  uint64_t rest = rest_after(it, sizeof wanted);
   edm_status status = take(it, &wanted, sizeof wanted, rest);
   if (!status && rest && rest != wanted.images * image_bytes())
     status = edm_fail(EDM_BAD_ARGUMENT, "%llu bytes of images to start from", (unsigned long long)rest);
@@ -219,7 +224,7 @@ static const edm_graph *find_graph(const char *name) {
 
 static edm_status run_node(server *it) {
   node_request wanted;
-  uint64_t rest = it->request_bytes >= sizeof wanted ? it->request_bytes - sizeof wanted : 0;
+  uint64_t rest = rest_after(it, sizeof wanted);
   edm_status status = take(it, &wanted, sizeof wanted, rest);
   if (status) return status;
   wanted.graph[sizeof wanted.graph - 1] = 0;
@@ -230,8 +235,8 @@ static edm_status run_node(server *it) {
 }
 
 static edm_status lend(server *it) {
-  lend_request wanted;
-  uint64_t rest = it->request_bytes >= sizeof wanted ? it->request_bytes - sizeof wanted : 0;
+  lend_request wanted = {0};
+  uint64_t rest = rest_after(it, sizeof wanted);
   edm_status status = take(it, &wanted, sizeof wanted, rest);
   if (status) return status;
   if (wanted.offset > edm_compiled.weights_bytes || rest > edm_compiled.weights_bytes - wanted.offset)
