@@ -86,7 +86,7 @@ class ByteReader:
         """Add up all look-ups of a tile; return slot -> its four int32 vectors."""
         slots, kh, row_steps = len(window.pixels) * together, window.rows, window.row_steps
         wide = Registers(2 * slots, _HALF, "uint16")  # a slot's first eight channels, then the others
-        size = min(self.most_steps, row_steps)
+        size = _part(row_steps, self.most_steps)
         parts = -(-row_steps // size)  # of a kernel row, each within bytes
 
         def add(i: Expr, part: Expr) -> None:
@@ -95,7 +95,7 @@ class ByteReader:
                 return
             narrow = Registers(slots, BYTES, "uint8")
             first = let(part * size)
-            with loop(tirx.min(size, row_steps - first), first) as k:
+            with loop(size if row_steps % size == 0 else tirx.min(size, row_steps - first), first) as k:
                 self._step(weight, tables, window, index, together, i, k, narrow, wide)
             for slot in range(slots):
                 self._widen(wide, slot, narrow[slot])
@@ -169,3 +169,9 @@ class ByteReader:
             for half in halves
             for first in (0, _QUARTER)
         ]
+
+
+def _part(extent: int, most: int) -> int:
+    """The largest divisor of `extent` up to `most`, whose loop LLVM unrolls, if it is at least half of that."""
+    divisor = max(size for size in range(1, min(most, extent) + 1) if extent % size == 0)
+    return divisor if 2 * divisor >= most else min(most, extent)

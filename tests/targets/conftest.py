@@ -1,4 +1,4 @@
-"""Targets that this machine runs or emulates, two threads to run kernels on, the path of the helpers beside the tests."""
+"""Targets that this machine runs or emulates, two threads to run kernels on, the path of the tests' helpers."""
 
 import os
 import sys
