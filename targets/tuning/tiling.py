@@ -69,7 +69,7 @@ def float_conv(target: Target, shape: Convolution) -> _float_conv.Tile:
     """24 accumulators in 32 registers, 12 in 16; few pixels leave room for more output channels."""
     lanes = float_lanes(target)
     pixels = shape.out_height * shape.out_width
-    if target.vector_bytes == 64:
+    if target.vector_bytes == 64 or target.isa == "aarch64":
         return _float_conv.Tile(lanes, 6, 4) if pixels >= 6 else _float_conv.Tile(lanes, pixels, 4)
     return _float_conv.Tile(lanes, 6, 2) if pixels >= 6 else _float_conv.Tile(lanes, pixels, 4)
 
