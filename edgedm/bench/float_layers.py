@@ -4,7 +4,7 @@ Every peer gets what a network has: constant weights, activations known only at 
 first for ONNX Runtime, channels last for PyTorch's convolutions as well as ours).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,15 +99,19 @@ def in_torch(kind: str, layer: Form) -> Callable[[], object]:
     inputs = [torch.from_numpy(each) for each in layer.inputs]
     constants = [torch.from_numpy(each) for each in layer.calls[0].constants]
     if kind == "attention":
-        return lambda: functional.scaled_dot_product_attention(*inputs, scale=1.0)
+        q, k, v = inputs
+        return lambda: functional.scaled_dot_product_attention(q, k, v, scale=1.0)
     x = inputs[0].permute(0, 3, 1, 2)  # a channels-last tensor
-    calls: Mapping[str, Callable[[], object]] = {
-        "pconv": lambda: functional.conv2d(x, *constants),
-        "upsample": lambda: functional.interpolate(x, scale_factor=_FACTOR, mode="nearest"),
-        "norm": lambda: functional.group_norm(x, _GROUPS, *constants, eps=_EPSILON),
-        "normsilu": lambda: functional.silu(functional.group_norm(x, _GROUPS, *constants, eps=_EPSILON)),
-    }
-    return calls[kind]
+    if kind == "upsample":
+        return lambda: functional.interpolate(x, scale_factor=_FACTOR, mode="nearest")
+    weight, bias = constants
+    if kind == "pconv":
+        return lambda: functional.conv2d(x, weight, bias)
+
+    def norm() -> torch.Tensor:
+        return functional.group_norm(x, _GROUPS, weight, bias, _EPSILON)
+
+    return norm if kind == "norm" else lambda: functional.silu(norm())
 
 
 def macs(kind: str, channels: int, out_channels: int, height: int) -> int:
