@@ -87,7 +87,7 @@ typedef struct {
   double strength;    /* with `start`: this share of the steps is executed, the last ones; above 0, up to 1 */
 } edm_sample_options;
 
-/* Called on the caller's thread after every step; a result other than 0 cancels. */
+/* Called on the caller's thread once for every step of every image; a result other than 0 cancels. */
 typedef int (*edm_progress_fn)(void *user, uint64_t steps_done, uint64_t steps_total);
 
 /* What went wrong in the last call of this thread that did not return EDM_OK. */

@@ -18,6 +18,7 @@ typedef struct {
   uint32_t end;     /* images of this round: 0..end-1, drawn by whoever is free */
   atomic_uint next; /* the first that is not begun */
   atomic_ullong steps_done;
+  uint64_t told; /* of them */
   atomic_int status; /* the first thing that went wrong */
   char message[512];
 } drawing;
@@ -34,11 +35,11 @@ static uint64_t steps_of(const drawing *job, uint32_t images) {
 
 static bool on_callers_thread(const drawing *job) { return pthread_equal(job->caller, pthread_self()) != 0; }
 
-/* Only on the caller's thread. */
+/* Tell of every step that was done since the last time; only on the caller's thread. */
 static void tell(drawing *job) {
-  uint64_t total = steps_of(job, job->options->images);
-  if (job->progress && job->progress(job->user, atomic_load(&job->steps_done), total))
-    stop(job, edm_fail(EDM_CANCELLED, "cancelled by the caller"));
+  uint64_t total = steps_of(job, job->options->images), done = atomic_load(&job->steps_done);
+  while (job->progress && job->told < done && !atomic_load(&job->status))
+    if (job->progress(job->user, ++job->told, total)) stop(job, edm_fail(EDM_CANCELLED, "cancelled by the caller"));
 }
 
 static void draw_image(drawing *job, int lane_number, uint32_t index) {
@@ -98,6 +99,7 @@ edm_status edm_sample(edm_session *session, const edm_sample_options *options, f
   if (together) {
     job.end = together;
     edm_pool_run(session->pool, draw_in_lane, &job, session->lane_count);
+    tell(&job);
   }
   draw_rest(&job, together);
   status = (edm_status)atomic_load(&job.status);

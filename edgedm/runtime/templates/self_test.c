@@ -102,7 +102,7 @@ static edm_status run_all(edm_session *session, FILE *file, const char *path, ui
     status = run_decoder(session, file, path, &error);
     *passed = *passed && error <= (double)header.allowed;
   }
-  if (!status) printf("allowed relative error %.1e\n", (double)header.allowed);
+  if (!status) printf("allowed                         %.1e\n", (double)header.allowed);
   *steps = header.steps;
   return status;
 }
