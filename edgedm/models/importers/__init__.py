@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from edgedm.atomic import check_replaceable
 from edgedm.errors import UnsupportedError
@@ -22,7 +22,7 @@ from edgedm.models.importers import bidm, binarydm, dilatequant, efficientdm, fu
 from edgedm.models.importers.layout import Layout, Report
 from edgedm.models.importers.reading import read
 from edgedm.outcome import Outcome
-from edgedm.quant.option_text import complaint
+from edgedm.quant.option_text import complaint, takes
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
@@ -57,9 +57,7 @@ def import_checkpoint(
     `options` are the layout's. Raises `InvalidModelError` for a file that is damaged, holds more than tensors, or
     doesn't have the layout, naming the tensor, and `UnsupportedError` for a model or option that edgedm doesn't know.
     """
-    if layout not in LAYOUTS:
-        raise UnsupportedError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    chosen = LAYOUTS[layout]
+    chosen = _layout(layout)
     try:
         settings = chosen.options.model_validate(options)
     except ValidationError as error:
@@ -74,6 +72,30 @@ def import_checkpoint(
         save(checkpoint, output)
         details["written"] = [os.fspath(output)]
     return Imported(checkpoint, Outcome(True, figures, details))
+
+
+def describe_layout(layout: str) -> Outcome:
+    """Return what a layout is and a table of its options. Raises `UnsupportedError` for an unknown one."""
+    chosen = _layout(layout)
+    rows = [
+        {
+            "option": name,
+            "takes": takes(info),
+            "default": "must be given" if info.is_required() else str(info.get_default(call_default_factory=True)),
+        }
+        for name, info in chosen.options.model_fields.items()
+    ]
+    texts = [kind.__doc__ for kind in chosen.options.__mro__ if issubclass(kind, BaseModel) and kind is not BaseModel]
+    meanings = [" ".join(text.split()) for text in texts if text and text != BaseModel.__doc__]
+    summary = {"layout": layout, "file": chosen.title, "options": " ".join(dict.fromkeys(meanings))}
+    tables = {"Options (--option NAME=VALUE)": rows}
+    return Outcome(True, {"options": float(len(rows))}, {"notes": [], "summary": summary, "tables": tables})
+
+
+def _layout(name: str) -> Layout:
+    if name not in LAYOUTS:
+        raise UnsupportedError(f"layout: expected one of {', '.join(LAYOUTS)}, got {name!r}")
+    return LAYOUTS[name]
 
 
 def _size(checkpoint: Checkpoint) -> int:
