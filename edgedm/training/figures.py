@@ -23,9 +23,7 @@ SHOWN = 100
 KINDS = ("labelled", "unlabelled", "guided")
 
 
-def evaluate(
-    path: str, samples: int, pictures: Path | None = None, kinds: Sequence[str] = KINDS
-) -> dict[str, Quality]:
+def evaluate(path: str, samples: int, pictures: Path | None = None, kinds: Sequence[str] = KINDS) -> dict[str, Quality]:
     """Return figures of a checkpoint's samples (DDIM, 50 steps), by kind.
 
     Labelled samples ask for the ten digits evenly, guided ones do so with guidance 1.5, unlabelled ones for the

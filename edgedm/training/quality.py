@@ -27,9 +27,7 @@ class Quality:
 
 
 @torch.no_grad()
-def measure(
-    images: Tensor, real: Tensor, classifier: DigitClassifier, labels: Tensor | None = None
-) -> Quality:
+def measure(images: Tensor, real: Tensor, classifier: DigitClassifier, labels: Tensor | None = None) -> Quality:
     """Return the figures of `images` f32[N, 1, 16, 16] against `real`; `labels` int64[N] if they were asked for."""
     probability = torch.softmax(classifier(images), 1)
     confidence, named = probability.max(1)

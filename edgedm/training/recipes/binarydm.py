@@ -30,9 +30,7 @@ def stages(run: Run) -> Iterator[Stage]:
         axes = LowRankMimicking(block_outputs(run.teacher, first), options.lrm_axis, options.lrm_rank_divisor)
         terms.append(FeatureTerm("lrm", options.lrm_weight, axes))
     progress = Progress(run.student.unet, transition, options.warm_up)
-    objective = QuantizationAware(
-        run.student, run.teacher, batches, options.distill, terms, schedule=progress
-    )
+    objective = QuantizationAware(run.student, run.teacher, batches, options.distill, terms, schedule=progress)
     yield Stage("binarydm", objective, run.loop)
 
 
