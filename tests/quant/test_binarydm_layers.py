@@ -177,9 +177,7 @@ def test_a_layer_that_trains_equals_the_one_that_ships(kind, bits, dynamic, ship
     assert set(shipped.state_dict()) == names | (set() if dynamic or bits is None else {"step"})
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.Conv1d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2)]
-)
+@pytest.mark.parametrize("layer", [nn.Conv1d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2)])
 def test_a_geometry_without_a_packed_form_is_refused_by_name_when_it_ships(layer):
     made = BinaryWeightLayer(layer, LSQActivation(), path="encoder.7")
     made(torch.randn(1, 4, 9) if isinstance(layer, nn.Conv1d) else torch.randn(1, 4, 9, 9)).sum().backward()

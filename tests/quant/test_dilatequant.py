@@ -25,7 +25,6 @@ CLOSE = 1e-4  # another order of float32 sums, a few layers deep
 EDGES = [0, 250, 500, 750]
 
 
-
 def unet(policy=None, edges=EDGES, **options):
     torch.manual_seed(0)
     model = UNet2DModel(**SMALL_UNCONDITIONAL).eval()

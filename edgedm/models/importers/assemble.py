@@ -106,8 +106,11 @@ def _load(denoiser: nn.Module, state: State) -> None:
     """Copy `state`; an importer that forgets a tensor or gets its shape wrong is our own error."""
     expected = denoiser.state_dict()
     wrong = sorted(
-        name for name in expected.keys() | state.keys()
-        if name not in state or name not in expected or state[name].shape != expected[name].shape
+        name
+        for name in expected.keys() | state.keys()
+        if name not in state
+        or name not in expected
+        or state[name].shape != expected[name].shape
         or state[name].is_floating_point() != expected[name].is_floating_point()
     )
     if wrong:

@@ -190,9 +190,7 @@ class _Fill:
         if len(zero) == 1:
             zero = zero.expand_as(step)
         clamp = self.options.clamp_zero_points
-        return uniform.activation_state(
-            module, self.tensors, f"{name}.delta", step * factor, zero, clamp, self.report
-        )
+        return uniform.activation_state(module, self.tensors, f"{name}.delta", step * factor, zero, clamp, self.report)
 
     def _shaped(self, values: Tensor, heads: int) -> Tensor:
         """Return [rows, heads] of a table however its axes are written."""

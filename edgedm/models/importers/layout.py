@@ -71,7 +71,12 @@ def name_modules(tensors: Tensors, options: LDMOptions | CifarOptions) -> Naming
 
 
 def make_config(
-    tensors: Tensors, naming: Naming, settings: LDMOptions | CifarOptions, report: Report, method: str, /,
+    tensors: Tensors,
+    naming: Naming,
+    settings: LDMOptions | CifarOptions,
+    report: Report,
+    method: str,
+    /,
     **changes: Any,
 ) -> CheckpointConfig:
     """Return the config of a checkpoint; `changes` are roles, options, taps, timestep_bins.

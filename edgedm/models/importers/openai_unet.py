@@ -52,8 +52,11 @@ def openai_naming(tensors: Tensors, options: OpenAIOptions) -> Naming:
     ups = [i for i in range(outputs) if _upsampler(tensors, i) is not None]
     levels = len(ups) + 1
     repeats = outputs // levels
-    if outputs != levels * repeats or repeats < 2 or inputs != levels * repeats or ups != list(
-        range(repeats - 1, outputs - 1, repeats)
+    if (
+        outputs != levels * repeats
+        or repeats < 2
+        or inputs != levels * repeats
+        or ups != list(range(repeats - 1, outputs - 1, repeats))
     ):
         raise InvalidModelError(
             f"{tensors.file}: {inputs} input_blocks and {outputs} output_blocks with upsamplers in {ups} make no UNet "

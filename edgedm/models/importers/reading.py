@@ -21,8 +21,17 @@ from edgedm.errors import InvalidModelError
 
 # what torch's restricted unpickler and zip reader raise on files that are cut short or altered
 _BROKEN = (
-    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError,
-    MemoryError, struct.error,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
 )
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _NAMED = 8  # classes listed in a message
