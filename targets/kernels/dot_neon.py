@@ -1,5 +1,7 @@
 """Register tiles of integer dot products on NEON, by what the core has; see `dot_tiles` for words and vectors.
 
+The last two are made of plain vector operations and serve ARMv7 too, the last one WebAssembly.
+
 - `UdotDot` (dotprod): udot by element does it all, 16 MACs; a pixel's 16 channels are one vector, no word is broadcast.
 - `MatrixDot` (i8mm): ummla multiplies two pixels' 8 channels with two output channels', 32 MACs.
 - `ByteDot`, codes and weights of up to 4 bits without either: with 7 taken off the codes and 8 off the weights, two

@@ -37,17 +37,20 @@ def lookup(target: Target, shape: Convolution, code_bits: int) -> Reader | None:
 
 
 def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool, constant: bool) -> NeonDot | None:
-    """Sixteen accumulators of the best product that the core has; None but on AArch64.
+    """Sixteen accumulators of the best product that the core has, eight in 16 registers; None without vectors.
 
     Matrix products take their right factors by pairs of output channels, which only `constant` weights are laid out
-    for.
+    for. WebAssembly has no products of bytes, only of bytes in 16 bits.
     """
-    if target.isa != "aarch64":
+    if not target.features & _VECTORS:
         return None
+    codes = (bits, weight_bits, nibbles, target.isa)
     if "dotprod" in target.features:
         kind: type[NeonDot] = MatrixDot if constant and "i8mm" in target.features and pixels > 1 else UdotDot
-        return kind(LANES, min(8, pixels), 2 if pixels > 1 else 4, bits, weight_bits, nibbles)
-    if max(bits, weight_bits) <= 4:
-        return ByteDot(LANES, min(8, pixels), 2 if pixels > 2 else 4, bits, weight_bits, nibbles)
-    long = LongDot(LANES, min(4, pixels), 2, bits, weight_bits, nibbles)
+        return kind(LANES, min(8, pixels), 2 if pixels > 1 else 4, *codes)
+    many = target.isa == "aarch64"  # 32 vector registers
+    if max(bits, weight_bits) <= 4 and "neon" in target.features:
+        wide = 2 if pixels > 2 else 4
+        return ByteDot(LANES, min(8 if many else 4, pixels), wide if many else 2, *codes)
+    long = LongDot(LANES, min(4, pixels), 2 if many else 1, *codes)
     return replace(long, pixels=min(2, pixels)) if long.step_words == 4 else long

@@ -75,6 +75,7 @@ def emitted(case, name):
         ("QuantConv", "aarch64", r"\tsadalp\tv\d+\.8h"),
         ("QuantConv", "aarch64+dotprod", r"\tudot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[3\]"),
         ("QuantConv", "aarch64+dotprod+i8mm", r"\tummla\tv\d+\.4s"),
+        ("QuantConv", "armv7+neon", r"\tvmla\.i8\tq"),
         ("QuantMatMul", "aarch64", r"\tmla\tv\d+\.16b"),
         ("QuantMatMul", "aarch64+dotprod", r"\tudot\tv\d+\.4s"),
         ("PackBits", "aarch64", r"\tfcmge\tv\d+\.4s"),
@@ -84,6 +85,24 @@ def emitted(case, name):
 )
 def test_a_kernel_uses_the_instructions_that_it_is_made_for(op, target, instruction):
     assert re.search(instruction, emitted(CASES[op], target))
+
+
+@pytest.mark.parametrize(
+    ("op", "instruction"),
+    [("BinaryConv", "i8x16.popcnt"), ("BinaryWeightConv", "i8x16.swizzle"), ("QuantConv", "i16x8.extmul_low_i8x16_u")],
+)
+def test_kernels_for_webassembly_use_its_vectors(op, instruction):
+    linux = resolve("aarch64")
+    base = replace(
+        linux.base,
+        name="wasm32",
+        isa="wasm32",
+        features=frozenset({"simd128"}),
+        triple="wasm32-unknown-unknown",
+        attributes=("+simd128",),
+    )
+    browser = replace(linux, base=base)
+    assert f"\t{instruction}\n" in assembly(select_case(CASES[op], browser), browser)
 
 
 @pytest.mark.parametrize("op", CASES)
