@@ -5,7 +5,6 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgedm import progress
 from edgedm.atomic import atomic_file
@@ -15,18 +14,15 @@ from edgedm.export import golden
 from edgedm.export.decoder_file import DECODER_ROLES, decoder_path
 from edgedm.export.graph_io import GraphInfo, serialize_graph, set_graph_info
 from edgedm.export.to_onnx import build_decoder_graph, build_graph
-from edgedm.models import load
+from edgedm.models import Checkpoint, load
 from edgedm.outcome import Outcome
-
-if TYPE_CHECKING:
-    from edgedm.models import Checkpoint
 
 EXPORTED = ("UNet2DModel", "UNet2DConditionModel")
 _PACKED = (".bits", ".codes")  # names of weights at their real width
 _GOLDEN_LABEL = 7  # or the last class of a model with fewer
 
 
-def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.PathLike[str], layers: bool) -> Outcome:
+def run(checkpoint: Checkpoint | str | os.PathLike[str], output: str | os.PathLike[str], layers: bool) -> Outcome:
     """See `edgedm.export`."""
     started = time.perf_counter()
     output = Path(output)
@@ -34,6 +30,11 @@ def run(checkpoint: "Checkpoint | str | os.PathLike[str]", output: str | os.Path
         raise InvalidModelError(f"{output}: expected a file name that ends in .onnx")
     progress.stage("loading the checkpoint")
     loaded = load(os.fspath(checkpoint)) if isinstance(checkpoint, str | os.PathLike) else checkpoint
+    if not isinstance(loaded, Checkpoint):
+        raise UnsupportedError(
+            f"{type(loaded).__name__}: export takes a checkpoint (a folder, zoo:NAME, preset:NAME or an "
+            "edgedm.models.Checkpoint), which also says the noise schedule and the method of the layers"
+        )
     module, config = loaded.module.eval().requires_grad_(False), loaded.config
     if config.architecture.class_name not in EXPORTED:
         raise UnsupportedError(

@@ -2,6 +2,7 @@
 
 import pytest
 from architectures import SMALL_CONDITIONAL, SMALL_DIT
+from torch import nn
 
 from edgedm.errors import UnsupportedError
 from edgedm.export import export
@@ -33,3 +34,9 @@ def test_a_checkpoint_is_kept_and_its_export_refused(tmp_path, name, config, com
     with pytest.raises(UnsupportedError, match=complaint):
         export(tmp_path / "ckpt", tmp_path / "model.onnx")
     assert not list(tmp_path.glob("model*"))
+
+
+def test_a_module_is_no_checkpoint_and_is_refused_by_name(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"Linear: export takes a checkpoint"):
+        export(nn.Linear(2, 2), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
