@@ -4,6 +4,7 @@ Nothing is run here, so no emulator is needed.
 """
 
 import re
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -184,3 +185,22 @@ def test_without_llvm_mca_its_package_is_named(monkeypatch):
     monkeypatch.setattr(emitted_loops.shutil, "which", lambda name: None)
     with pytest.raises(ToolchainError, match="llvm-19"):
         emitted_loops.find_mca()
+
+
+@pytest.mark.parametrize(("status", "output"), [(0, "Total Cycles:      2400\n"), (1, "")])
+def test_cycles_are_those_of_a_round(monkeypatch, status, output):
+    """llvm-mca repeats a block 200 times; a loop is handed over with its branch, whose label it must know."""
+    given = []
+
+    def run(command, **keywords):
+        given.append((command, keywords["input"]))
+        return subprocess.CompletedProcess(command, status, output, "unknown CPU")
+
+    monkeypatch.setattr(emitted_loops.subprocess, "run", run)
+    if status:
+        with pytest.raises(ToolchainError, match="unknown CPU"):
+            emitted_loops.cycles(["b.ne .LBB0_2"], "cortex-a72", "llvm-mca")
+    else:
+        assert emitted_loops.cycles(["b.ne .LBB0_2"], "cortex-a72", "llvm-mca") == 12
+        assert given[0][1] == "again:\nb.ne again\n"
+        assert "-mcpu=cortex-a72" in given[0][0]
