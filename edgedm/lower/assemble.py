@@ -120,7 +120,9 @@ def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> None:
         others = (interface.condition_shape, decoded_shape(lowered.graphs))
         (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, interface.image_shape, states, *others))
         if layers_path(lowered.golden).is_file():
-            data = layer_golden(dict[str, ir.Model](lowered.models), lowered.golden, manifest.nodes)
+            data = layer_golden(
+                {str(name): model for name, model in lowered.models.items()}, lowered.golden, manifest.nodes
+            )
             (folder / "layers.bin").write_bytes(data)
 
 
