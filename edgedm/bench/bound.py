@@ -8,6 +8,7 @@ second for those that only move data and must: norms, softmax and carried state.
 bound of a step is the sum over its calls.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ _BY_OP = {
     "FloatConv": FMA,
     "MatMul": FMA,
 }
+_WIDTHS = re.compile(r" (\d+)x(\d+)\b")  # of codes and weights, in a family's name
 _STREAMING = ("GroupNorm", "Softmax")  # how the names of ops begin whose traffic is necessary
 
 
@@ -80,8 +82,17 @@ def arithmetic(node: Node) -> str:
 
 
 def multiplications(node: Node) -> int:
-    """The products that the kernel's algorithm takes: Winograd's F(2x2, 3x3) has 16 where the convolution has 36."""
-    return node.macs * 16 // 36 if node.family.startswith("winograd") else node.macs
+    """The products that the kernel's algorithm takes: Winograd's F(2x2, 3x3) has 16 where the convolution has 36.
+
+    Look-ups go over all products once for each plane of weights, counts of bits for each pair of planes.
+    """
+    if node.family.startswith("winograd"):
+        return node.macs * 16 // 36
+    widths = _WIDTHS.search(node.family)
+    if not widths or not node.family.startswith(("lookup", "bitserial-planes")):
+        return node.macs
+    bits, weight_bits = int(widths[1]), int(widths[2])
+    return node.macs * weight_bits * (1 if node.family.startswith("lookup") else bits)
 
 
 def nbytes(operand: Operand) -> int:

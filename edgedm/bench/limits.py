@@ -16,10 +16,12 @@ from edgedm.errors import UnsupportedError
 from edgedm.targets import Target
 from edgedm.targets.kernels.builder import Registers, block, build, let, load, loop, reinterpret, splat, store
 from edgedm.targets.kernels.lookup import STEP_BYTES, Reader
+from edgedm.targets.kernels.product_families import able
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import TensorSpec
 from edgedm.targets.kernels.tiles import Window
 from edgedm.targets.tuning import tiling
+from edgedm.targets.tuning.crossover import BITSERIAL, DOT, LOOKUP, fastest
 
 _CYCLE = 64  # different inputs that the loop meets: 64 steps of any kind stay in L1
 _UNROLLED = 4  # steps written out in the loop's body
@@ -35,18 +37,44 @@ class Limit:
     macs: int
 
 
+PAIRS = {"bconv": (1, 1), "wconv": (1, 4), "qconv": (4, 4)}
+"""Bits of the weights and of the codes of the kinds of layers that multiply codes."""
+
+
 def limit(kind: str, target: Target) -> Limit:
     """Return the limit of layers of `kind`.
 
     They are bconv (xor and population count, or look-ups of signs), wconv (look-ups), qconv (integer dot products of
-    4-bit codes) and fconv (floats). Raises UnsupportedError where plain loops serve the kind.
+    4-bit codes), each that of the family which kernels of it use, and fconv (floats). Raises UnsupportedError where
+    plain loops serve the kind.
     """
-    loops = {"bconv": _signs, "wconv": _codes, "qconv": _dots, "fconv": _floats}
-    body, parameters, macs = loops[kind](target)
+    if kind == "fconv":
+        return _timed(target, _floats(target))
+    widths = PAIRS[kind]
+    family = fastest(target, *widths, _LARGE, able(target, *widths))
+    return family_limit(family, target, *widths)
+
+
+def family_limit(family: str, target: Target, weight_bits: int, bits: int) -> Limit:
+    """Return the limit of a family of products of codes of these widths; UnsupportedError for plain loops."""
+    if family == BITSERIAL:
+        return _timed(target, _popcounts(target), weight_bits * bits)
+    if family == LOOKUP:
+        reader = tiling.lookup(target, _LARGE, bits)
+        if reader is not None:
+            return _timed(target, _lookups(reader), weight_bits)
+    if family == DOT:
+        return _timed(target, _dots(target, weight_bits, bits))
+    raise UnsupportedError(f"limit: {target.name} has no instruction for {family} products of W{weight_bits}A{bits}")
+
+
+def _timed(target: Target, loop: "_Loop", passes: int = 1) -> Limit:
+    """A loop whose multiply-accumulates take `passes`, one a pair of planes."""
+    body, parameters, macs = loop
     function = build("limit", parameters, body)
     run = tvm.compile(tvm.IRModule({"limit": function}), target.tvm())["limit"]
     tensors = [tvm.runtime.tensor(np.ones(spec.shape, spec.dtype)) for _, spec in parameters]
-    return Limit(lambda: run(*tensors), macs)
+    return Limit(lambda: run(*tensors), macs // passes)
 
 
 _Loop = tuple[Callable[..., None], list[tuple[str, TensorSpec]], int]
@@ -68,9 +96,10 @@ def _floats(target: Target) -> _Loop:
     return body, _parameters("float32", lanes, tile.pixels, vectors), macs
 
 
-def _dots(target: Target) -> _Loop:
+def _dots(target: Target, weight_bits: int, bits: int) -> _Loop:
     """The tile's products alone: weights stand unpacked in registers, as if nibbles cost nothing."""
-    tile = tiling.dot(target, _LARGE.out_height * _LARGE.out_width, bits=4, weight_bits=4, nibbles=True)
+    nibbles = weight_bits <= 4
+    tile = tiling.dot(target, _LARGE.out_height * _LARGE.out_width, bits, weight_bits, nibbles, signed=weight_bits == 1)
     if tile is None:
         raise UnsupportedError(f"limit: {target.name} has no instruction that multiplies bytes")
     shape = tile.pixels, tile.groups
@@ -115,15 +144,6 @@ def _products(
 def _parameters(dtype: str, lanes: int, pixels: int, vectors: int) -> list[tuple[str, TensorSpec]]:
     sizes = {"x": _CYCLE * pixels, "weight": vectors * lanes, "y": pixels * vectors * lanes}
     return [(name, TensorSpec((size,), dtype)) for name, size in sizes.items()]
-
-
-def _codes(target: Target) -> _Loop:
-    return _lookups(tiling.lookup(target, _LARGE))
-
-
-def _signs(target: Target) -> _Loop:
-    reader = tiling.signs(target, _LARGE)
-    return _popcounts(target) if reader is None else _lookups(reader)
 
 
 def _lookups(reader: Reader) -> _Loop:

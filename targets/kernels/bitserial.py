@@ -13,7 +13,7 @@ scratch (a zero bit means -1). For a pixel whose window reaches over the border,
 Limit with VPOPCNTDQ (an xor, a count and an addition for 8 words): 341 MAC/cycle on two 512-bit ports or four 256-bit
 ones. Reached, of what `edgedm.bench.limits` measures on one core: 0.93 (1,165 of 1,247 GMAC/s) for 256 to 256 channels
 3x3 on 16x16. Without VPOPCNTDQ LLVM counts by byte shuffles (0.96 of 364 GMAC/s with AVX2), which look-ups of signs
-outrun: see `tuning.tiling.signs`.
+outrun: see `tuning.crossover`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,12 +39,13 @@ from edgedm.targets.kernels.builder import (
 )
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue, store_few
+from edgedm.targets.kernels.quant_operands import Operands
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Array, TensorSpec, as_words
-from edgedm.targets.kernels.tiles import Border, Grid, even_part, grid, output_groups
+from edgedm.targets.kernels.tiles import Border, Grid, grid, output_groups, unit_rows
 
 PARALLEL_MACS = 1 << 24  # about 20 us of one AVX-512 core: less is not worth waking the others
-L1_BYTES = 16 * 1024  # of the input that is reused for one group of weights
+WORD_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -71,22 +72,26 @@ def pack_weight(weight: Array, lanes: int) -> Array:
     return np.ascontiguousarray(blocks.transpose(0, 3, 4, 2, 1))
 
 
-def draft(
-    shape: Convolution, bits: TensorSpec, weight: Array, output: tuple[int, ...], epilogue: Epilogue, tile: Tile
-) -> Draft:
-    """Return the kernel for bits uint64[..., words] and a canonical weight."""
-    packed = TensorSpec(pack_weight(weight, tile.lanes).shape, "uint64")
-    kernel = _Kernel(shape, bits.shape[-1], epilogue, tile)
+def merge(even: Expr, odd: Expr, lanes: int, signed: bool = False) -> Expr:
+    """Two vectors of uint64 sums, of even and odd channels, as int32 lanes in order; `signed` ones are below 0 too."""
+    low = even & const(0xFFFFFFFF, "uint64", lanes) if signed else even
+    return reinterpret(low | (odd << const(32, "uint64", lanes)), f"int32x{2 * lanes}")
+
+
+def draft(shape: Convolution, operands: Operands, tile: Tile) -> Draft:
+    """Return the kernel for bits uint64[..., words]."""
+    bits = operands.specs[operands.image]
+    packed = TensorSpec(pack_weight(operands.weight, tile.lanes).shape, "uint64")
+    kernel = _Kernel(shape, bits.shape[-1], operands.epilogue, tile)
 
     def body(inputs: Mapping[str, Buffer], outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
         kernel.emit(inputs, outs[0], scratch)
 
-    terms = {name: operand.spec for name, operand in epilogue.terms.items()}
     return Draft(
         family=f"bitserial {tile.lanes}x64 {tile.pixels}x{tile.groups}",
         body=body,
-        inputs={"bits": bits, "weight": packed, **terms},
-        outputs=[TensorSpec(output, "float32")],
+        inputs={**operands.specs, "weight": packed},
+        outputs=[TensorSpec(operands.output, "float32")],
         scratch=kernel.scratch(),
         pack={"weight": lambda array: pack_weight(array, tile.lanes)},
         macs=shape.macs,
@@ -135,7 +140,7 @@ class _Kernel:
                     for half in range(2):
                         at = ((index * steps) + tap * self.words + word) * size + half * lanes
                         acc[half] = acc[half] + tirx.popcount(load(weight, at, lanes))
-                store(counts, self._merge(acc[0], acc[1]), tap * channels + index * size, size)
+                store(counts, merge(acc[0], acc[1], lanes), tap * channels + index * size, size)
             for number, missing in self.border.missing_taps():
                 valid = (self.shape.taps - len(missing)) * self.shape.channels
                 total = const(0, "int32", size)
@@ -151,9 +156,9 @@ class _Kernel:
         worthwhile = self.shape.macs >= PARALLEL_MACS
         row_bytes = self.width * self.words * 8 * self.shape.strides[0] * self.grid.rows
         for region in self.grid.regions:
-            chunk = even_part(region.row_blocks, L1_BYTES // row_bytes)
-            chunks = -(-region.row_blocks // chunk)
             for first, count, together in output_groups(full, self.tile.groups, self.blocks):
+                chunk = unit_rows(region.row_blocks, row_bytes, count)
+                chunks = -(-region.row_blocks // chunk)
                 tail = first * self.tile.block + count * together * self.tile.block > self.shape.out_channels
                 with parallel(chunks * count, worthwhile) as unit:
                     index = first + (unit % count) * together
@@ -230,7 +235,7 @@ class _Kernel:
                 else:
                     base = load(table, number * channels + channel, size)
                 slot = 2 * (p * together + g)
-                bits = self._merge(acc[slot], acc[slot + 1])
+                bits = merge(acc[slot], acc[slot + 1], self.tile.lanes)
                 total = let(base - bits * const(2, "int32", size))
                 if tail and g == together - 1:
                     store_few(
@@ -246,8 +251,3 @@ class _Kernel:
                 else:
                     value = self.epilogue.apply(cast(total, "float32", size), inputs, row, channel, size)
                     store(y, value, row * shape.out_channels + channel, size)
-
-    def _merge(self, even: Expr, odd: Expr) -> Expr:
-        """Two vectors of counts, even and odd channels, as int32 lanes in order."""
-        lanes = self.tile.lanes
-        return reinterpret(even | (odd << const(32, "uint64", lanes)), f"int32x{2 * lanes}")

@@ -21,6 +21,8 @@ from edgedm.targets.kernels.builder import (
 from edgedm.targets.kernels.dot_tiles import WORD_CHANNELS, Dot
 
 _EVEN_BYTES = 0x00FF00FF
+_BYTE = 0xFF
+_SIGN = -128  # as an int8: added to signed codes, it makes them unsigned ones that are 128 more
 _REPEATED = 0x01010101
 _SUM_LANE = 8  # bytes that `sum_bytes` adds up into one lane
 
@@ -66,7 +68,7 @@ class Image:
             last = const(0, "int32")
             for c in range(rest):
                 code = cast(load(codes, source + whole * WORD_CHANNELS + c), "int32")
-                code = (code - self.tile.image_offset) & 255 if self.tile.image_offset else code
+                code = (code - self.tile.image_offset) & const(_BYTE, "int32")
                 last = last | code << const(8 * c, "int32")
             self._put(last, image, pixel, whole, 1)
         for word in range(-(-self.channels // WORD_CHANNELS), self.words // self.tile.image_words):
@@ -94,11 +96,14 @@ class Image:
             if count == 1:
                 store(rest, load(rest, 0) + cast(load(codes, source + at), "int32"), 0)
             else:
-                eights = self.tile.sum_bytes(reinterpret(load(codes, source + at, size), f"int8x{size}"), size)
+                vector = reinterpret(load(codes, source + at, size), f"int8x{size}")
+                unsigned = vector ^ const(_SIGN, "int8", size) if self.tile.signed else vector
+                eights = self.tile.sum_bytes(unsigned, size)
                 store(total, load(total, 0, lanes) + eights, 0, lanes)
 
         in_lanes(self.channels, size, add)
-        return cast(sum_lanes(load(total, 0, lanes), lanes), "int32") + load(rest, 0)
+        more = -_SIGN * (self.channels // size * size) if self.tile.signed else 0
+        return cast(sum_lanes(load(total, 0, lanes), lanes), "int32") + load(rest, 0) - more
 
     def _put(self, words: Expr, image: Buffer, pixel: Expr, word: Expr, lanes: int) -> None:
         """Store `lanes` natural words from `word` on: as they are, or each as its even and its odd bytes."""

@@ -18,7 +18,7 @@ the low nibbles; a step is 8 channels, one load, a mask, and a shift and a mask,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import tirx
@@ -55,6 +55,8 @@ class Dot:
     bits: int
     weight_bits: int
     nibbles: bool  # whether the weights are packed two to a byte
+    # whether the codes, not the weights, are int8; `WideDot` takes none
+    signed: bool = field(default=False, kw_only=True)
     name = ""
     image_words = 1  # words of the image for four channels
     sums_a_lane = 1  # sums in the 32 bits of a lane
@@ -82,7 +84,7 @@ class Dot:
     @property
     def offset(self) -> int:
         """What is taken off the weights."""
-        return _SIGN if self.bits == self.weight_bits == 8 else 0
+        return _SIGN if self.bits == self.weight_bits == 8 and not self.signed else 0
 
     @property
     def image_offset(self) -> int:
@@ -162,7 +164,7 @@ class Dot:
     def operands(self, word: Expr, vector: Expr) -> tuple[Expr, Expr]:
         """A broadcast word and weights as the unsigned and the signed factor."""
         codes = reinterpret(splat(word, self.lanes), f"int8x{self.bytes}")
-        return (vector, codes) if self.bits < 8 else (codes, vector)
+        return (vector, codes) if self.signed or self.bits < 8 else (codes, vector)
 
     def _load(self, weight: Buffer, window: Window, index: Expr, i: Expr, k: Expr, together: int) -> list[Expr]:
         """The packed vectors of step k in kernel row i."""

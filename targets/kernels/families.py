@@ -6,25 +6,24 @@ from typing import Any
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.targets.kernels import (
-    bitserial,
-    bitserial_bytes,
     dense,
     float_conv,
-    generic,
-    lookup,
     norm,
     pack,
+    product_families,
     quant_families,
     quantize,
     transpose,
 )
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import Epilogue
+from edgedm.targets.kernels.quant_operands import Operands, sign_codes
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Operand, Request, TensorSpec
-from edgedm.targets.tuning import byte_tiles, tiling
+from edgedm.targets.tuning import tiling
 
 _WORD = 64
+_FEWEST_BITS = 2  # of codes that are no signs
 _TABLE_BITS = 4  # of codes whose sums of four fit a byte
 
 
@@ -105,42 +104,26 @@ def _norm(request: Request) -> Draft:
 
 
 def _binary(request: Request) -> Draft:
-    weight, bits = _constant_weight(request), request.operands["bits"]
-    channels = request.attrs["channels"]
-    shape, output = _geometry(request, bits.shape, channels)
+    bits, channels = request.operands["bits"], request.attrs["channels"]
     width = bits.shape[-1]
     if width != -(-channels // _WORD):
         raise InvalidModelError(f"{request.op}: {channels} channels need {-(-channels // _WORD)} words, got {width}")
-    epilogue = Epilogue.of(_terms(request), output)
-    reader = tiling.signs(request.target, shape)
-    if reader is not None:
-        return lookup.draft(shape, bits.spec, weight, output, epilogue, reader)
-    counter = byte_tiles.bits(request.target, shape, width)
-    if counter is not None:
-        return bitserial_bytes.draft(shape, bits.spec, weight, output, epilogue, counter)
-    tile = tiling.bitserial(request.target, shape)
-    return bitserial.draft(shape, bits.spec, weight, output, epilogue, tile)
+    return _signs(request, "bits", channels, 1)
 
 
 def _binary_weight(request: Request) -> Draft:
-    weight, codes = _constant_weight(request), request.operands["codes"]
-    channels = codes.shape[-1]
-    shape, output = _geometry(request, codes.shape, channels)
+    bits = max(_FEWEST_BITS, request.attrs.get("code_bits", 4))
+    return _signs(request, "codes", request.operands["codes"].shape[-1], bits)
+
+
+def _signs(request: Request, name: str, channels: int, bits: int) -> Draft:
+    """The product of operand `name`, signs or int8 codes of `bits`, with weights that are signs."""
+    weight, image = _constant_weight(request), request.operands[name]
+    shape, output = _geometry(request, image.shape, channels)
     epilogue = Epilogue.of(_terms(request), output)
-    reader = _reader(request, shape)
-    if reader is not None:
-        return lookup.draft(shape, codes.spec, weight, output, epilogue, reader)
-    return generic.binary_weight(shape, codes.spec, weight, output, epilogue)
-
-
-def _reader(request: Request, shape: Convolution) -> lookup.Reader | None:
-    """How tables of sums of codes are read; None for wider codes and where nothing looks up bytes."""
-    code_bits = request.attrs.get("code_bits", _TABLE_BITS)
-    if code_bits > _TABLE_BITS:
-        return None
-    if "ssse3" in request.target.features:
-        return tiling.lookup(request.target, shape)
-    return byte_tiles.lookup(request.target, shape, code_bits)
+    specs = {name: image.spec, **{term: operand.spec for term, operand in epilogue.terms.items()}}
+    operands = Operands(bits, 1, weight, None, specs, epilogue, output, sign_codes(channels), name)
+    return product_families.draft(shape, operands, request.target, request.family)
 
 
 def _float_conv(request: Request) -> Draft:

@@ -16,11 +16,14 @@ F32 = "float32"
 WORD_BITS = 64
 
 
-def binary_weight(
-    shape: Convolution, codes: TensorSpec, weight: Array, output: tuple[int, ...], epilogue: Epilogue
-) -> Draft:
-    """BinaryWeightConv and BinaryWeightGemm: int8[..., C] codes of any size, the canonical weight as words."""
-    packed = as_words(weight)
+def product(shape: Convolution, operands: Operands) -> Draft:
+    """QuantConv, QuantGemm, BinaryWeightConv and BinaryWeightGemm."""
+    return _binary_weight(shape, operands) if operands.signed else _quant_product(shape, operands)
+
+
+def _binary_weight(shape: Convolution, operands: Operands) -> Draft:
+    """int8[..., C] codes of any size, the canonical weight as words."""
+    packed = as_words(operands.weight)
     channels, words = shape.channels, packed.shape[-1]
 
     def body(inputs: Mapping[str, Buffer], outs: Sequence[Buffer], _: Sequence[Buffer]) -> None:
@@ -29,22 +32,22 @@ def binary_weight(
             code = cast(load(inputs["codes"], pixel * channels + channel), "int32")
             return code * _sign_of(word, channel % WORD_BITS)
 
-        _product(shape, term, epilogue, inputs, outs[0])
+        _product(shape, term, operands.epilogue, inputs, outs[0])
 
-    terms = {name: operand.spec for name, operand in epilogue.terms.items()}
     return Draft(
         family="generic",
         body=body,
-        inputs={"codes": codes, "weight": TensorSpec(packed.shape, "uint64"), **terms},
-        outputs=[TensorSpec(output, F32)],
+        inputs={**operands.specs, "weight": TensorSpec(packed.shape, "uint64")},
+        outputs=[TensorSpec(operands.output, F32)],
         pack={"weight": as_words},
         macs=shape.macs,
     )
 
 
-def quant_product(shape: Convolution, bits: int, operands: Operands) -> Draft:
-    """QuantConv and QuantGemm: the weight as rows of bytes, or of two codes a byte, the earlier one low."""
-    channels, row_bytes = shape.channels, -(-shape.channels * (4 if bits <= 4 else 8) // 8)
+def _quant_product(shape: Convolution, operands: Operands) -> Draft:
+    """Uniform codes: the weight as rows of bytes, or of two codes a byte, the earlier one low."""
+    bits, channels = operands.weight_bits, shape.channels
+    row_bytes = -(-channels * (4 if bits <= 4 else 8) // 8)
 
     def pack(weight: Array) -> Array:
         codes = weight.astype(np.uint8)

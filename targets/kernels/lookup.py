@@ -1,31 +1,30 @@
-"""W1A4 products by byte shuffles as table look-ups: BinaryWeightConv and BinaryWeightGemm.
-
-They serve BinaryConv and BinaryGemm too, where counting bits takes several instructions: a sign is a code of +-1.
+"""Products of codes of up to 4 bits and weights of 1 or a few by byte shuffles as table look-ups.
 
 For every pixel and four input channels a 16-byte table holds, for each choice of the four, the sum of the chosen
-codes, plus a bias that makes it unsigned where the reader needs that. Four weight bits of an output channel index
-it: one byte shuffle adds up four channels for as many output channels as a vector has bytes. With b the weight
-bits and a the codes,
+codes, plus a bias that makes signed ones unsigned where the reader needs that. Four weight bits of an output channel
+index it: one byte shuffle adds up four channels for as many output channels as a vector has bytes.
 
-    sum of (2 b - 1) a = 2 (look-ups - bias * number of tables) - sum of a,
+A weight of several bits is as many planes of bits, v = sum of 2^i b_i, which read the same tables one after the other.
+So BinaryWeightConv and BinaryWeightGemm take one pass, QuantConv and QuantGemm of 2-bit weights two. BinaryConv takes
+one as well: a sign is a code of +-1.
 
-the last sum over the receptive field, once a pixel. Padding is code 0, whose tables hold the bias throughout.
-
-Loop order: tables of all pixels, sums over receptive fields, then as in `bitserial`: unit (rows x output channel
-groups, over threads), row block, column block, and in registers the tile of a `Reader`, over taps and steps of 16
-channels. A table costs two operations and serves all taps and output channels.
+Sums, zero points and loop order: see `code_product`. Tables are built once for all pixels, the border included: of code
+0 they hold the bias throughout, of a zero point its multiples. A table costs two operations and serves all taps, planes
+and output channels. In registers stands the tile of a `Reader`, over taps and steps of 16 channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from tvm import tirx
+import numpy as np
 
+from edgedm.targets.kernels import code_product
 from edgedm.targets.kernels.builder import (
     Buffer,
     Expr,
+    Registers,
     block,
-    branch,
     cast,
     const,
     lane_numbers,
@@ -33,7 +32,7 @@ from edgedm.targets.kernels.builder import (
     load,
     local,
     loop,
-    parallel,
+    reinterpret,
     repeat,
     splat,
     store,
@@ -42,10 +41,10 @@ from edgedm.targets.kernels.builder import (
     where,
 )
 from edgedm.targets.kernels.draft import Draft
-from edgedm.targets.kernels.epilogue import Epilogue, store_few
+from edgedm.targets.kernels.quant_operands import Operands
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Array, TensorSpec
-from edgedm.targets.kernels.tiles import Border, Pixel, Window, sum_fields, sweep
+from edgedm.targets.kernels.tiles import Window
 
 WORD_BITS = 64  # signs of a packed word
 TABLE_CHANNELS = 4
@@ -67,7 +66,7 @@ class Reader(Protocol):
 
     @property
     def bias(self) -> int:
-        """What tables add to every entry."""
+        """What tables of signed codes add to every entry."""
 
     @property
     def block(self) -> int:
@@ -105,27 +104,9 @@ class Reader(Protocol):
         """Add up the look-ups of a tile; slot (pixel * together + group) -> int32 vectors, channels in order."""
 
 
-def draft(
-    shape: Convolution, codes: TensorSpec, weight: Array, output: tuple[int, ...], epilogue: Epilogue, reader: Reader
-) -> Draft:
-    """Return the kernel for codes int8[..., C] in -8..7, or bits uint64[..., words], and a canonical weight."""
-    packed = TensorSpec(reader.pack(weight, shape.channels).shape, "uint8")
-    name = "bits" if codes.dtype == "uint64" else "codes"
-    kernel = _Kernel(shape, epilogue, reader, codes)
-
-    def body(inputs: Mapping[str, Buffer], outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
-        kernel.emit(inputs, inputs[name], outs[0], scratch)
-
-    terms = {name: operand.spec for name, operand in epilogue.terms.items()}
-    return Draft(
-        family=f"{reader.name} {reader.block} {reader.pixels}x{reader.groups}",
-        body=body,
-        inputs={name: codes, "weight": packed, **terms},
-        outputs=[TensorSpec(output, "float32")],
-        scratch=kernel.scratch(),
-        pack={"weight": lambda array: reader.pack(array, shape.channels)},
-        macs=shape.macs,
-    )
+def draft(shape: Convolution, operands: Operands, reader: Reader) -> Draft:
+    """Return the kernel for codes of up to 4 bits, or for packed signs."""
+    return code_product.draft(shape, operands, _Form(shape, operands, reader))
 
 
 def steps_of(channels: int, even: bool) -> int:
@@ -134,60 +115,91 @@ def steps_of(channels: int, even: bool) -> int:
     return steps + (steps % 2 if even else 0)
 
 
-class _Kernel:
-    def __init__(self, shape: Convolution, epilogue: Epilogue, reader: Reader, codes: TensorSpec) -> None:
-        self.shape, self.epilogue, self.reader = shape, epilogue, reader
-        self.words = codes.shape[-1] if codes.dtype == "uint64" else 0  # of signs, a bit each
-        self.blocks = -(-shape.out_channels // reader.block)
-        self.border = Border(shape)
-        self.height = self.border.height if shape.padded else shape.height
-        self.width = self.border.width if shape.padded else shape.width
-        self.steps = steps_of(shape.channels, reader.even_steps)
-        self.worthwhile = shape.macs >= PARALLEL_MACS
+@dataclass(frozen=True)
+class _Form:
+    """See `code_product.Form`."""
 
-    def scratch(self) -> list[TensorSpec]:
-        """Tables of every pixel with its border; sums of codes of pixels; of receptive fields of more than a pixel."""
-        specs = [
-            TensorSpec((self.height, self.width, self.steps, STEP_BYTES), "int8"),
-            TensorSpec((self.height, self.width), "int32"),
-        ]
-        if not self.shape.pointwise:
-            specs.append(TensorSpec((self.shape.out_height, self.shape.out_width), "int32"))
-        return specs
+    shape: Convolution
+    operands: Operands
+    reader: Reader
+    offset = 0
+    image_offset = 0
+    needs_copy = True
+    parallel_macs = PARALLEL_MACS
 
-    def emit(self, inputs: Mapping[str, Buffer], codes: Buffer, y: Buffer, scratch: Sequence[Buffer]) -> None:
-        tables, sums, *rest = scratch
-        fields = rest[0] if rest else sums
-        if self.words:
-            codes = view(codes, (codes.shape[0] * (WORD_BITS // STEP_CHANNELS),), "uint16")
-        self._build_tables(codes, tables, sums)
-        if fields is not sums:
-            sum_fields(self.shape, self.width, sums, fields)
-        self._product(inputs, tables, fields, y)
+    @property
+    def name(self) -> str:
+        reader, operands = self.reader, self.operands
+        return f"{reader.name} {operands.bits}x{operands.weight_bits} {reader.block} {reader.pixels}x{reader.groups}"
 
-    def _build_tables(self, codes: Buffer, tables: Buffer, sums: Buffer) -> None:
-        top, left = self.shape.pads[:2]
-        with parallel(self.height, self.worthwhile) as row, loop(self.width) as column:
-            pixel = let(row * self.width + column)
-            source = (row - top) * self.shape.width + column - left
+    @property
+    def block(self) -> int:
+        return self.reader.block
 
-            def clear() -> None:
-                with loop(self.steps) as step:
-                    at = (pixel * self.steps + step) * STEP_BYTES
-                    store(tables, const(self.reader.bias, "int8", STEP_BYTES), at, STEP_BYTES)
-                store(sums, const(0, "int32"), pixel)
+    @property
+    def pixels(self) -> int:
+        return self.reader.pixels
 
-            def fill() -> None:
-                self._pixel_tables(codes, source, tables, sums, pixel)
+    @property
+    def groups(self) -> int:
+        return self.reader.groups
 
-            if self.shape.padded:
-                inside_row = tirx.all(row >= top, row < top + self.shape.height)
-                branch(tirx.all(inside_row, column >= left, column < left + self.shape.width), fill, clear)
-            else:
-                fill()
+    @property
+    def lanes(self) -> int:
+        return self.reader.lanes
 
-    def _pixel_tables(self, codes: Buffer, source: Expr, tables: Buffer, sums: Buffer, pixel: Expr) -> None:
+    @property
+    def steps(self) -> int:
+        return steps_of(self.shape.channels, self.reader.even_steps)
+
+    @property
+    def pitch(self) -> int:
+        return self.steps
+
+    @property
+    def bias(self) -> int:
+        return self._entry_bias * self.steps * STEP_TABLES * self.shape.taps
+
+    @property
+    def _entry_bias(self) -> int:
+        return self.reader.bias if self.operands.signed else 0
+
+    @property
+    def _words(self) -> int:
+        """Packed words of a pixel's signs; 0 where codes have bytes."""
+        return self.operands.specs[self.operands.image].shape[-1] if self.operands.packed else 0
+
+    def image(self, height: int, width: int) -> TensorSpec:
+        return TensorSpec((height, width, self.steps, STEP_BYTES), "int8")
+
+    def view(self, codes: Buffer) -> Buffer:
+        raise AssertionError("codes are no tables")
+
+    def pack(self, weight: Array) -> Array:
+        """The planes one after the other, the lowest first, each as the reader wants signs."""
+        planes = [np.packbits(weight >> i & 1, axis=-1, bitorder="little") for i in range(self.operands.weight_bits)]
+        return np.concatenate([self.reader.pack(plane, self.shape.channels) for plane in planes])
+
+    def accumulate(
+        self, weight: Buffer, image: Buffer, window: Window, index: Expr, together: int
+    ) -> Callable[[int], Sequence[Expr]]:
+        planes, vectors = self.operands.weight_bits, self.block // self.lanes
+        if planes == 1:
+            return self.reader.accumulate(weight, image, window, index, together)
+        blocks, slots = -(-self.shape.out_channels // self.block), len(window.pixels) * together
+        total = Registers(slots * vectors, self.lanes, "int32")
+        for plane in range(planes):
+            sums = self.reader.accumulate(weight, image, window, index + plane * blocks, together)
+            for slot in range(slots):
+                for q, vector in enumerate(sums(slot)):
+                    number = slot * vectors + q
+                    total[number] = total[number] + vector * const(1 << plane, "int32", self.lanes)
+        return lambda slot: [total[slot * vectors + q] for q in range(vectors)]
+
+    def stage(self, codes: Buffer, source: Expr, image: Buffer | None, sums: Buffer | None, pixel: Expr) -> None:
         """Tables and the sum of codes of one pixel."""
+        if self._words:
+            codes = view(codes, (codes.shape[0] * (WORD_BITS // STEP_CHANNELS),), "uint16")
         whole, rest = divmod(self.shape.channels, STEP_CHANNELS)
         with block():
             total = local(STEP_CHANNELS, "int32")
@@ -197,7 +209,7 @@ class _Kernel:
                 vector = let(vector)
                 widened = cast(vector, "int32", STEP_CHANNELS)
                 store(total, load(total, 0, STEP_CHANNELS) + widened, 0, STEP_CHANNELS)
-                self._step_tables(vector, tables, (pixel * self.steps + step) * STEP_BYTES)
+                self._tables(vector, image, (pixel * self.steps + step) * STEP_BYTES)
 
             if whole:
                 with loop(whole) as step:
@@ -206,99 +218,53 @@ class _Kernel:
                 add(self._part_step(codes, source, whole, rest), whole)
             for step in range(-(-self.shape.channels // STEP_CHANNELS), self.steps):
                 at = (pixel * self.steps + step) * STEP_BYTES
-                store(tables, const(self.reader.bias, "int8", STEP_BYTES), at, STEP_BYTES)
-            store(sums, sum_lanes(load(total, 0, STEP_CHANNELS), STEP_CHANNELS), pixel)
+                store(image, const(self._entry_bias, "int8", STEP_BYTES), at, STEP_BYTES)
+            if sums is not None:
+                store(sums, sum_lanes(load(total, 0, STEP_CHANNELS), STEP_CHANNELS), pixel)
+
+    def border(self, zero: Expr | None, image: Buffer, pixel: Expr) -> None:
+        first = pixel * self.steps * STEP_BYTES
+        if zero is None:
+            entries = const(self._entry_bias, "int8", STEP_BYTES)
+        else:
+            self._tables(splat(cast(zero, "int8"), STEP_CHANNELS), image, first)
+            entries = let(load(image, first, STEP_BYTES))
+        with loop(self.steps) as step:
+            store(image, entries, first + step * STEP_BYTES, STEP_BYTES)
 
     def _whole_step(self, codes: Buffer, source: Expr, step: Expr) -> Expr:
         """The 16 codes of a step of pixel `source`; a sign's code is +1 or -1."""
-        if not self.words:
-            return load(codes, source * self.shape.channels + step * STEP_CHANNELS, STEP_CHANNELS)
-        bits = load(codes, source * self.words * (WORD_BITS // STEP_CHANNELS) + step)
+        if not self._words:
+            found = load(codes, source * self.shape.channels + step * STEP_CHANNELS, STEP_CHANNELS)
+            return found if self.operands.signed else reinterpret(found, f"int8x{STEP_CHANNELS}")
+        bits = load(codes, source * self._words * (WORD_BITS // STEP_CHANNELS) + step)
         lanes = const(1, "uint16", STEP_CHANNELS) << lane_numbers(STEP_CHANNELS, "uint16")
         positive = (splat(bits, STEP_CHANNELS) & lanes) != const(0, "uint16", STEP_CHANNELS)
         return where(positive, const(1, "int8", STEP_CHANNELS), const(-1, "int8", STEP_CHANNELS))
 
     def _part_step(self, codes: Buffer, source: Expr, step: int, count: int) -> Expr:
         """The first `count` codes of a step; the others are 0."""
-        if self.words:
+        if self._words:
             inside = lane_numbers(STEP_CHANNELS, "int8") < const(count, "int8", STEP_CHANNELS)
             return where(inside, self._whole_step(codes, source, step), const(0, "int8", STEP_CHANNELS))
         last = local(STEP_CHANNELS, "int8")
         store(last, const(0, "int8", STEP_CHANNELS), 0, STEP_CHANNELS)
         with loop(count) as channel:
-            store(last, load(codes, source * self.shape.channels + step * STEP_CHANNELS + channel), channel)
+            code = load(codes, source * self.shape.channels + step * STEP_CHANNELS + channel)
+            store(last, cast(code, "int8"), channel)
         return load(last, 0, STEP_CHANNELS)
 
-    def _step_tables(self, codes: Expr, tables: Buffer, at: Expr) -> None:
+    def _tables(self, codes: Expr, tables: Buffer, at: Expr) -> None:
         """The tables of 16 codes: lane 16 g + e sums the codes of group g that the bits of e choose, and the bias."""
         lanes = self.reader.shuffle_lanes
         repeated = let(repeat(codes, STEP_CHANNELS, lanes))
         lane = lane_numbers(lanes, "int8")
         for first in range(0, STEP_BYTES, lanes):
             group = (lane >> const(4, "int8", lanes)) + const(first // TABLE_BYTES, "int8", lanes)
-            total = const(self.reader.bias, "int8", lanes)
+            total = const(self._entry_bias, "int8", lanes)
             for bit in range(TABLE_CHANNELS):
                 chosen = (lane >> const(bit, "int8", lanes)) & const(1, "int8", lanes)
                 source = group * const(TABLE_CHANNELS, "int8", lanes) + const(bit, "int8", lanes)
                 index = where(chosen > const(0, "int8", lanes), source, const(_ZERO_LANE, "int8", lanes))
                 total = total + self.reader.shuffle(repeated, index)
             store(tables, total, at + first, lanes)
-
-    def _product(self, inputs: Mapping[str, Buffer], tables: Buffer, fields: Buffer, y: Buffer) -> None:
-        def tile(pixels: Sequence[Pixel], index: Expr, together: int, tail: bool) -> None:
-            self._tile(inputs, tables, fields, y, pixels, index, together, tail)
-
-        row_bytes = self.width * self.steps * STEP_BYTES
-        sweep(self.shape, self.reader, row_bytes, self.worthwhile, tile)
-
-    def _tile(
-        self,
-        inputs: Mapping[str, Buffer],
-        tables: Buffer,
-        fields: Buffer,
-        y: Buffer,
-        pixels: Sequence[Pixel],
-        index: Expr,
-        together: int,
-        tail: bool,
-    ) -> None:
-        (kh, kw), (sh, sw) = self.shape.kernel, self.shape.strides
-
-        def at(pixel: Pixel, i: Expr) -> Expr:
-            return ((pixel[0] * sh + i) * self.width + pixel[1] * sw) * self.steps
-
-        # the steps of a kernel row's taps are neighbours
-        window = Window(kh, kw * self.steps, pixels, at)
-        sums = self.reader.accumulate(inputs["weight"], tables, window, index, together)
-        for p, (h, w) in enumerate(pixels):
-            pixel = let(h * self.shape.out_width + w)
-            field = let(load(fields, pixel))
-            for g in range(together):
-                last = tail and g == together - 1
-                self._finish(sums(p * together + g), field, inputs, y, pixel, index + g, last)
-
-    def _finish(
-        self,
-        vectors: Sequence[Expr],
-        field: Expr,
-        inputs: Mapping[str, Buffer],
-        y: Buffer,
-        pixel: Expr,
-        index: Expr,
-        tail: bool,
-    ) -> None:
-        size, out_channels = self.reader.lanes, self.shape.out_channels
-        first = index * self.reader.block
-        bias = 2 * self.reader.bias * self.steps * STEP_TABLES * self.shape.taps
-        left = out_channels % self.reader.block if tail else self.reader.block
-        for q, vector in enumerate(vectors):
-            channel = first + q * size
-            count = min(size, left - q * size)
-            if count <= 0:
-                break
-            total = let(vector * const(2, "int32", size) - splat(field + bias, size))
-            if count == size:
-                value = self.epilogue.apply(cast(total, "float32", size), inputs, pixel, channel, size)
-                store(y, value, pixel * out_channels + channel, size)
-            else:
-                store_few(cast(total, "float32", size), count, size, self.epilogue, inputs, y, pixel, channel)

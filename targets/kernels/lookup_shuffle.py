@@ -1,8 +1,8 @@
 """Tables read by a shuffle within 16 bytes (pshufb): SSSE3, AVX2, AVX-512 BW.
 
 A table, repeated over the vector, is looked up for as many output channels as there are bytes. With the bias an
-entry is at most 60, four look-ups fit a byte (240), and 273 such bytes fit 16 bits. Read as 16-bit lanes s the
-bytes' sums are x = even + 256 odd; adding up x (modulo 2^16) and x >> 8 gives both sums in three operations.
+entry of 4-bit codes is at most 60, four look-ups fit a byte (240), and 257 such bytes fit 16 bits. Read as 16-bit lanes
+s the bytes' sums are x = even + 256 odd; adding up x (modulo 2^16) and x >> 8 gives both sums in three operations.
 
 Weights: uint8[O / lanes][tap][pair of tables][lanes], the earlier table's bits in the low nibble: one bit a weight.
 Byte lane 4 j + q is output channel q * lanes / 4 + j of its block, so that widening to int32 by masks and shifts
@@ -35,8 +35,8 @@ from edgedm.targets.kernels.lookup import STEP_CHANNELS, STEP_TABLES, TABLE_BYTE
 from edgedm.targets.kernels.spec import Array
 from edgedm.targets.kernels.tiles import Window
 
-_BIAS = 32  # makes the smallest entry, 4 * -8, zero
-WIDENINGS = 65535 // (STEP_TABLES * (_BIAS + TABLE_CHANNELS * 7))  # bytes that add up within 16 bits: 273
+_BYTE, _WORD = 2**8 - 1, 2**16 - 1
+WIDENINGS = _WORD // _BYTE  # bytes that add up within 16 bits, at least: 257
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class ShuffleReader:
     block: int
     pixels: int
     groups: int
+    bias: int = 32  # makes the smallest entry of signed 4-bit codes, 4 * -8, zero
     name = "lookup-shuffle"
-    bias = _BIAS
     even_steps = False
 
     @property
@@ -144,14 +144,25 @@ class ShuffleReader:
 
 
 @dataclass(frozen=True)
-class SignReader(ShuffleReader):
-    """The same for codes of +1 and -1: 28 look-ups, of at most 8 each, fit a byte before they are widened.
+class NarrowReader(ShuffleReader):
+    """The same for entries of up to `largest`, of which several steps fit a byte before they are widened.
 
-    That leaves a shuffle, an addition and a broadcasting load for a table. Weights lie as for `ShuffleReader`.
+    That leaves a shuffle, an addition and a broadcasting load for a table. Weights lie as for `ShuffleReader`. Signs,
+    codes of +1 and -1, have entries of at most 8, with the bias: 28 of them fit. 2-bit codes have entries up to 12.
     """
 
-    name = "lookup-signs"
-    bias = TABLE_CHANNELS
+    largest: int = 2 * TABLE_CHANNELS
+    name = "lookup-narrow"
+
+    @property
+    def most_steps(self) -> int:
+        """Steps whose sums fit 16 bits."""
+        return _WORD // (STEP_TABLES * self.largest)
+
+    @property
+    def byte_steps(self) -> int:
+        """Steps whose sums fit a byte."""
+        return _BYTE // (STEP_TABLES * self.largest)
 
     def accumulate(
         self, weight: Buffer, tables: Buffer, window: Window, index: Expr, together: int
@@ -160,7 +171,7 @@ class SignReader(ShuffleReader):
         lanes, half, slots = self.block, self.block // 2, len(window.pixels) * together
         wide = Registers(2 * slots, half, "uint16")  # a slot's sum of x, then of x >> 8
         narrow = Registers(slots, lanes, "int8", zero=False)
-        parts = -(-window.row_steps // _SIGN_STEPS)
+        parts = -(-window.row_steps // self.byte_steps)
         size = -(-window.row_steps // parts)
         with loop(window.rows) as i, loop(parts) as part:
             narrow.clear()
@@ -178,8 +189,3 @@ class SignReader(ShuffleReader):
                 wide[2 * slot] = wide[2 * slot] + pairs
                 wide[2 * slot + 1] = wide[2 * slot + 1] + (pairs >> const(8, "uint16", half))
         return lambda slot: self._widened(wide, slot)
-
-
-_MOST_A_STEP = STEP_TABLES * 2 * TABLE_CHANNELS
-_SIGN_STEPS = 255 // _MOST_A_STEP  # that a byte holds
-SIGN_STEPS = 65535 // _MOST_A_STEP  # that 16 bits hold: those of 32,752 channels

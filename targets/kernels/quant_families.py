@@ -7,17 +7,15 @@ from typing import Any
 import numpy as np
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets.kernels import dot, dot_matmul, generic, quantize, winograd
-from edgedm.targets.kernels.dot_tiles import VnniDot
+from edgedm.targets.kernels import dot_matmul, generic, product_families, quantize
 from edgedm.targets.kernels.draft import Draft
 from edgedm.targets.kernels.epilogue import UNIFORM_TERMS, Epilogue
-from edgedm.targets.kernels.quant_operands import Operands, require_exact
+from edgedm.targets.kernels.quant_operands import Operands, require_exact, uniform_codes
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Operand, Request, TensorSpec
 from edgedm.targets.tuning import tiling
 
 _FEWEST, _MOST = 2, 8  # bits of a code
-_NIBBLE = 4  # bits of a weight that shares its byte
 
 
 def quantizer(request: Request) -> Draft:
@@ -77,14 +75,7 @@ def bits_of(request: Request, name: str) -> int:
 def product(request: Request) -> Draft:
     """QuantConv and QuantGemm."""
     shape, operands = _operands(request)
-    pixels, nibbles = shape.out_height * shape.out_width, operands.weight_bits <= _NIBBLE
-    tile = tiling.dot(request.target, pixels, operands.bits, operands.weight_bits, nibbles)
-    if tile is None:
-        return generic.quant_product(shape, operands.weight_bits, operands)
-    if isinstance(tile, VnniDot) and winograd.fits(shape, operands):
-        tile = tiling.dot(request.target, winograd.patches(shape), operands.bits, operands.weight_bits, nibbles=False)
-        return winograd.draft(shape, operands, tile)
-    return dot.draft(shape, operands, tile)
+    return product_families.draft(shape, operands, request.target, request.family)
 
 
 def matmul(request: Request) -> Draft:
@@ -141,7 +132,8 @@ def _operands(request: Request) -> tuple[Convolution, Operands]:
     epilogue = Epilogue.of(terms, output)
     specs = {name: request.operands[name].spec for name in ("codes", "zero", "weight", "weight_zero")}
     specs |= {name: operand.spec for name, operand in epilogue.terms.items()}
-    return shape, Operands(bits, weight_bits, values, zero_values, specs, epilogue, output)
+    needed = max(1, int(values.max(initial=0)).bit_length())  # uint4 holds narrower weights too
+    return shape, Operands(bits, needed, values, zero_values, specs, epilogue, output, uniform_codes)
 
 
 FAMILIES: Mapping[str, Callable[[Request], Draft]] = {

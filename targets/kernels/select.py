@@ -51,11 +51,17 @@ _UNIFORM_DTYPES = {**_DTYPES, **dict.fromkeys(("codes", "a", "a_zero", "b", "b_z
 _REPEATED = ("float32", "int8", "uint8", "uint64")  # floats, codes, packed bits
 
 
-def select(op: str, inputs: Sequence[TensorSpec | Array], attrs: Mapping[str, Any], target: Target) -> Kernel:
-    """Return the kernel for `op` on `target`.
+def select(
+    op: str,
+    inputs: Sequence[TensorSpec | Array],
+    attrs: Mapping[str, Any],
+    target: Target,
+    family: str | None = None,
+) -> Kernel:
+    """Return the kernel for `op` on `target`; of a product of codes that of `family`, or else of the fastest.
 
-    Raises UnsupportedError for an op without a kernel or a weight that is no constant, and InvalidModelError for
-    operands whose number, dtypes or shapes do not fit the op.
+    Raises UnsupportedError for an op without a kernel (of that family) or a weight that is no constant, and
+    InvalidModelError for operands whose number, dtypes or shapes do not fit the op.
     """
     if op not in _INPUTS:
         raise UnsupportedError(f"op {op!r} has no kernel; kernels exist for {', '.join(OPS)}")
@@ -63,7 +69,7 @@ def select(op: str, inputs: Sequence[TensorSpec | Array], attrs: Mapping[str, An
     if len(inputs) != len(names):
         raise InvalidModelError(f"{op}: expected {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
     operands = [_operand(op, name, value) for name, value in zip(names, inputs, strict=True)]
-    draft = families.draft(Request(op, dict(zip(names, operands, strict=True)), dict(attrs), target))
+    draft = families.draft(Request(op, dict(zip(names, operands, strict=True)), dict(attrs), target, family))
     weight = operands[names.index("weight")] if "weight" in names else None
     return _finish(op, names, weight, dict(attrs), target, draft)
 

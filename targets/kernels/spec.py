@@ -76,12 +76,13 @@ class Operand:
 
 @dataclass(frozen=True)
 class Request:
-    """What `select` hands to a kernel family: operands by name, attributes and the target."""
+    """What `select` hands to a kernel family: operands by name, attributes, the target; a family where one is asked."""
 
     op: str
     operands: Mapping[str, Operand]
     attrs: Mapping[str, Any]
     target: Any
+    family: str | None = None
 
 
 def words(spec: TensorSpec) -> TensorSpec:

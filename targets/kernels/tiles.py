@@ -11,6 +11,7 @@ from edgedm.targets.kernels.shapes import Convolution
 
 COPY_LANES = 8
 L1_BYTES = 16 * 1024  # of the image that is reused for one group of weights
+FEWEST_UNITS = 8  # of a parallel loop, where there are rows for them: shares of 8, 4 or 2 threads are equal
 _FIELD_LANES = 8
 
 Pixel = tuple[Expr, Expr]  # of the output: row, column
@@ -96,9 +97,9 @@ def sweep(
     blocks, full = -(-shape.out_channels // tile.block), shape.out_channels // tile.block
     cut = grid(shape.out_height, shape.out_width, tile.pixels)
     for region in cut.regions:
-        chunk = even_part(region.row_blocks, L1_BYTES // (row_bytes * shape.strides[0] * cut.rows))
-        chunks = -(-region.row_blocks // chunk)
         for first, count, together in output_groups(full, tile.groups, blocks):
+            chunk = unit_rows(region.row_blocks, row_bytes * shape.strides[0] * cut.rows, count)
+            chunks = -(-region.row_blocks // chunk)
             tail = (first + count * together) * tile.block > shape.out_channels
             with parallel(chunks * count, worthwhile) as unit:
                 index = let(first + (unit % count) * together)
@@ -114,13 +115,16 @@ def sweep(
                     emit(pixels, index, together, tail)
 
 
-def even_part(extent: int, most: int) -> int:
-    """The smallest part that cuts `extent` into no more parts than `most` at a time does.
+def unit_rows(row_blocks: int, block_bytes: int, groups: int) -> int:
+    """How many of `row_blocks` make a unit with one of `groups` groups of output channels.
 
-    Parts of 30 and 2 rows would leave a second thread idle; 16 and 16 keep it busy.
+    Their image, `block_bytes` each, stays in L1. Units are enough for threads and, where twice as many at most divide
+    the rows, of one size: parts of 30 and 2 rows would leave a second thread idle; 16 and 16 keep it busy.
     """
-    parts = -(-extent // max(1, min(extent, most)))
-    return -(-extent // parts)
+    most = max(1, min(row_blocks, L1_BYTES // block_bytes, row_blocks * groups // FEWEST_UNITS))
+    fewest = -(-row_blocks // most)
+    parts = next((parts for parts in range(fewest, 2 * fewest + 1) if row_blocks % parts == 0), fewest)
+    return -(-row_blocks // parts)
 
 
 def sum_fields(shape: Convolution, width: int, sums: Buffer, fields: Buffer) -> None:

@@ -73,7 +73,7 @@ def fits(shape: Convolution, operands: Operands) -> bool:
         return False
     if shape.channels > _MOST_CHANNELS or _patches(shape.out_height) * _patches(shape.out_width) < _FEWEST_PATCHES:
         return False
-    return bool(np.abs(_turn(operands.weight, operands.weight_zero)).max(initial=0) <= _INT8_MAX)
+    return bool(np.abs(_turn(operands.weight, operands.zeros)).max(initial=0) <= _INT8_MAX)
 
 
 def draft(shape: Convolution, operands: Operands, tile: VnniDot) -> Draft:
@@ -83,7 +83,7 @@ def draft(shape: Convolution, operands: Operands, tile: VnniDot) -> Draft:
     def body(inputs: Mapping[str, Buffer], outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
         kernel.emit(inputs, outs[0], scratch)
 
-    weight, zeros = kernel.pack_weight(operands.weight), kernel.pack_zeros(operands.weight_zero)
+    weight, zeros = kernel.pack_weight(operands.weight), kernel.pack_zeros(operands.zeros)
     return Draft(
         family=f"winograd-vnni {operands.bits}x{operands.weight_bits} {tile.lanes} {tile.pixels}x{tile.groups}",
         body=body,
@@ -141,7 +141,7 @@ class _Kernel:
     def pack_weight(self, weight: Array) -> Array:
         """Codes [O, 3, 3, C] as `Dot.pack` lays them out; missing channels have the zero point's code."""
         missing = self.steps * self.packer.step_channels - weight.shape[-1]
-        zeros = self.operands.weight_zero.astype(np.uint8).reshape(-1, 1, 1, 1)
+        zeros = self.operands.zeros.astype(np.uint8).reshape(-1, 1, 1, 1)
         filler = np.broadcast_to(zeros, (*weight.shape[:-1], missing))
         return self.packer.pack(np.concatenate([weight.astype(np.uint8), filler], axis=-1))
 

@@ -3,9 +3,9 @@
 from edgedm.targets.kernels import bitserial as _bitserial
 from edgedm.targets.kernels import float_conv as _float_conv
 from edgedm.targets.kernels.dot_tiles import Dot, PairDot, VnniDot, WideDot
-from edgedm.targets.kernels.lookup import STEP_CHANNELS, Reader
+from edgedm.targets.kernels.lookup import STEP_CHANNELS, TABLE_CHANNELS, Reader
 from edgedm.targets.kernels.lookup_permute import PermuteReader
-from edgedm.targets.kernels.lookup_shuffle import SIGN_STEPS, ShuffleReader, SignReader
+from edgedm.targets.kernels.lookup_shuffle import NarrowReader, ShuffleReader
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target
 from edgedm.targets.tuning import byte_tiles
@@ -35,8 +35,14 @@ def bitserial(target: Target, shape: Convolution) -> _bitserial.Tile:
     return _bitserial.Tile(lanes, 4, 2) if pixels >= 4 else _bitserial.Tile(lanes, pixels, 4)
 
 
-def lookup(target: Target, shape: Convolution) -> Reader:
-    """Sixteen accumulators for the permutation; for shuffles, with three a pixel, eight or four pixels."""
+def lookup(target: Target, shape: Convolution, bits: int = 4) -> Reader | None:
+    """Sixteen accumulators for the permutation; for shuffles, with three a pixel, eight or four pixels.
+
+    Entries of few bits add up in bytes, one accumulator a vector of output channels, unless the sums outgrow 16 bits.
+    1 bit means signs. None where no instruction looks bytes up.
+    """
+    if "ssse3" not in target.features:
+        return byte_tiles.lookup(target, shape, bits)
     pixels = shape.out_height * shape.out_width
     if {"vbmi", "vnni"} <= target.features:
         if pixels >= 8:
@@ -45,24 +51,16 @@ def lookup(target: Target, shape: Convolution) -> Reader:
     lanes = target.vector_bytes
     while lanes > 16 and shape.out_channels <= lanes // 2:
         lanes //= 2
-    most = 8 if target.vector_bytes == 64 else 4
-    if pixels >= most:
-        return ShuffleReader(lanes, most, 1)
-    return ShuffleReader(lanes, pixels, max(1, most // pixels // 2))
-
-
-def signs(target: Target, shape: Convolution) -> Reader | None:
-    """Look-ups instead of counting bits where that takes several instructions; None where it is one.
-
-    256 to 256 channels 3x3 on 16x16, GMAC/s of one core, look-ups against counts: 570 to 350 with AVX2, 548 to 350
-    with AVX-512 BW.
-    """
-    steps = shape.taps * -(-shape.channels // STEP_CHANNELS)
-    if "vpopcntdq" in target.features or "ssse3" not in target.features or steps > SIGN_STEPS:
-        return None
+    largest = TABLE_CHANNELS * (2**bits - 1 if bits > 1 else 2)
+    bias = TABLE_CHANNELS << (bits - 1)
     most = 4 if target.vector_bytes == 64 else 8
-    pixels = min(most, shape.out_height * shape.out_width)
-    return SignReader(target.vector_bytes, pixels, 16 // most if pixels == most else 4)
+    few = min(most, pixels)
+    narrow = NarrowReader(lanes, few, 16 // most if few == most else 4, bias, largest)
+    if narrow.byte_steps > 1 and shape.taps * -(-shape.channels // STEP_CHANNELS) <= narrow.most_steps:
+        return narrow
+    most = 8 if target.vector_bytes == 64 else 4
+    groups = 1 if pixels >= most else max(1, most // pixels // 2)
+    return ShuffleReader(lanes, min(most, pixels), groups, bias)
 
 
 def float_conv(target: Target, shape: Convolution) -> _float_conv.Tile:
@@ -74,20 +72,30 @@ def float_conv(target: Target, shape: Convolution) -> _float_conv.Tile:
     return _float_conv.Tile(lanes, 6, 2) if pixels >= 6 else _float_conv.Tile(lanes, pixels, 4)
 
 
-def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool, constant: bool = True) -> Dot | None:
+def dot(
+    target: Target,
+    pixels: int,
+    bits: int,
+    weight_bits: int,
+    nibbles: bool,
+    constant: bool = True,
+    signed: bool = False,
+) -> Dot | None:
     """Up to 20 accumulators for vpdpbusd in 32 registers, up to eight in 16; None where nothing multiplies bytes.
 
     Few pixels leave room for four groups of output channels, but with nibbles those take eight registers beside the
     accumulators: 6 x 4 spills and halves the speed (113 GMAC/s of 219 for 6x512x512). `nibbles` says whether the
-    weights lie two to a byte, `constant` whether they are packed beforehand.
+    weights lie two to a byte, `constant` whether they are packed beforehand, `signed` whether codes are int8.
     """
     if "ssse3" not in target.features:
-        return byte_tiles.dot(target, pixels, bits, weight_bits, nibbles, constant)
+        return None if signed else byte_tiles.dot(target, pixels, bits, weight_bits, nibbles, constant)
     lanes = target.vector_bytes // 4
     if (lanes == 16 and "vnni" in target.features) or (lanes == 8 and "avxvnni" in target.features):
         most, most_beside_four = (8, 5) if lanes == 16 else (4, 2)
         groups = 4 if pixels <= most_beside_four else 2
-        return VnniDot(lanes, min(pixels, most), groups, bits, weight_bits, nibbles)
+        return VnniDot(lanes, min(pixels, most), groups, bits, weight_bits, nibbles, signed=signed)
     tall, wide = (8, 1) if pixels >= 8 else (4, 2) if pixels >= 4 else (pixels, 3)
-    pairs = PairDot(lanes, tall, wide, bits, weight_bits, nibbles)
-    return pairs if pairs.most_steps >= _FEWEST_STEPS else WideDot(lanes, tall, wide, bits, weight_bits, nibbles)
+    pairs = PairDot(lanes, tall, wide, bits, weight_bits, nibbles, signed=signed)
+    if signed or pairs.most_steps >= _FEWEST_STEPS:
+        return pairs
+    return WideDot(lanes, tall, wide, bits, weight_bits, nibbles)

@@ -92,9 +92,20 @@ def test_the_kind_of_arithmetic_is_the_familys_or_else_the_ops(op, family, kind)
     assert arithmetic(node(0, op, family, 1, [], [operand("arena", 1)])) == kind
 
 
-def test_winograds_products_are_fewer_than_the_convolutions():
-    assert multiplications(node(0, "QuantConv", "winograd-vnni 4x4 16 8x2", 3600, [], [operand("arena", 1)])) == 1600
-    assert multiplications(node(0, "QuantConv", "dot-vnni 4x4 16 8x2", 3600, [], [operand("arena", 1)])) == 3600
+@pytest.mark.parametrize(
+    ("family", "count"),
+    [
+        ("winograd-vnni 4x4 16 8x2", 1600),
+        ("dot-vnni 4x4 16 8x2", 3600),
+        ("bitserial 8x64 8x1", 3600),
+        ("bitserial-planes 4x2 8x64 8x1", 8 * 3600),
+        ("lookup-permute 4x1 16 8x2", 3600),
+        ("lookup-permute 4x2 16 8x2", 2 * 3600),
+    ],
+)
+def test_products_are_those_of_the_algorithm(family, count):
+    """Winograd has fewer than the convolution, planes take several passes."""
+    assert multiplications(node(0, "QuantConv", family, 3600, [], [operand("arena", 1)])) == count
 
 
 def test_macs_of_no_known_kind_are_refused_by_the_calls_name():

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from edgedm.bench import peers
 from edgedm.bench.layers import Layer, bench_layer
-from edgedm.bench.limits import limit
+from edgedm.bench.limits import family_limit, limit
 from edgedm.cli.bench import command
 from edgedm.cli.common import BAD_INPUT
 from edgedm.errors import ToolchainError, UnsupportedError
@@ -79,7 +79,9 @@ def test_limits_exist_for_every_kind(target):
 
 def test_a_target_without_byte_products_has_no_limit_for_them():
     with pytest.raises(UnsupportedError, match="multiplies bytes"):
-        limit("qconv", resolve("x86-64"))
+        family_limit("dot", resolve("x86-64"), 4, 4)
+    with pytest.raises(UnsupportedError, match="lookup products of W1A4"):
+        family_limit("lookup", resolve("x86-64"), 1, 4)
 
 
 @pytest.mark.slow

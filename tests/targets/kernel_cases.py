@@ -31,13 +31,14 @@ class Case:
     inputs: Sequence[np.ndarray]
     attrs: dict[str, Any] = field(default_factory=dict)
     runtime: frozenset[int] = frozenset({0})
+    family: str | None = None
 
 
 def select_case(case: Case, target: Target) -> Kernel:
     operands = [
         TensorSpec(x.shape, str(x.dtype)) if index in case.runtime else x for index, x in enumerate(case.inputs)
     ]
-    return select(case.op, operands, case.attrs, target)
+    return select(case.op, operands, case.attrs, target, case.family)
 
 
 def compile_kernels(kernels: Sequence[Kernel], target: Target):

@@ -25,7 +25,7 @@ FAMILIES = {
     "aarch64+dotprod": ("bitserial-bytes", "lookup-bytes", "dot-udot", "dot-udot"),
     "aarch64+dotprod+i8mm": ("bitserial-bytes", "lookup-bytes", "dot-ummla", "dot-udot"),
     "armv7+neon": ("bitserial-bytes", "lookup-bytes", "dot-bytes", "dot-bytes"),
-    "riscv64": ("bitserial 2", "generic", "generic", "generic"),
+    "riscv64": ("bitserial 2", "bitserial-planes", "bitserial-planes", "generic"),
 }
 
 

@@ -1,18 +1,39 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedm.targets.kernels.tiles import even_part
+from edgedm.targets.kernels.tiles import FEWEST_UNITS, L1_BYTES, unit_rows
+
+SIZES = st.tuples(st.integers(1, 300), st.integers(1, 200_000), st.integers(1, 64))
 
 
-@given(st.integers(1, 300), st.integers(0, 400))
-def test_parts_are_as_few_as_allowed_and_as_even_as_they_can_be(extent: int, most: int) -> None:
-    part = even_part(extent, most)
-    parts = -(-extent // part)
+@given(SIZES)
+def test_units_are_even_enough_for_threads_and_stay_in_the_first_level_cache(sizes: tuple[int, int, int]) -> None:
+    rows, row_bytes, groups = sizes
+    part = unit_rows(rows, row_bytes, groups)
+    parts = -(-rows // part)
 
-    assert 1 <= part <= max(1, most)
-    assert parts == -(-extent // max(1, min(extent, most)))
-    assert part == -(-extent // parts)
+    assert 1 <= part <= rows
+    assert part == 1 or part * row_bytes <= L1_BYTES
+    assert parts * groups >= min(FEWEST_UNITS, rows * groups)
+    assert part == -(-rows // parts)  # no smaller part makes as few
+
+
+@given(SIZES)
+def test_no_thread_of_two_has_far_more_rows_than_the_other(sizes: tuple[int, int, int]) -> None:
+    """Units go to threads as consecutive halves; the longer one has at most two units' rows more."""
+    rows, row_bytes, groups = sizes
+    part = unit_rows(rows, row_bytes, groups)
+    units = [min(part, rows - start) for start in range(0, rows, part) for _ in range(groups)]
+    half = -(-len(units) // 2)
+
+    assert sum(units[:half]) - sum(units[half:]) <= part * (1 + groups if len(units) % 2 == 0 else 2 + groups)
 
 
 def test_two_threads_get_equal_rows() -> None:
-    assert even_part(32, 30) == 16
+    assert unit_rows(32, L1_BYTES // 30, 1) == 4
+    assert unit_rows(32, L1_BYTES // 30, 8) == 16
+
+
+def test_few_rows_make_as_many_units_as_there_are() -> None:
+    assert unit_rows(4, 1, 1) == 1
+    assert unit_rows(2, 1, 16) == 2

@@ -8,7 +8,7 @@ import tiny
 
 from edgedm.bundle import Manifest, Operand
 from edgedm.outcome import Outcome
-from edgedm.targets.kernels import dot, mathematics
+from edgedm.targets.kernels import code_product, mathematics
 from edgedm.targets.kernels.builder import cast, const
 from edgedm.targets.kernels.dot_image import Image
 from edgedm.targets.kernels.tiles import Border
@@ -186,8 +186,8 @@ def test_a_dropped_correction_for_the_zero_points_is_found(deployed, monkeypatch
         terms[0] = 0  # what the activation's zero point adds
         return terms
 
-    pack_zeros = dot._Kernel.pack_zeros
-    monkeypatch.setattr(dot._Kernel, "pack_zeros", without)
+    pack_zeros = code_product.Kernel.pack_zeros
+    monkeypatch.setattr(code_product.Kernel, "pack_zeros", without)
     rows = off(check(tiny.bundle(deployed("w4a4"), "uncorrected.bundle"), "w4a4", "op", "layer"))
     for level in rows.values():
         assert level and all(row.startswith(("QuantConv", "QuantGemm")) for row in level)
