@@ -1,11 +1,12 @@
 """Levels op and layer on other machines' own objects, through their probe under an emulator.
 
-An emulated kernel runs some hundred times slower than it would, and every case compiles a model: so each machine has
-the digits model of one method, each method a machine, and the tiny model of all forms of uniform layers runs where
-their kernels differ and the digits model is another.
+An emulated kernel runs some hundred times slower than it would, a float one 200 times, and every case compiles a model:
+so each machine has the digits model of one low-bit method, whose float layers stand for the float model's, and the
+tiny model of all forms of uniform layers runs where their kernels differ and the digits model is another.
 """
 
 import subprocess
+from pathlib import Path
 
 import elsewhere
 import pytest
@@ -23,9 +24,8 @@ DIGITS = {
     "aarch64+dotprod": "efficientdm-w4a4",
     "aarch64+dotprod+i8mm": "dilatequant-w4a4",
     "armv7+neon": "binarydm-w1a4",
-    "riscv64": "fp32",
+    "riscv64": "bidm-w1a1",
 }
-
 
 SAMPLE = 24  # kernels at level op, calls of each graph at level layer: one of every kind, and more
 
@@ -40,13 +40,27 @@ def test_every_form_of_uniform_layer_is_right_there(deployed, tmp_path, target):
     assert outcome.figures["op.accumulators"] > 0
 
 
+@pytest.fixture(scope="module")
+def deployed_digits(tmp_path_factory):
+    """Name of a zoo model -> its deployed graph."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("digits")
+            edgedm.export(name, folder / "model.onnx")
+            edgedm.optimize(folder / "model.onnx", folder / "deploy.onnx")
+            made[name] = folder / "deploy.onnx"
+        return made[name]
+
+    return get
+
+
 @pytest.mark.parametrize("target", elsewhere.TARGETS)
-def test_a_digits_model_is_right_there(tmp_path, target):
+def test_a_digits_model_is_right_there(deployed_digits, tmp_path, target):
     elsewhere.need_machine(target)
     name = f"zoo:digits-{DIGITS[target]}"
-    edgedm.export(name, tmp_path / "model.onnx")
-    edgedm.optimize(tmp_path / "model.onnx", tmp_path / "deploy.onnx")
-    edgedm.compile(tmp_path / "deploy.onnx", tmp_path / "model.bundle", target=target)
+    edgedm.compile(deployed_digits(name), tmp_path / "model.bundle", target=target)
     command = [*command_for(resolve(target)), str(tmp_path / "model.bundle/bin/edgedm-sample"), "--self-test"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
