@@ -89,7 +89,7 @@ def keep(key: str, bundle: str | os.PathLike[str]) -> None:
             shutil.copytree(bundle, scratch, dirs_exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another process makes room too
             _make_room()
-    except OSError as error:
+    except (OSError, InvalidModelError) as error:  # the latter where a file stands in the folder's place
         progress.stage(f"the bundle is not kept for a second compile: {error}")
 
 

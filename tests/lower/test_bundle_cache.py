@@ -110,14 +110,14 @@ def test_a_damaged_entry_is_not_used(graph, tmp_path, tiny_bundle, damage) -> No
 def test_an_output_that_cannot_be_written_is_said_before_anything_is_compiled(graph, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(compiler, "_lower", None)  # not called
-    with pytest.raises(FileExistsError, match="file"):
+    with pytest.raises(InvalidModelError, match="is a file"):
         compile_graph(graph, tmp_path / "file" / "bundle", steps=10)
 
 
 def test_an_output_that_cannot_be_written_is_no_fault_of_the_entry(graph, tmp_path, tiny_bundle) -> None:
     (tmp_path / "file").write_text("")
     cache.keep("a", tiny_bundle)
-    with pytest.raises(FileExistsError, match="file"):
+    with pytest.raises(InvalidModelError, match="is a file"):
         cache.fetch("a", tmp_path / "file" / "bundle")
     assert files(tmp_path / "cache" / "a") == files(tiny_bundle)
 
