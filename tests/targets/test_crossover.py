@@ -82,8 +82,7 @@ def test_without_measurements_instructions_decide(measured):
 
 def test_the_committed_table_covers_every_family_of_every_instruction_set():
     table = crossover.table()
-    assert set(table.gmacs) <= ISAS
-    assert {"x86-64-v3", "x86-64-v4"} < set(table.gmacs)
+    assert set(table.gmacs) == ISAS
     for isa, pairs in table.gmacs.items():
         assert set(pairs) == {"W1A1", "W1A2", "W1A4", "W2A2", "W2A4", "W4A4"}
         for pair, shapes in pairs.items():
