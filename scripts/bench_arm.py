@@ -56,7 +56,8 @@ def emitted(
     The loop is the one with most of `mark`, where another has more of `mnemonic`.
     """
     machine = resolve(target)
-    kernel = select(op, _OPERANDS[op](), {**ATTRS, **(attrs or {})}, machine)
+    operands = _quant(attrs["weight_bits"]) if attrs and op == "QuantConv" else _OPERANDS[op]()
+    kernel = select(op, operands, {**ATTRS, **(attrs or {})}, machine)
     symbol = str(kernel.function.attrs["global_symbol"])
     text = tvm.compile(tvm.IRModule({symbol: kernel.function}), machine.tvm()).mod.inspect_source("asm")
     loop = inner_loop(text, mark or mnemonic)
@@ -136,8 +137,8 @@ def _ends(*pixel_scale: np.ndarray) -> list[np.ndarray]:
     return [one, *pixel_scale, 0 * one, none, one[:1]]
 
 
-def _quant() -> list[TensorSpec | np.ndarray]:
-    weight = np.ones((CHANNELS, KERNEL, KERNEL, CHANNELS), np.uint8)
+def _quant(bits: int) -> list[TensorSpec | np.ndarray]:
+    weight = np.full((CHANNELS, KERNEL, KERNEL, CHANNELS), 2**bits - 1, np.uint8)  # as wide as they are said to be
     codes, zero = TensorSpec((1, SIZE, SIZE, CHANNELS), "uint8"), TensorSpec((), "uint8")
     return [codes, zero, weight, np.full(CHANNELS, 7, np.uint8), *_ends(np.ones((), np.float32))]
 
@@ -145,7 +146,6 @@ def _quant() -> list[TensorSpec | np.ndarray]:
 _OPERANDS: dict[str, Callable[[], list[TensorSpec | np.ndarray]]] = {
     "BinaryConv": _binary,
     "BinaryWeightConv": _binary_weight,
-    "QuantConv": _quant,
 }
 
 

@@ -28,7 +28,8 @@ def conv(op, channels=CHANNELS, **more):
     end = [0 * ones, none, ones[:1]]
     if op == "QuantConv":
         codes, zero = np.zeros((1, 8, 8, channels), np.uint8), np.zeros((), np.uint8)
-        weight, zeros = np.ones((CHANNELS, 3, 3, channels), np.uint8), np.full(CHANNELS, 7, np.uint8)
+        top = 2 ** more.get("weight_bits", 4) - 1  # the family follows from the weights' largest code
+        weight, zeros = np.full((CHANNELS, 3, 3, channels), top, np.uint8), np.full(CHANNELS, 7, np.uint8)
         return Case(op, [codes, zero, weight, zeros, ones, np.float32(1).reshape(()), *end], attrs, frozenset({0, 1}))
     weight = np.zeros((CHANNELS, 3, 3, channels // 8), np.uint8)
     if op == "BinaryConv":
