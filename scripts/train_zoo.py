@@ -1,8 +1,8 @@
 """Train the zoo, stage by stage, on a CPU; every stage but the classifier keeps its state in --runs and resumes.
 
-    for stage in classifier base binarydm bidm xnor efficientdm dilatequant figures; do
-        python scripts/train_zoo.py $stage --runs runs
-    done
+for stage in classifier base binarydm bidm xnor efficientdm dilatequant figures; do
+    python scripts/train_zoo.py $stage --runs runs
+done
 """
 
 import argparse
@@ -79,9 +79,7 @@ def low_bit(method: str, runs: Path) -> None:
     model = MODELS[method]
     loop = dataclasses.replace(RECIPES[method].loop, **model.loop)
     policy = policy_of(method, model.policy)
-    trained = run_method(
-        load(f"zoo:{FLOAT}"), method, runs / method, policy=policy, options=model.options, loop=loop
-    )
+    trained = run_method(load(f"zoo:{FLOAT}"), method, runs / method, policy=policy, options=model.options, loop=loop)
     name = model.name or method
     save(trained.checkpoint, ZOO / name if model.name else runs / method / "checkpoint")
     record = {"loop": dataclasses.asdict(loop), "figures": trained.figures, "curves": trained.curves}

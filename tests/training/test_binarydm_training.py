@@ -18,9 +18,7 @@ CLOSE = 1e-4  # training multiplies the scale into the weight, inference after t
 
 def layers(begun):
     return {
-        path: module
-        for path, module in begun.run.student.unet.named_modules()
-        if isinstance(module, BinaryWeightLayer)
+        path: module for path, module in begun.run.student.unet.named_modules() if isinstance(module, BinaryWeightLayer)
     }
 
 

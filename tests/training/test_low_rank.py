@@ -20,8 +20,10 @@ def feature(shape, seed=0):
 
 def rows(values, axis):
     array = values.double().numpy()
-    return array.transpose(0, 2, 3, 1).reshape(-1, array.shape[1]) if axis == "channel" else array.reshape(
-        -1, array.shape[3]
+    return (
+        array.transpose(0, 2, 3, 1).reshape(-1, array.shape[1])
+        if axis == "channel"
+        else array.reshape(-1, array.shape[3])
     )
 
 
