@@ -50,7 +50,7 @@ def live_bytes(manifest: Manifest) -> int | None:
     if any(node.scratch is None for node in manifest.nodes):
         return None
     graphs = {node.graph for node in manifest.nodes}
-    return max(_live([node for node in manifest.nodes if node.graph == graph]) for graph in graphs)
+    return max((_live([node for node in manifest.nodes if node.graph == graph]) for graph in graphs), default=0)
 
 
 def _live(nodes: list[Node]) -> int:

@@ -86,7 +86,7 @@ def test_threads_are_told_to_every_library(monkeypatch):
     ],
 )
 def test_peers_are_limited_where_the_target_is_lesser_than_the_machine(monkeypatch, target, onednn, aten):
-    everything = frozenset(x86.LEVELS["x86-64-v4"] | set(x86.EXTRAS))
+    everything = frozenset(x86.LEVELS["x86-64-v4"].features | set(x86.EXTRAS))
     monkeypatch.setattr(x86, "detect", lambda: everything)
     features = sorted(resolve(target).features)
     torch = environment("torch_eager", 1, target, features)
