@@ -169,7 +169,7 @@ def test_query_key_and_value_share_their_dilation() -> None:
         ("preset:ddpm-cifar10,narrow=3", "narrow: expected 1, 2, 4, 8 or 16"),
         ("preset:ddpm-cifar10,method=onebit", "method: expected one of"),
         ("preset:ddpm-cifar10,method=bidm,policy=code", "policy: bidm has paper"),
-        ("preset:ddpm-cifar10,method=bidm,bases=lmb", "option 'bases' of bidm"),
+        ("preset:ddpm-cifar10,method=bidm,bases=lmb", "option 'bases': bidm has none"),
         ("preset:ddpm-cifar10,policy=code", "no method; add method=NAME"),
     ],
 )
