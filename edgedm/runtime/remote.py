@@ -1,5 +1,6 @@
 """`edgedm run-on`: copy a bundle to a machine, run its self-test and its benchmark there, bring the figures back."""
 
+import math
 import os
 import re
 import shlex
@@ -18,12 +19,13 @@ from edgedm.outcome import Outcome
 _SHIPPED = ("bin/edgedm-sample", "weights.bin", "golden/golden.bin", "golden/layers.bin")  # the last where it is there
 _UNREACHABLE = 255  # ssh's and adb's own exit code
 _CANNOT_EXECUTE = (126, 127)
+_SECONDS_TO_CONNECT = 15
 _TIMES = {
     "startup_ms": re.compile(r"^start-up ([\d.]+) ms", re.MULTILINE),
     "step_ms": re.compile(r"^step ([\d.]+) ms", re.MULTILINE),
     "peak_kib": re.compile(r"^peak memory (\d+) KiB", re.MULTILINE),
 }
-_ERRORS = re.compile(r"relative error ([\d.e+-]+|nan|inf)")
+_ERRORS = re.compile(r"^timestep +\d+ +relative error (-?nan|-?inf|[\d.e+-]+)", re.MULTILINE)
 _SCRATCH = re.compile(r"^/[\w./-]*edgedm\.\w+$")
 
 
@@ -37,9 +39,11 @@ class Shell:
     missing: str  # how to get the program
 
     def run(self, line: str, data: bytes | None = None) -> tuple[int, str, str]:
-        """Run `line` there with `data` on its standard input: exit code, output, errors."""
+        """Run `line` there with `data` on its standard input, nothing if None: exit code, output, errors."""
+        # A shell becomes a lone command, and of a signal that ends that one ssh tells no more than 255.
+        call, stdin = [*self.call, f"{line}; exit $?"], subprocess.DEVNULL if data is None else None
         try:
-            done = subprocess.run([*self.call, line], input=data, capture_output=True, check=False)
+            done = subprocess.run(call, stdin=stdin, input=data, capture_output=True, check=False)
         except FileNotFoundError:
             raise ToolchainError(f"{self.call[0]} is missing: {self.missing}") from None
         out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
@@ -56,7 +60,7 @@ class Shell:
 
 
 def _ssh(host: str) -> Shell:
-    call = ("ssh", "-o", "BatchMode=yes", "--", host)
+    call = ("ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SECONDS_TO_CONNECT}", "--", host)
     return Shell(f"ssh {host}", call, "${TMPDIR:-/tmp}", "install an OpenSSH client")
 
 
@@ -82,7 +86,8 @@ def run_on(
     `self_test.steps`, `self_test.worst_error`, `step_ms.t<n>`, `startup_ms.t<n>` (processor time until the first step
     begins), `peak_kib.t<n>`, `cores`; `details["machine"]` is what it says of itself. `ok` is False if the self-test
     fails. Raises ToolchainError for a machine that cannot be reached or cannot run the target's programs,
-    InvalidModelError for an altered bundle, UnsupportedError for another protocol.
+    InvalidModelError for an altered bundle, UnsupportedError for another protocol, EdgedmError for a program that
+    refuses to run there.
     """
     if protocol not in PROTOCOLS:
         raise UnsupportedError(f"run-on: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
@@ -133,7 +138,7 @@ def _examine(
     errors = [float(each) for each in _ERRORS.findall(details["self_test"])]
     figures |= {"self_test.ok": float(passed), "self_test.steps": float(len(errors))}
     if errors:
-        figures["self_test.worst_error"] = max(errors)
+        figures["self_test.worst_error"] = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
     label = "" if bundle.manifest.null_class >= 0 or not bundle.manifest.classes else " --label 0"
     for count in threads:
         progress.stage(f"one image with {count} thread{'s' if count > 1 else ''}")
@@ -148,7 +153,7 @@ def _examine(
 
 
 def _run(shell: Shell, bundle: Bundle, line: str) -> tuple[str, bool]:
-    """Run the bundle's program: what it printed and whether it succeeded."""
+    """Run the bundle's program: what it printed and whether its check passed; EdgedmError for what is no verdict."""
     code, out, err = shell.run(line)
     if code in _CANNOT_EXECUTE:
         raise ToolchainError(
@@ -160,4 +165,6 @@ def _run(shell: Shell, bundle: Bundle, line: str) -> tuple[str, bool]:
             f"{shell.name}: the program was ended by signal {code - 128} (4: an instruction that its processor lacks; "
             f"the bundle is for {bundle.manifest.target.name}): {(err or out).strip()[-300:]}"
         )
+    if code > 1:  # 0 and 1 are the verdict of a check
+        raise EdgedmError(f"{shell.name}: `{line}` ended with {code}: {(err or out).strip()[-500:]}")
     return out + err, code == 0

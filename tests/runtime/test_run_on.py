@@ -1,6 +1,7 @@
 """`edgedm run-on` against stand-ins for ssh and adb that run every line in a shell of this machine."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,23 +11,30 @@ import pytest
 
 from edgedm.bundle import load
 from edgedm.bundle.store import MANIFEST
-from edgedm.errors import InvalidModelError, ToolchainError, UnsupportedError
+from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.runtime.opening import require_native
 from edgedm.runtime.remote import run_on
 
 SSH = """#!/bin/sh
-[ "$1 $2 $3" = "-o BatchMode=yes --" ] || { echo "unexpected: $*" >&2; exit 255; }
-host=$4; line=$5
+[ "$1 $2 $3 $4 $5" = "-o BatchMode=yes -o ConnectTimeout=15 --" ] || { echo "unexpected: $*" >&2; exit 255; }
+host=$6; line=$7
 case $host in
   nowhere) echo "ssh: Could not resolve hostname nowhere" >&2; exit 255 ;;
   foreign) case $line in */bin/edgedm-sample*) echo "Exec format error" >&2; exit 126 ;; esac ;;
-  older) case $line in */bin/edgedm-sample*) exit 132 ;; esac ;;
-  wrong) case $line in *--self-test) echo "timestep  900  relative error 3.0e+00"; exit 1 ;; esac ;;
+  older) line=$(echo "$line" | sed "s,^[^ ]*/bin/edgedm-sample,$STAND_IN_ILLEGAL,") ;;
+  wrong) case $line in *--self-test*) cat "$STAND_IN_SAID"; exit 1 ;; esac ;;
+  broken) case $line in *--self-test*) echo "edgedm-sample: weights.bin: wrong hash" >&2; exit 2 ;; esac ;;
   full) case $line in tar*) echo "tar: no space left" >&2; exit 2 ;; esac ;;
 esac
 echo "$line" >> "$STAND_IN_LOG"
-TMPDIR=$STAND_IN_ROOM exec sh -c "$line"
+TMPDIR=$STAND_IN_ROOM exec python3 -c "$STAND_IN_LOGIN" "$line"
 """
+# As sshd and ssh: the login shell becomes a lone command, and 255 is all that is told of a signal that ends it.
+LOGIN = """import subprocess, sys
+code = subprocess.call(["bash", "-c", sys.argv[1]])
+sys.exit(255 if code < 0 else code)
+"""
+ILLEGAL = "#!/bin/sh\nkill -ILL $$\n"
 ADB = """#!/bin/sh
 [ "$1 $2 $3 $4" = "-s phone shell -T" ] || { echo "adb: device '$2' not found" >&2; exit 255; }
 exec sh -c "$(echo "$5" | sed "s,/data/local/tmp,$STAND_IN_ROOM,g")"
@@ -36,7 +44,7 @@ exec sh -c "$(echo "$5" | sed "s,/data/local/tmp,$STAND_IN_ROOM,g")"
 @pytest.fixture(autouse=True)
 def room(tmp_path, monkeypatch):
     """The folder of the other machine; the stand-ins come first in PATH."""
-    for name, text in (("ssh", SSH), ("adb", ADB)):
+    for name, text in (("ssh", SSH), ("adb", ADB), ("illegal", ILLEGAL)):
         program = tmp_path / "tools" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(text)
@@ -45,6 +53,9 @@ def room(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("STAND_IN_ROOM", str(tmp_path / "room"))
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("STAND_IN_SAID", str(tmp_path / "said"))
+    monkeypatch.setenv("STAND_IN_LOGIN", LOGIN)
+    monkeypatch.setenv("STAND_IN_ILLEGAL", str(tmp_path / "tools" / "illegal"))
     yield tmp_path / "room"
     assert not list((tmp_path / "room").iterdir())  # whatever happened, nothing is left there
 
@@ -80,10 +91,38 @@ def test_the_command_line_prints_one_object(tiny_bundle):
     assert "--threads: expected numbers" in done.stderr
 
 
-def test_a_failed_self_test_fails_the_check(tiny_bundle):
+@pytest.mark.parametrize(
+    ("said", "worst"),
+    [
+        ("timestep  900  relative error 3.0e+00\n", 3.0),
+        ("timestep  900  relative error 1.0e-09\ntimestep  500  relative error -nan\n", math.nan),
+        ("timestep  900  relative error nan\ntimestep  500  relative error 1.0e-09\n", math.nan),
+        ("timestep  900  relative error 2.0e+00\ntimestep  500  relative error inf\n", math.inf),
+    ],
+)
+def test_a_failed_self_test_fails_the_check(tiny_bundle, tmp_path, said, worst):
+    other = (
+        "decoder        relative error 7.0e+00\nfirst layer that is off: a: relative error 9.0e+00 (allowed 1e-04)\n"
+    )
+    (tmp_path / "said").write_text(said + other)
     outcome = run_on("ssh", "wrong", tiny_bundle, threads=(1,))
     assert not outcome.ok
-    assert outcome.figures["self_test.worst_error"] == 3.0
+    assert outcome.figures["self_test.worst_error"] == pytest.approx(worst, rel=0, nan_ok=True)
+    assert outcome.figures["self_test.steps"] == said.count("timestep")
+
+
+def test_a_self_test_that_could_not_run_is_no_failed_check(tiny_bundle):
+    with pytest.raises(EdgedmError, match=r"ssh broken.*ended with 2.*wrong hash"):
+        run_on("ssh", "broken", tiny_bundle)
+
+
+def test_standard_input_is_left_alone(tiny_bundle, monkeypatch):
+    given = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: given.append(options) or run(*words, **options))
+    run_on("ssh", "board", tiny_bundle, threads=(1,))
+    assert all(each.get("stdin") == subprocess.DEVNULL for each in given if not each.get("input"))
+    assert len([each for each in given if each.get("input")]) == 1  # the archive
 
 
 @pytest.mark.parametrize(
