@@ -4,13 +4,18 @@ Readers see the old target or the new one, never a mixture, whatever kills the w
 """
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from edgedm.errors import InvalidModelError
+
+Strangeness = Callable[[Path], str | None]
+"""What makes a folder one that isn't of our own making, in words that follow "it"; None for one of ours."""
 
 
 def check_place(target: str | os.PathLike[str]) -> None:
@@ -27,19 +32,32 @@ def check_place(target: str | os.PathLike[str]) -> None:
             )
 
 
-def check_replaceable(target: str | os.PathLike[str], marks: Collection[str]) -> None:
+def check_replaceable(target: str | os.PathLike[str], strangeness: Strangeness | None = None) -> None:
     """Raise `InvalidModelError` unless a folder can be put at `target` without loss of anybody's files.
 
-    What is there may be replaced if it is empty or has all files `marks`; without marks any folder may.
+    What is there may be replaced if it is empty or nothing about it is strange. Names of files alone tell nothing
+    (others call theirs `config.json` too), so `strangeness` has to look into them. Without it any folder may go.
     """
     check_place(target)
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise InvalidModelError(f"{target}: is a file; expected a name for a folder")
-    if target.is_dir() and any(target.iterdir()) and not all((target / mark).is_file() for mark in marks):
-        raise InvalidModelError(
-            f"{target}: holds other files (it has no {' and '.join(marks)}), which would be replaced; name a new folder"
-        )
+    if strangeness is None or not target.is_dir() or not any(target.iterdir()):
+        return
+    found = strangeness(target)
+    if found is not None:
+        raise InvalidModelError(f"{target}: holds other files (it {found}), which would be replaced; name a new folder")
+
+
+def read_mark(path: Path, most_bytes: int) -> dict[str, Any]:
+    """Return the JSON object in `path`, by which a folder is known; an empty one where there is none or it is large."""
+    try:
+        if path.stat().st_size > most_bytes:
+            return {}
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 @contextlib.contextmanager
@@ -63,16 +81,15 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_dir(target: str | os.PathLike[str], marks: Collection[str] = ()) -> Iterator[Path]:
+def atomic_dir(target: str | os.PathLike[str], strangeness: Strangeness | None = None) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it replaces `target`, on any exception it is removed.
 
-    An existing folder is replaced only if it is empty or has all files `marks`, which tell one of our own: see
-    `check_replaceable`.
+    An existing folder is replaced only if it is empty or nothing about it is strange: see `check_replaceable`.
     An existing target is moved aside first, because a folder cannot be replaced in one system call; if the
     second rename fails, the old folder is put back.
     """
     target = Path(target)
-    check_replaceable(target, marks)
+    check_replaceable(target, strangeness)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:

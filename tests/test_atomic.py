@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgedm.atomic import atomic_dir, atomic_file, check_place
+from edgedm.atomic import atomic_dir, atomic_file, check_place, read_mark
 from edgedm.errors import InvalidModelError
 
 
@@ -29,7 +29,7 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path):
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "stale").write_text("old")
-    with atomic_dir(target, ["stale"]) as scratch:
+    with atomic_dir(target) as scratch:
         (scratch / "fresh").write_text("new")
     assert [path.name for path in target.iterdir()] == ["fresh"]
     assert list(tmp_path.iterdir()) == [target]
@@ -39,7 +39,7 @@ def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "stale").write_text("old")
-    with pytest.raises(OSError, match="disk"), atomic_dir(target, ["stale"]) as scratch:
+    with pytest.raises(OSError, match="disk"), atomic_dir(target) as scratch:
         (scratch / "half").write_text("new")
         raise OSError("disk")
     assert [path.name for path in target.iterdir()] == ["stale"]
@@ -77,15 +77,27 @@ def test_a_folder_does_not_become_a_file_nor_a_file_a_folder(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_folder_of_other_files_is_never_replaced(tmp_path):
+def test_a_folder_that_is_strange_is_never_replaced_and_it_is_said_why(tmp_path):
+    def strange(folder):
+        return None if (folder / "ours").is_file() else "has no ours"
+
     target = tmp_path / "photos"
     target.mkdir()
-    with atomic_dir(target, ["manifest.json"]) as scratch:  # it is empty
+    with atomic_dir(target, strange) as scratch:  # it is empty
         (scratch / "cat.png").write_text("mine")
-    for marks in (["manifest.json"], ["cat.png", "manifest.json"]):
-        with (
-            pytest.raises(InvalidModelError, match=r"photos: holds other files .*manifest\.json"),
-            atomic_dir(target, marks),
-        ):
-            pass
+    with pytest.raises(InvalidModelError, match=r"photos: holds other files \(it has no ours\)"):
+        atomic_dir(target, strange).__enter__()
     assert (target / "cat.png").read_text() == "mine" and list(tmp_path.iterdir()) == [target]
+    (target / "ours").touch()
+    with atomic_dir(target, strange):
+        pass
+    assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b"[" * 100_000, b"\xff", b'{"format": "a"}' + b" " * 1000])
+def test_a_mark_that_is_no_small_object_is_an_empty_one(tmp_path, content):
+    if content is not None:
+        (tmp_path / "mark").write_bytes(content)
+    assert read_mark(tmp_path / "mark", 200_000 if content and content[:1] == b"[" else 1000) == {}
+    (tmp_path / "mark").write_text('{"format": "a"}')
+    assert read_mark(tmp_path / "mark", 15) == {"format": "a"}

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-FORMAT = "edgedm.bundle/1"
+FAMILY = "edgedm.bundle/"  # what the format of every version begins with
+FORMAT = f"{FAMILY}1"
 
 
 GraphName = Literal["step", "prepare", "decoder"]

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgedm.atomic import atomic_dir
-from edgedm.bundle.manifest import FORMAT, FileEntry, Manifest
+from edgedm.atomic import atomic_dir, read_mark
+from edgedm.bundle.manifest import FAMILY, FORMAT, FileEntry, Manifest
 from edgedm.errors import InvalidModelError
 
 MANIFEST = "manifest.json"
@@ -53,7 +53,7 @@ def write(target: str | os.PathLike[str], fill: Callable[[Path], Manifest]) -> M
 
     The manifest's `files` are computed here. Files are made reproducible: no execute bit but on programs.
     """
-    with atomic_dir(target, (MANIFEST,)) as folder:
+    with atomic_dir(target, _strangeness) as folder:
         manifest = fill(folder)
         files = {}
         for path in sorted(each for each in folder.rglob("*") if each.is_file()):
@@ -63,6 +63,24 @@ def write(target: str | os.PathLike[str], fill: Callable[[Path], Manifest]) -> M
         manifest = manifest.model_copy(update={"files": files})
         (folder / MANIFEST).write_text(_text(manifest.model_dump(mode="json")))
     return manifest
+
+
+def _strangeness(folder: Path) -> str | None:
+    """Return what makes `folder` no bundle of any version, which another may replace; None for one.
+
+    A web app has a manifest.json too, so its format decides. A file that was put into a bundle is not ours to delete.
+    """
+    manifest = read_mark(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    if not str(manifest.get("format")).startswith(FAMILY):
+        return f"has no {MANIFEST} of a bundle"
+    ours = manifest.get("files")
+    others = sorted(_found(folder) - set(ours if isinstance(ours, dict) else ()))
+    return f"has {', '.join(others[:3])} beside a bundle" if others else None
+
+
+def _found(folder: Path) -> set[str]:
+    """The names of all that is in a bundle's folder but its manifest."""
+    return {each.relative_to(folder).as_posix() for each in folder.rglob("*") if not each.is_dir()} - {MANIFEST}
 
 
 def _text(manifest: dict[str, Any]) -> str:
@@ -89,11 +107,12 @@ def load(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(path)
     manifest = _read_manifest(folder / MANIFEST)
-    found = {each.relative_to(folder).as_posix() for each in folder.rglob("*") if not each.is_dir()} - {MANIFEST}
+    found = _found(folder)
     missing, unknown = sorted(set(manifest.files) - found), sorted(found - set(manifest.files))
     if missing or unknown:
         raise InvalidModelError(
-            f"{folder}: the manifest and the folder differ: missing {missing}, unknown {unknown}; compile it again"
+            f"{folder}: the manifest and the folder differ: missing {missing}, unknown {unknown}; compile it "
+            "again into a new folder"
         )
     for name, entry in manifest.files.items():
         file = folder / name

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgedm.atomic import atomic_dir
+from edgedm.atomic import atomic_dir, read_mark
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models.attention import make_attention_explicit
-from edgedm.models.config import CheckpointConfig, read_config
+from edgedm.models.config import MAX_CONFIG_BYTES, CheckpointConfig, read_config
 from edgedm.models.decoder import LatentDecoder, empty_decoder, seed_decoder
 from edgedm.models.denoiser import Denoiser
 from edgedm.models.preset_reference import is_preset
@@ -26,7 +26,8 @@ from edgedm.models.seeded import seed_weights
 from edgedm.quant.api import DEFAULT_EDGES, make_inference, quantize_layers
 
 CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE = "config.json", "model.safetensors", "decoder.safetensors"
-MARKS = (CONFIG_FILE, WEIGHTS_FILE)  # a folder with both is a checkpoint, and may be replaced by another
+_FILES = {CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE}
+_KEYS = {"format_version", "architecture", "method"}  # that every config of ours has, of any version
 ZOO = Path(__file__).parent / "zoo"
 _PREFIX = "zoo:"
 _DTYPES = {"F16": torch.float16, "F32": torch.float32, "U8": torch.uint8, "I64": torch.int64}
@@ -78,12 +79,23 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     files = {WEIGHTS_FILE: _stored(checkpoint.module, path)}
     if checkpoint.decoder is not None:
         files[DECODER_FILE] = _stored(checkpoint.decoder, path)
-    with atomic_dir(path, MARKS) as folder:
+    with atomic_dir(path, strangeness) as folder:
         for name, tensors in files.items():
             save_file(tensors, str(folder / name))
             (folder / name).chmod(0o644)  # safetensors makes it private to its writer
         text = json.dumps(checkpoint.config.model_dump(mode="json"), indent=1)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def strangeness(folder: Path) -> str | None:
+    """Return what makes `folder` no checkpoint of edgedm, which another may replace; None for one.
+
+    transformers' `save_pretrained` writes files of the same names, so the config's keys decide.
+    """
+    if not (folder / WEIGHTS_FILE).is_file() or not read_mark(folder / CONFIG_FILE, MAX_CONFIG_BYTES).keys() >= _KEYS:
+        return f"has no {CONFIG_FILE} and {WEIGHTS_FILE} of edgedm"
+    others = sorted(each.name for each in folder.iterdir() if each.name not in _FILES)
+    return f"has {', '.join(others[:3])} beside a checkpoint" if others else None
 
 
 def _stored(module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Tensor]:

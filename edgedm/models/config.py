@@ -15,7 +15,7 @@ from edgedm.models.roles import Role
 Method = Literal["fp32", "binarydm", "bidm", "efficientdm", "dilatequant", "xnor", "dorefa", "reactnet", "lsq", "ptq"]
 
 MOST_TOKENS = 4096
-_MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_BYTES = 1 << 20
 
 
 class _Strict(BaseModel):
@@ -104,8 +104,8 @@ class CheckpointConfig(_Strict):
 def read_config(path: Path) -> CheckpointConfig:
     """Read `config.json`; `InvalidModelError` names the file and the key that is wrong."""
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise InvalidModelError(f"{path}: expected at most {_MAX_CONFIG_BYTES} bytes of JSON")
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise InvalidModelError(f"{path}: expected at most {MAX_CONFIG_BYTES} bytes of JSON")
         values = json.loads(path.read_text(encoding="utf-8"))
         return CheckpointConfig.model_validate(values)
     except FileNotFoundError as error:

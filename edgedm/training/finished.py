@@ -7,7 +7,7 @@ from typing import Any
 
 from edgedm.atomic import check_replaceable
 from edgedm.errors import UnsupportedError
-from edgedm.models.checkpoint import MARKS, WEIGHTS_FILE
+from edgedm.models.checkpoint import WEIGHTS_FILE, strangeness
 from edgedm.outcome import Outcome
 from edgedm.training.identity import (
     CURVE_FILE,
@@ -26,7 +26,7 @@ def finished_before(output: Path, folder: Path, identity: Identity, overwrite: b
     `folder` is where the run keeps its states. Raises `UnsupportedError` where `output` holds another checkpoint and
     `overwrite` is not asked for, `InvalidModelError` where it is a folder of other files, which is never replaced.
     """
-    check_replaceable(output, MARKS)
+    check_replaceable(output, strangeness)
     if not output.exists() or not any(output.iterdir()):
         return None
     record = read_record(folder) if (folder / RUN_FILE).exists() else None

@@ -91,3 +91,31 @@ def test_a_failed_write_leaves_the_old_bundle(copy):
         write(copy, fail)
     assert load(copy).manifest == before
     assert [path.name for path in copy.parent.iterdir()] == ["b"]
+
+
+def _stop(folder):
+    raise EdgedmError("stop")
+
+
+@pytest.mark.parametrize("manifest", ['{"name": "app", "start_url": "/"}', '{"format": 1}', "[]", "", "\x00"])
+def test_a_folder_with_another_manifest_is_never_replaced(tmp_path, manifest):
+    """A web app has a manifest.json too."""
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "manifest.json").write_text(manifest)
+    (app / "index.html").write_text("mine")
+    with pytest.raises(InvalidModelError, match=r"app: holds other files \(it has no manifest\.json of a bundle\)"):
+        write(app, _stop)
+    assert (app / "index.html").read_text() == "mine"
+
+
+def test_a_bundle_is_replaced_whatever_its_version_and_state_but_not_what_was_put_into_it(copy):
+    (copy / "images").mkdir()
+    (copy / "images" / "grid.png").write_text("mine")
+    with pytest.raises(InvalidModelError, match=r"b: holds other files \(it has images/grid\.png beside a bundle\)"):
+        write(copy, _stop)
+    (copy / "images" / "grid.png").unlink()
+    (copy / "weights.bin").unlink()
+    _edit(copy, lambda data: data.update(format="edgedm.bundle/0"))
+    with pytest.raises(EdgedmError, match="stop"):
+        write(copy, _stop)

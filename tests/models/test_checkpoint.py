@@ -36,6 +36,26 @@ def test_floats_are_stored_in_half_precision_and_weights_as_bits(folder):
     assert (folder / "model.safetensors").stat().st_mode & 0o044 == 0o044
 
 
+def test_a_model_folder_of_another_library_is_never_replaced(tmp_path):
+    """It has files of the same names."""
+    theirs = tmp_path / "bert"
+    theirs.mkdir()
+    save_file({"embeddings.weight": torch.zeros(2)}, theirs / "model.safetensors")
+    (theirs / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "transformers_version": "4.57.0"}))
+    with pytest.raises(InvalidModelError, match=r"bert: holds other files \(it has no config\.json .* of edgedm"):
+        save(small("xnor"), theirs)
+    assert load_file(theirs / "model.safetensors").keys() == {"embeddings.weight"}
+
+
+def test_files_beside_a_checkpoint_are_never_replaced(folder):
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(InvalidModelError, match=r"ckpt: holds other files \(it has README\.md beside a checkpoint\)"):
+        save(small("xnor"), folder)
+    (folder / "README.md").unlink()
+    save(small("xnor"), folder)
+    assert load(folder).config.method == "xnor"
+
+
 def change_config(folder, **changes):
     values = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(values))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from edgedm.atomic import check_replaceable
 from edgedm.errors import UnsupportedError
-from edgedm.models.checkpoint import MARKS, Checkpoint, save
+from edgedm.models.checkpoint import Checkpoint, save, strangeness
 from edgedm.models.importers import bidm, binarydm, dilatequant, efficientdm, full_precision
 from edgedm.models.importers.layout import Layout, Report
 from edgedm.models.importers.reading import read
@@ -63,7 +63,7 @@ def import_checkpoint(
     except ValidationError as error:
         raise UnsupportedError(complaint(error, chosen.options, layout)) from error
     if output is not None:
-        check_replaceable(output, MARKS)
+        check_replaceable(output, strangeness)
     report = Report()
     checkpoint = chosen.build(read(path), os.fspath(path), settings, report)
     figures = {"parameters": float(_size(checkpoint)), **report.figures}
