@@ -8,12 +8,14 @@ repetition on whole pixels, so f(x)[i // n, j // n] is f(x[i // n, j // n]): the
 only for PackBitsMeanAbs, since ONNX Runtime adds the magnitudes of different pixels in different orders.
 """
 
+import numpy as np
 import onnx_ir as ir
 
 from edgedm.ops import DOMAIN
 from edgedm.passes.base import GraphPass
-from edgedm.passes.editing import TO_LAST, Editor, describe, dims, is_edgedm, is_op, operand, transposed_by
+from edgedm.passes.editing import TO_LAST, Editor, constant, describe, dims, is_edgedm, is_op, operand, transposed_by
 
+_SCALES = 2  # Resize's input
 _BY_PIXEL = ("QuantizeCodes", "QuantizeUniform", "PackBits", "PackBitsMeanAbs")
 # Resize repeats every pixel `factor` times under these (coordinate_transformation_mode, nearest_mode)
 _REPEATING = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}
@@ -48,7 +50,16 @@ def repeats(resize: ir.Node) -> int | None:
     if text.get("mode", "nearest") != "nearest" or how not in _REPEATING or len(before) != len(TO_LAST[4]):
         return None
     factor = after[2] // before[2]
+    scales = resize.inputs[_SCALES] if len(resize.inputs) > _SCALES else None
+    if scales is not None and scales.name and not _are(scales, (1, 1, factor, factor)):
+        return None  # coordinates follow the scales, not the shapes: 2.2 makes 8 pixels of 4, but not by repeating each
     return factor if after == (*before[:2], before[2] * factor, before[3] * factor) else None
+
+
+def _are(value: ir.Value, expected: tuple[int, ...]) -> bool:
+    """Whether `value` is a constant of these numbers, or empty, as where sizes are given instead."""
+    array = constant(value)
+    return array is not None and (array.size == 0 or np.array_equal(array, expected))
 
 
 def _resize_before(value: ir.Value) -> ir.Node | None:

@@ -23,7 +23,7 @@ from edgedm.targets.kernels.dot_tiles import WORD_CHANNELS, Dot
 _EVEN_BYTES = 0x00FF00FF
 _BYTE = 0xFF
 _SIGN = -128  # as an int8: added to signed codes, it makes them unsigned ones that are 128 more
-_REPEATED = 0x01010101
+_PAIRED = 0x00010001
 _SUM_LANE = 8  # bytes that `sum_bytes` adds up into one lane
 
 
@@ -76,8 +76,10 @@ class Image:
 
     def fill(self, zero: Expr, image: Buffer, pixel: Expr) -> None:
         """Fill the words of `pixel` with one code, its offset taken off."""
-        zero = zero & 255 if self.tile.image_offset else zero
-        word = zero * const(_REPEATED if self.tile.image_words == 1 else 0x00010001, "int32")
+        if self.tile.image_words == 1:
+            word = reinterpret(splat(cast(zero, "uint8"), WORD_CHANNELS), "int32")
+        else:
+            word = zero * const(_PAIRED, "int32")
 
         def put(at: Expr, lanes: int) -> None:
             store(image, splat(word, lanes), pixel * self.words + at, lanes)

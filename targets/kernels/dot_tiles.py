@@ -195,10 +195,6 @@ class WideDot(Dot):
         """Nothing: 16 bits hold all codes."""
         return 0
 
-    def sum_bytes(self, codes: Expr, size: int) -> Expr:
-        """Add up each 8 of `size` unsigned bytes (int8 lanes): int64 lanes."""
-        return sum_bytes(codes, size)
-
     def widen(self, vector: Expr) -> list[Expr]:
         """The even and the odd bytes as 16-bit factors."""
         half = 2 * self.lanes

@@ -24,7 +24,6 @@ from edgedm.targets.tuning import tiling
 
 _WORD = 64
 _FEWEST_BITS = 2  # of codes that are no signs
-_TABLE_BITS = 4  # of codes whose sums of four fit a byte
 
 
 def draft(request: Request) -> Draft:

@@ -23,9 +23,10 @@ _ANY = Convolution(1, 8, 64, 64)
 
 def draft(shape: Convolution, operands: Operands, target: Target, family: str | None = None) -> Draft:
     """Return the draft of `family`, or of the fastest; UnsupportedError where it cannot multiply these widths."""
-    families = able(target, operands.weight_bits, operands.bits)
+    families = able(target, operands.weight_bits, operands.bits, operands.signed)
     if family is None:
-        family = crossover.fastest(target, operands.weight_bits, operands.bits, shape, families)
+        fits = not operands.signed and winograd.fits(shape, operands)
+        family = crossover.fastest(target, operands.weight_bits, operands.bits, shape, families, winograd=fits)
     if family not in families:
         raise UnsupportedError(
             f"kernels: no {family} of W{operands.weight_bits}A{operands.bits} on {target.name}; expected one of "
@@ -34,17 +35,18 @@ def draft(shape: Convolution, operands: Operands, target: Target, family: str | 
     return _make(family, shape, operands, target)
 
 
-def able(target: Target, weight_bits: int, bits: int) -> tuple[str, ...]:
+def able(target: Target, weight_bits: int, bits: int, signed: bool | None = None) -> tuple[str, ...]:
     """Return the families that multiply weights of `weight_bits` and codes of `bits`; signs times signs if both are 1.
 
-    Plain loops multiply anything but packed signs.
+    `signed` says whether weights are +-1 and codes signed (by default where weights have 1 bit). Plain loops multiply
+    anything but packed signs.
     """
     cut = max(weight_bits, bits) <= MOST_PLANES
     signs = weight_bits == bits == 1
     families = [BITSERIAL] if cut else []
     families += [LOOKUP] if cut and tiling.lookup(target, _ANY, bits) is not None else []
-    nibbles, signed = weight_bits <= _NIBBLE, weight_bits == 1
-    dots = tiling.dot(target, _ANY.width, bits, weight_bits, nibbles, signed=signed)
+    signed = weight_bits == 1 if signed is None else signed
+    dots = tiling.dot(target, _ANY.width, bits, weight_bits, weight_bits <= _NIBBLE, signed=signed)
     families += [DOT] if dots is not None and not signs else []
     return (*families, *(() if signs else (GENERIC,)))
 

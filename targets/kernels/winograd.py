@@ -71,6 +71,8 @@ def fits(shape: Convolution, operands: Operands) -> bool:
     """Whether this kernel serves the convolution: its geometry, and whether bytes hold its turned weights."""
     if shape.kernel != (3, 3) or shape.strides != (1, 1) or max(operands.bits, operands.weight_bits) > MOST_BITS:
         return False
+    if operands.zeros.max(initial=0) >= 1 << MOST_BITS:  # missing channels hold it, in four bits
+        return False
     if shape.channels > _MOST_CHANNELS or _patches(shape.out_height) * _patches(shape.out_width) < _FEWEST_PATCHES:
         return False
     return bool(np.abs(_turn(operands.weight, operands.zeros)).max(initial=0) <= _INT8_MAX)

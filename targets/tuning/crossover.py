@@ -7,7 +7,8 @@ on several instruction sets, of one machine. A request gets the family whose fig
   family uses (`_USES`); else of the one with most features among those that the target has as well. So popcounts of
   `x86-64-v4+vpopcntdq`, which was not measured, are those of the full set, and its dot products those of `x86-64-v4`.
 - *Widths.* Those measured; else the least wide measured pair that holds both.
-- *Shape.* The measured one that is nearest in the logarithms of its depth, output channels and pixels.
+- *Shape.* The measured one that is nearest in the logarithms of its depth, output channels and pixels. With VNNI the
+  dot products of 3x3 kernels are Winograd's: they stand for what Winograd serves, 1x1 kernels for the rest.
 
 Where nothing was measured that a target runs, or no measured pair is wide enough, the order is by instructions a MAC:
 look-ups for weights of up to 2 bits (1 where NEON has dot products), then dot products, look-ups, bit planes and plain
@@ -35,6 +36,7 @@ _USES = {
     DOT: {"ssse3", "avx2", "avx512bw", "avxvnni", "vnni"},
     GENERIC: {"ssse3", "avx2", "avx512bw"},
 }
+_WINOGRAD = {"vnni", "avxvnni"}  # with which dot products of 3x3 kernels are Winograd's
 _PAIR = re.compile(r"W(\d+)A(\d+)")
 _SHAPE = re.compile(r"(\d+)x(\d+):(\d+)->(\d+)@(\d+)x(\d+)")
 
@@ -57,11 +59,17 @@ def table() -> Crossover:
     return Crossover.model_validate_json(FILE.read_text())
 
 
-def fastest(target: Target, weight_bits: int, bits: int, shape: Convolution, families: Sequence[str]) -> str:
-    """Return which of `families`, all of them able, serves a product of these widths."""
+def fastest(
+    target: Target, weight_bits: int, bits: int, shape: Convolution, families: Sequence[str], winograd: bool = False
+) -> str:
+    """Return which of `families`, all of them able, serves a product of these widths.
+
+    `winograd` says whether dot products would be Winograd's.
+    """
     if len(families) == 1:
         return families[0]
-    found = {family: speed for family in families if (speed := _speed(target, (weight_bits, bits), shape, family))}
+    widths = weight_bits, bits
+    found = {family: speed for family in families if (speed := _speed(target, widths, shape, family, winograd))}
     if found:
         return max(found, key=lambda family: found[family])
     return next(family for family in _by_instructions(target, weight_bits, bits) if family in families)
@@ -81,7 +89,7 @@ def _by_instructions(target: Target, weight_bits: int, bits: int) -> list[str]:
     return [DOT, LOOKUP, BITSERIAL, GENERIC]
 
 
-def _speed(target: Target, widths: tuple[int, int], shape: Convolution, family: str) -> float | None:
+def _speed(target: Target, widths: tuple[int, int], shape: Convolution, family: str, winograd: bool) -> float | None:
     """The figure that stands for `family`; None if there is none."""
     measured = table().gmacs
     here = {name: _features(name) for name in measured if _isa(name) == target.isa}
@@ -95,6 +103,8 @@ def _speed(target: Target, widths: tuple[int, int], shape: Convolution, family: 
     if not wide:
         return None
     shapes = {name: speeds for name, speeds in pairs[min(wide, key=sum)].items() if family in speeds}
+    if family == DOT and _WINOGRAD & target.features:
+        shapes = {name: speeds for name, speeds in shapes.items() if name.startswith("3x3:") == winograd} or shapes
     return shapes[_nearest(shape, shapes)][family] if shapes else None
 
 

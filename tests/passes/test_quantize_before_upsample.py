@@ -1,5 +1,6 @@
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -90,6 +91,13 @@ def test_other_ways_to_resize_are_refused(resize):
     result = swapped(upsampled("W4A4", 3, 4, 4, 2, resize))
     assert isinstance(result.report, Report) and "repeating every pixel" in result.report.refusals[0].reason
     assert "UpsampleNearest" not in result.ops
+
+
+def test_scales_that_repeat_pixels_unevenly_are_refused():
+    """4 rows by 2.2 are 8 rows, the first of them three times."""
+    model = upsampled("W4A4", 3, 4, 4, 2)
+    model.graph.initializers["scales"].const_value = ir.tensor(np.array([1, 1, 2.2, 2.2], np.float32))
+    assert "repeating every pixel" in swapped(model).report.refusals[0].reason
 
 
 def test_axes_that_grow_differently_are_refused():

@@ -61,6 +61,15 @@ def test_a_family_is_as_fast_as_where_it_has_the_same_instructions(measured):
     assert fastest(resolve("x86-64-v4"), 1, 2, LARGE, ALL) == DOT
 
 
+def test_winograds_figures_stand_for_what_it_serves(measured):
+    """The 3x3 kernels' dot products were Winograd's; a stride of 2 has plain ones, as 1x1 kernels do."""
+    flat = shape_name(Convolution(16, 16, 256, 256))
+    measured({"x86-64-v4+vnni": {"W2A4": {shape_name(LARGE): speeds(1, 3, 4), flat: speeds(1, 3, 2)}}})
+    target = resolve("x86-64-v4+vnni")
+    assert fastest(target, 2, 4, LARGE, ALL, winograd=True) == DOT
+    assert fastest(target, 2, 4, LARGE, ALL) == LOOKUP
+
+
 def test_widths_between_measured_ones_are_taken_as_the_next_wider(measured):
     name = shape_name(LARGE)
     measured({"x86-64-v3": {"W2A4": {name: speeds(1, 3, 2)}, "W4A4": {name: speeds(1, 2, 3)}}})

@@ -109,6 +109,16 @@ def test_what_it_cannot_do_or_not_faster_goes_to_dot_products(change):
     assert family(convolution(rng, **{**plain, **change}, **shape), target) == "dot-vnni"
 
 
+def test_zero_points_beyond_four_bits_go_to_dot_products():
+    """Small weights of an 8-bit grid: a missing channel holds the zero point, which four bits cannot."""
+    rng, target = np.random.default_rng(10), resolve("x86-64-v4+vnni")
+    case = convolution(rng, (8, 8), 12, 8, (3, 3), (1, 1), (1, 1, 1, 1), 4, 8, weight_zero=20)
+    case.inputs[2][...] = 15
+    assert family(case, target) == "dot-vnni"
+    if runs_natively(target):
+        check([case], target)
+
+
 def test_a_filter_whose_turned_weights_leave_a_byte_goes_to_dot_products():
     """All nine weights at the far end from their zero point: 9 * 15 = 135."""
     case = convolution(np.random.default_rng(7), (8, 8), 8, 8, (3, 3), (1, 1), (1, 1, 1, 1), 4, 4, weight_zero=0)
