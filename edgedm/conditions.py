@@ -1,11 +1,11 @@
 """Text conditions as files: a .npy array of float32, [T, D] or [1, T, D], as a text encoder's output is saved."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgedm.arrays import read_array
 from edgedm.errors import UnsupportedError
 
 Floats = NDArray[np.float32]
@@ -14,24 +14,9 @@ Floats = NDArray[np.float32]
 def read_condition(path: str | os.PathLike[str], shape: tuple[int, int]) -> Floats:
     """Read a text condition f32[T, D] of this `shape` from a .npy file.
 
-    Raises `UnsupportedError` for a file that is none, of another dtype or shape, or holds values that are not finite.
+    Raises `InvalidModelError` for a file that is none, of another dtype or shape, or holds values that are not finite.
     """
-    try:
-        array = np.load(Path(path), mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise UnsupportedError(f"condition {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
-        raise UnsupportedError(f"condition {path}: expected a whole .npy array of numbers") from error
-    if not isinstance(array, np.ndarray):
-        raise UnsupportedError(f"condition {path}: expected one array (.npy), got an archive of several")
-    if array.dtype != np.dtype("<f4") or array.shape not in (shape, (1, *shape)):
-        raise UnsupportedError(
-            f"condition {path}: expected float32 of shape {list(shape)}, got {array.dtype} {list(array.shape)}"
-        )
-    condition = np.array(array, np.float32).reshape(shape)
-    if not np.isfinite(condition).all():
-        raise UnsupportedError(f"condition {path}: holds NaN or infinity")
-    return condition
+    return read_array(path, "condition", shape, (1, *shape)).reshape(shape)
 
 
 def read_conditions(
@@ -43,7 +28,7 @@ def read_conditions(
     """Read the condition and the negative one of `model`, which has text conditions of `shape` or None.
 
     Both are None for a model without; the negative one is zeros where no file is given. Raises `UnsupportedError`
-    where a condition is missing or there is no use for it.
+    where a condition is missing or there is no use for it, and as `read_condition` does.
     """
     if shape is None:
         if condition is not None or negative is not None:

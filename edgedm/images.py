@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgedm.arrays import read_array
 from edgedm.atomic import atomic_file
-from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.errors import UnsupportedError
 
 _BORDER = 2  # pixels of background between images
 _BACKGROUND = 64
@@ -23,16 +24,7 @@ _COLOUR_TYPE = {1: 0, 3: 2}  # channels -> PNG colour type: greyscale, RGB
 
 def read_start(path: str | os.PathLike[str] | None, n: int, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
     """Images f32[n, *shape] to start from, of a .npy file; None for None. Raises `InvalidModelError` for another."""
-    if path is None:
-        return None
-    try:
-        images = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InvalidModelError(f"{path}: {error}; expected a .npy array of the images to start from") from error
-    if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape != (n, *shape):
-        got = f"{images.dtype}{list(images.shape)}" if isinstance(images, np.ndarray) else "an archive"
-        raise InvalidModelError(f"{path}: expected float32{[n, *shape]}, got {got}")
-    return images
+    return None if path is None else read_array(path, "start", (n, *shape))
 
 
 def write_images(path: str | Path, images: NDArray[np.float32]) -> Path:

@@ -143,7 +143,7 @@ def test_a_bad_condition_is_refused_by_name(bundle, tmp_path, kind, message):
     done = run(bundle, "-n", 1, "--condition", path, "-o", tmp_path / "x.npy")
     assert done.returncode == 2 and message in done.stderr, done.stderr
     if kind not in ("columns", "long"):  # which numpy reads, the first rightly
-        with pytest.raises(UnsupportedError, match="condition"):
+        with pytest.raises(InvalidModelError, match=r"condition: .*broken\.npy"):
             sample_bundle(bundle, tmp_path / "x.npy", n=1, condition=path)
     assert not (tmp_path / "x.npy").exists()
 
