@@ -1,5 +1,7 @@
 """The generated C under other compilers and tools: sanitizers, valgrind, CMake, two models in one program."""
 
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -91,6 +93,18 @@ def test_nothing_is_allocated_while_sampling(tiny_bundle, tmp_path, sampler, thr
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         counts.append(int(done.stderr))
     assert counts[0] == counts[1] == counts[2]
+
+
+def test_memory_that_no_machine_can_address_is_refused(tiny_bundle, tmp_path):
+    """Sums of what a session needs stop at the largest object instead of starting again from 0."""
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    model = tmp_path / "b/src/model.c"
+    text, changed = re.subn(r"(\.arena_bytes = )\d+", rf"\g<1>{2**64 - 4096}", model.read_text())
+    assert changed == 1
+    model.write_text(text)
+    program = _build(tmp_path / "b", tmp_path)
+    done = subprocess.run([program, "--bundle", tiny_bundle], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "no memory for a session" in done.stderr) == (2, True), done.stderr
 
 
 def test_valgrind_finds_no_leak(tiny_bundle, tmp_path):

@@ -43,7 +43,7 @@ static edm_status read_open(FILE *file, const char *path, const int64_t *shape, 
     return edm_fail(EDM_BAD_ARGUMENT, "%s: expected float32 of shape (%s), rows first; its header says %.*s", path,
                     exact, (int)(length < 160 ? length : 160), header);
   }
-  size_t count = 1;
+  size_t count = 1; /* `values` holds as many, so that this does not wrap */
   for (int i = 0; i < rank; ++i) count *= (size_t)shape[i];
   if (fread(values, sizeof *values, count, file) != count)
     return edm_fail(EDM_BAD_ARGUMENT, "%s: fewer numbers than its shape says", path);

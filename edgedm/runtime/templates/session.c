@@ -16,14 +16,18 @@ void edm_image_shape(int64_t shape[3]) { memcpy(shape, edm_compiled.image_shape,
 
 /* --- memory: one block, cut into aligned pieces in a fixed order ----------------------------------------- */
 
+/* No object is larger, not where size_t has 32 bits either; a block that would be counts as this. */
+#define MOST_BYTES (SIZE_MAX / 2 / EDM_ALIGNMENT * EDM_ALIGNMENT)
+
 typedef struct {
   uint8_t *base; /* NULL: only count */
-  size_t used;
+  size_t used;   /* up to MOST_BYTES */
 } cutter;
 
 static void *cut(cutter *block, uint64_t bytes) {
   uint8_t *piece = block->base ? block->base + block->used : NULL;
-  block->used += edm_align((size_t)bytes);
+  if (bytes < MOST_BYTES - block->used) block->used += edm_align((size_t)bytes);
+  else block->used = MOST_BYTES;
   return piece;
 }
 
@@ -115,6 +119,10 @@ edm_status edm_session_create(edm_model *model, const edm_session_options *optio
   edm_session *session = calloc(1, sizeof *session);
   if (!session) return edm_fail(EDM_NO_MEMORY, "no memory for a session");
   size_t bytes = edm_session_bytes(options);
+  if (bytes == MOST_BYTES) {
+    free(session);
+    return edm_fail(EDM_NO_MEMORY, "no memory for a session: it needs more than this machine can address");
+  }
   session->model = model;
   session->lane_count = lanes_of(options);
   session->lanes = calloc((size_t)session->lane_count, sizeof *session->lanes);
@@ -170,7 +178,7 @@ static edm_status reserve_plan(edm_session *session, int steps) {
     if (counting && block.used > session->plan_bytes) {
       free(session->plan);
       session->plan_bytes = 0;
-      session->plan = aligned_alloc(EDM_ALIGNMENT, block.used);
+      session->plan = block.used < MOST_BYTES ? aligned_alloc(EDM_ALIGNMENT, block.used) : NULL;
       if (!session->plan) return edm_fail(EDM_NO_MEMORY, "no memory to prepare %d steps", steps);
       session->plan_bytes = block.used;
     }

@@ -22,6 +22,9 @@ static edm_status map_file(edm_model *model, int fd, uint64_t offset, uint64_t l
                     (unsigned long long)edm_compiled.weights_bytes,
                     (unsigned long long)(wanted < rest ? wanted : rest));
   if (wanted == 0) return EDM_OK; /* a model without constants: nothing to map */
+  if (wanted > SIZE_MAX / 2)
+    return edm_fail(EDM_NO_MEMORY, "%s: %llu bytes are more than this machine can address", name,
+                    (unsigned long long)wanted);
   uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
   uint64_t start = offset / page * page;
   model->mapped_bytes = (size_t)(offset + wanted - start);
