@@ -92,6 +92,8 @@ def test_another_use_of_the_session_ends_a_drawing(runner):
         lambda: runner.run_step(0, _images(1)[0]),
         runner.reset,
         lambda: runner.prepare(12),
+        lambda: runner.write_state(runner.read_state()),
+        lambda: runner.profile(0, _images(1)[0]),
     ):
         runner.prepare(12)
         drawing = runner.previews()

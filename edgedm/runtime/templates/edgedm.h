@@ -130,7 +130,8 @@ EDM_API edm_status edm_sample(edm_session *session, const edm_sample_options *op
  *   edm_current(session, image);
  *
  * `preview` (or NULL) receives the finished image as this step estimates it; edm_current gives x as it is now, after
- * the last step the very image of edm_sample. edm_sample, edm_step, edm_reset and edm_prepare end the drawing. */
+ * the last step the very image of edm_sample. edm_sample, edm_step, edm_reset, edm_prepare, edm_state_write and
+ * edm_profile end the drawing. */
 EDM_API edm_status edm_begin(edm_session *session, const edm_sample_options *options);
 EDM_API int edm_steps_left(const edm_session *session);
 EDM_API edm_status edm_next(edm_session *session, float *preview);

@@ -71,6 +71,7 @@ edm_status edm_profile(edm_session *session, int step, const float *x, uint64_t 
     return edm_fail(EDM_BAD_ARGUMENT, "step: expected 0..%d of the prepared schedule, got %d", session->steps - 1,
                     step);
   edm_lane *lane = &session->lanes[0];
+  session->drawing = false;
   memcpy(lane->x, x, (size_t)edm_image_floats() * sizeof(float));
   edm_lane_bind(session, lane, EDM_CONDITIONAL, step);
   edm_pool *before = edm_pool_enter(session->pool);

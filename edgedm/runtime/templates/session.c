@@ -347,6 +347,7 @@ edm_status edm_state_write(edm_session *session, int state, const void *data) {
   uint8_t *to;
   edm_status status = find_state(session, state, &to);
   if (status) return status;
+  session->drawing = false;
   memcpy(to, data, (size_t)edm_compiled.state_bytes[state]);
   *session->lanes[0].has_state = 1.0F;
   return EDM_OK;
