@@ -1,5 +1,6 @@
 """`bin/edgedm-sample`: the same images as Python, and clear refusals."""
 
+import os
 import resource
 import shutil
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgedm.bundle import load
-from edgedm.errors import InvalidModelError
+from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.images import encode_png, grid
 from edgedm.runtime import LocalRunner, sample_bundle
 
@@ -95,7 +96,8 @@ def test_a_moved_bundle_still_works(tiny_bundle, tmp_path):
         (["--eta", "2"], "eta"),
         (["--seed", "-1"], "--seed"),
         (["-n", "0"], "-n"),
-        (["-o", "images.gif"], ".png or .npy"),
+        (["-o", "images.gif", "-n", "1000000"], ".png or .npy"),  # at once, not after drawing them
+        (["--cores", ",".join(["0"] * 1025)], "at most 1024"),
         (["-o", "no/such/folder/a.npy"], "No such file"),
         (["--bundle", "nowhere"], "nowhere/weights.bin"),
         (["--what"], ""),
@@ -107,6 +109,12 @@ def test_bad_input_is_refused_and_nothing_is_written(tiny_bundle, tmp_path, opti
     assert done.returncode == 2
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_python_refuses_an_output_before_it_draws(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgedm.runtime.sample._draw", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(UnsupportedError, match=r"\.png or \.npy"):
+        sample_bundle(tiny_bundle, tmp_path / "images.gif", steps=5)
 
 
 def test_altered_weights_are_refused(tiny_bundle, tmp_path):
@@ -161,6 +169,19 @@ def test_times_and_peak_memory_are_printed(tiny_bundle, tmp_path):
         assert float(lines["start-up"][1]) > 0
         assert float(lines["step"][1]) > 0
         assert int(lines["peak"][2]) > 500
+
+
+def test_the_steps_that_a_start_leaves_out_are_not_timed(tiny_bundle, tmp_path):
+    np.save(tmp_path / "start.npy", np.zeros((2, 1, 8, 8), np.float32))
+    options = ("-n", 2, "--steps", 10, "--start", tmp_path / "start.npy", "--strength", 0.6)
+    done = _run(tiny_bundle, "--times", *options, "-o", tmp_path / "a.npy")
+    assert "(12 steps)" in done.stdout
+
+
+def test_no_core_of_a_long_list_is_forgotten(tiny_bundle, tmp_path):
+    cores = ",".join([*["1023"] * 300, str(min(os.sched_getaffinity(0)))])  # no machine here has the former
+    done = _run(tiny_bundle, "-n", 1, "--cores", cores, "-o", tmp_path / "a.npy")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_self_test_names_the_first_layer_that_is_off(tiny_bundle, tmp_path):

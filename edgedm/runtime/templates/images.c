@@ -48,10 +48,14 @@ static void end_chunk(png_chunk *chunk) {
   fwrite(bytes, 1, 4, chunk->file);
 }
 
-/* One IDAT chunk with `length` bytes of scanlines as a zlib stream of stored blocks. */
+/* Bytes of a zlib stream of stored blocks. */
+static uint64_t stored_bytes(uint64_t length) {
+  return 2 + length + 5 * ((length + STORED_LIMIT - 1) / STORED_LIMIT) + 4;
+}
+
+/* One IDAT chunk with `length` bytes of scanlines. */
 static void put_scanlines(FILE *file, const uint8_t *data, size_t length) {
-  size_t blocks = (length + STORED_LIMIT - 1) / STORED_LIMIT;
-  png_chunk chunk = begin_chunk(file, "IDAT", (uint32_t)(2 + length + 5 * blocks + 4));
+  png_chunk chunk = begin_chunk(file, "IDAT", (uint32_t)stored_bytes(length));
   put(&chunk, "\x78\x01", 2);
   uint32_t low = 1, high = 0; /* Adler-32 */
   for (size_t at = 0; at < length; at += STORED_LIMIT) {
@@ -77,15 +81,35 @@ static uint8_t pixel(float value) {
   return value >= 1.0F ? 255 : (uint8_t)((value + 1.0F) * 127.5F + 0.5F);
 }
 
+typedef struct { /* where images lie in a grid; in 64 bits, because too large a grid is refused by its size */
+  uint64_t columns, width, height;
+  uint64_t line; /* bytes of a row of pixels; the first is the filter: none */
+} png_grid;
+
+static png_grid grid_of(uint32_t count, const int64_t shape[3]) {
+  png_grid grid = {.columns = 1};
+  while (grid.columns * grid.columns < count) ++grid.columns;
+  uint64_t rows = (count + grid.columns - 1) / grid.columns;
+  grid.width = grid.columns * ((uint64_t)shape[2] + BORDER) + BORDER;
+  grid.height = rows * ((uint64_t)shape[1] + BORDER) + BORDER;
+  grid.line = 1 + grid.width * (uint64_t)shape[0];
+  return grid;
+}
+
+static edm_status check_png(uint32_t count, const int64_t shape[3]) {
+  if (shape[0] != 1 && shape[0] != 3)
+    return edm_fail(EDM_BAD_ARGUMENT, "PNG needs 1 or 3 channels, this model has %d: write .npy", (int)shape[0]);
+  png_grid grid = grid_of(count, shape);
+  if (stored_bytes(grid.line * grid.height) > INT32_MAX) /* the most that a chunk holds */
+    return edm_fail(EDM_BAD_ARGUMENT, "%u images are more than a PNG holds: write .npy", count);
+  return EDM_OK;
+}
+
+/* What check_png allows. */
 static edm_status write_png(FILE *file, const float *images, uint32_t count, const int64_t shape[3]) {
   size_t channels = (size_t)shape[0], height = (size_t)shape[1], width = (size_t)shape[2];
-  if (channels != 1 && channels != 3)
-    return edm_fail(EDM_BAD_ARGUMENT, "PNG needs 1 or 3 channels, this model has %zu: write .npy", channels);
-  size_t columns = 1;
-  while (columns * columns < count) ++columns;
-  size_t rows = (count + columns - 1) / columns;
-  size_t grid_width = columns * (width + BORDER) + BORDER, grid_height = rows * (height + BORDER) + BORDER;
-  size_t line = 1 + grid_width * channels; /* the first byte is the filter: none */
+  png_grid size = grid_of(count, shape);
+  size_t columns = (size_t)size.columns, line = (size_t)size.line, grid_height = (size_t)size.height;
   uint8_t *grid = malloc(line * grid_height);
   if (!grid) return edm_fail(EDM_NO_MEMORY, "no memory for a grid of %u images", count);
   memset(grid, BACKGROUND, line * grid_height);
@@ -99,7 +123,7 @@ static edm_status write_png(FILE *file, const float *images, uint32_t count, con
               pixel(images[((i * channels + c) * height + y) * width + x]);
   }
   uint8_t header[13] = {0};
-  big_endian(header, (uint32_t)grid_width);
+  big_endian(header, (uint32_t)size.width);
   big_endian(header + 4, (uint32_t)grid_height);
   header[8] = 8;                     /* bits */
   header[9] = channels == 3 ? 2 : 0; /* RGB or grey */
@@ -139,16 +163,21 @@ static bool ends_with(const char *path, const char *suffix) {
   return length > tail && strcmp(path + length - tail, suffix) == 0;
 }
 
+edm_status edm_check_output(const char *path, uint32_t count, const int64_t shape[3]) {
+  if (ends_with(path, ".png")) return check_png(count, shape);
+  if (ends_with(path, ".npy")) return EDM_OK;
+  return edm_fail(EDM_BAD_ARGUMENT, "%s: expected a name that ends in .png or .npy", path);
+}
+
 static edm_status write_shaped(const char *path, const float *images, uint32_t count, const int64_t shape[3]) {
+  edm_status status = edm_check_output(path, count, shape);
+  if (status) return status;
   bool png = ends_with(path, ".png");
-  if (!png && !ends_with(path, ".npy"))
-    return edm_fail(EDM_BAD_ARGUMENT, "%s: expected a name that ends in .png or .npy", path);
   size_t room = strlen(path) + 32;
   char *scratch = malloc(room);
   if (!scratch) return edm_fail(EDM_NO_MEMORY, "no memory to write %s", path);
   snprintf(scratch, room, "%s.%ld.part", path, (long)getpid());
   FILE *file = fopen(scratch, "wb");
-  edm_status status = EDM_OK;
   if (!file) {
     status = edm_fail(EDM_IO_FAILED, "%s: %s", path, strerror(errno));
   } else {

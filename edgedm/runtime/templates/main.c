@@ -10,7 +10,7 @@
 #include "program.h"
 #include "runtime.h"
 
-enum { EXIT_CHECK_FAILED = 1, EXIT_BAD_INPUT = 2, EXIT_INTERRUPTED = 130, PATH_ROOM = 4096 };
+enum { EXIT_CHECK_FAILED = 1, EXIT_BAD_INPUT = 2, EXIT_INTERRUPTED = 130, PATH_ROOM = 4096, MOST_CORES = 1024 };
 
 static const char usage[] =
     "usage: edgedm-sample [options]\n"
@@ -90,15 +90,15 @@ static bool read_real(const char *option, const char *text, double *value) {
 
 /* Threads that are started later run where this one may. */
 static bool read_cores(const char *text) {
-  int cores[256], count = 0;
+  int cores[MOST_CORES], count = 0;
   if (!strcmp(text, "big")) {
-    count = edm_big_cores(cores, 256);
-    if (count > 256) count = 256;
+    count = edm_big_cores(cores, MOST_CORES);
   } else {
-    for (const char *at = text; *at && count < 256;) {
+    for (const char *at = text; *at;) {
       char *end;
       long core = strtol(at, &end, 10);
-      if (end == at || (*end && *end != ',') || core < 0 || core > 1023)
+      if (count == MOST_CORES) return refuse("cores", text, "at most 1024 numbers");
+      if (end == at || (*end && *end != ',') || core < 0 || core >= MOST_CORES)
         return refuse("cores", text, "big, or numbers as in 0,2,3");
       cores[count++] = (int)core;
       at = *end ? end + 1 : end;
@@ -193,7 +193,7 @@ static edm_status prepare(edm_session *session, const request *wanted, float **m
   int64_t shape[2];
   edm_condition_shape(shape);
   size_t floats = (size_t)edm_condition_floats();
-  *memory = calloc(EDM_PASSES * floats + 1, sizeof **memory);
+  *memory = calloc(floats + 1, EDM_PASSES * sizeof **memory);
   if (!*memory) return edm_fail(EDM_NO_MEMORY, "no memory for conditions");
   for (int pass = 0; pass < EDM_PASSES; ++pass) {
     if (!wanted->texts[pass]) continue;
@@ -208,7 +208,7 @@ static edm_status prepare(edm_session *session, const request *wanted, float **m
 static edm_status decode(edm_session *session, const request *wanted, const float *latents) {
   uint32_t count = wanted->draw.images;
   size_t floats = (size_t)edm_decoded_floats();
-  float *images = calloc((size_t)count * floats, sizeof *images);
+  float *images = calloc(count, floats * sizeof *images);
   if (!images) return edm_fail(EDM_NO_MEMORY, "no memory for %u images", count);
   edm_status status = EDM_OK;
   for (uint32_t i = 0; i < count && !status; ++i)
@@ -222,32 +222,38 @@ static edm_status decode(edm_session *session, const request *wanted, const floa
 static edm_status check_output(const request *wanted) {
   size_t length = strlen(wanted->output);
   bool npy = length > 4 && !strcmp(wanted->output + length - 4, ".npy");
+  bool decodes = edm_decoded_floats() && !wanted->latent;
   if (wanted->latent && !edm_decoded_floats())
     return edm_fail(EDM_BAD_ARGUMENT, "--latent: this model draws images, it has no latents");
   if (wanted->latent && !npy)
     return edm_fail(EDM_BAD_ARGUMENT, "--latent: expected an output that ends in .npy, got %s", wanted->output);
-  return EDM_OK;
+  return edm_check_output(wanted->output, wanted->draw.images,
+                          decodes ? edm_compiled.decoded_shape : edm_compiled.image_shape);
 }
 
 static edm_status draw(edm_session *session, const request *wanted) {
   edm_sample_options options = wanted->draw;
-  size_t floats = (size_t)options.images * (size_t)edm_image_floats();
-  float *images = calloc(floats, sizeof *images), *start = wanted->start ? calloc(floats, sizeof *start) : NULL;
+  size_t bytes = (size_t)edm_image_floats() * sizeof(float); /* a session holds more, so that this does not wrap */
+  float *images = NULL, *start = NULL, *texts = NULL;
   bool visible = isatty(STDERR_FILENO) != 0;
-  float *texts = NULL;
+  int first = 0;
   edm_status status = check_output(wanted);
   if (!status) status = prepare(session, wanted, &texts);
-  if (!images || (wanted->start && !start))
+  if (!status) images = calloc(options.images, bytes);
+  if (!status && wanted->start) start = calloc(options.images, bytes);
+  if (!status && (!images || (wanted->start && !start)))
     status = edm_fail(EDM_NO_MEMORY, "no memory for %u images", options.images);
   int64_t shape[4] = {options.images};
   edm_image_shape(shape + 1);
   if (!status && start) status = edm_read_npy(wanted->start, shape, 4, start);
   options.start = start;
+  if (!status) status = edm_first_step(session, &options, &first);
   edm_times begun = edm_now();
   if (!status) status = edm_sample(session, &options, images, show_progress, &visible);
   if (visible) fprintf(stderr, "\r     \r");
   edm_times ended = edm_now();
-  if (!status && wanted->times) edm_print_times(&begun, &ended, options.images * (uint32_t)wanted->schedule.steps);
+  uint64_t executed = (uint64_t)options.images * (uint64_t)(wanted->schedule.steps - first);
+  if (!status && wanted->times) edm_print_times(&begun, &ended, executed);
   if (!status)
     status = edm_decoded_floats() && !wanted->latent ? decode(session, wanted, images)
                                                      : edm_write_images(wanted->output, images, options.images);

@@ -24,6 +24,6 @@ typedef struct { /* seconds since some moment, and processor time of this proces
 edm_times edm_now(void);
 /* Print the processor time from the start of the process to `begun`, when the first step began, the time of each of the
  * steps up to `ended`, and the most memory that the process had. */
-void edm_print_times(const edm_times *begun, const edm_times *ended, uint32_t steps);
+void edm_print_times(const edm_times *begun, const edm_times *ended, uint64_t steps);
 
 #endif

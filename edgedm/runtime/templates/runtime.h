@@ -211,6 +211,10 @@ edm_status edm_choose_conditions(edm_session *session, const edm_conditions *wan
 uint64_t edm_condition_floats(void);
 uint64_t edm_decoded_floats(void);
 
+/* --- images.c -------------------------------------------------------------------------------------------- */
+/* Whether `count` images of this shape can be written under this name; drawing them may take long. */
+edm_status edm_check_output(const char *path, uint32_t count, const int64_t shape[3]);
+
 /* --- drawing.c ------------------------------------------------------------------------------------------- */
 /* The step that a run with these options begins with: 0, or a later one where it starts from an image. */
 edm_status edm_first_step(const edm_session *session, const edm_sample_options *options, int *first);
