@@ -9,6 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,12 +62,12 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     config = read_config(folder / CONFIG_FILE)
     try:
         module = skeleton(config)
-        decoder = decoder_of(config)
+        decoder = blank_decoder(config, folder / CONFIG_FILE, folder / DECODER_FILE)
     except UnsupportedError as error:
         raise InvalidModelError(f"{folder / CONFIG_FILE}: {error}") from error
     module.load_state_dict(read_tensors(folder / WEIGHTS_FILE, module.state_dict()))
     if decoder is not None:
-        decoder.load_state_dict(read_tensors(folder / DECODER_FILE, decoder.state_dict()))
+        decoder.load_state_dict(read_tensors(folder / DECODER_FILE, decoder.state_dict()), assign=True)
     return Checkpoint(config, module, decoder)
 
 
@@ -149,6 +150,31 @@ def decoder_of(config: CheckpointConfig, seed: int = 0) -> LatentDecoder | None:
         return empty_decoder(config.decoder, int(config.architecture.config.get("in_channels", 4)))
 
 
+def blank_decoder(config: CheckpointConfig, place: Path, weights: Path) -> LatentDecoder | None:
+    """Return the decoder that `config` describes without memory for its tensors, so that a file is held against it
+    before any is allocated; `load_state_dict(..., assign=True)` gives it the file's. None where there is none.
+
+    Raises `InvalidModelError` that names `place`, the config's file, where diffusers or edgedm refuses it.
+    """
+    if config.decoder is None:
+        return None
+    check_layers(place, config.decoder.config, tensor_names(weights))
+    try:
+        with torch.device("meta"):
+            return decoder_of(config)
+    except InvalidModelError as error:
+        raise InvalidModelError(f"{place}: {error}") from error
+
+
+def check_layers(place: Path, architecture: dict[str, Any], names: list[str]) -> None:
+    """Raise `InvalidModelError` for more layers than the file has tensors, `names`: they would take long to build."""
+    for key in ("layers_per_block", "transformer_layers_per_block"):
+        given = architecture.get(key)
+        for layers in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(layers, int) and layers > len(names):
+                raise InvalidModelError(f"{place}: {key}: {layers} layers, but the file has {len(names)} tensors")
+
+
 def locate(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a checkpoint path or `zoo:NAME`; `InvalidModelError` where there is none."""
     text = os.fspath(path)
@@ -192,6 +218,17 @@ def read_tensors(path: Path, expected: dict[str, Tensor], besides: tuple[str, ..
             if not math.isfinite(float(tensors[name].abs().sum())):
                 raise InvalidModelError(f"{path}: tensor '{name}' holds NaN or infinity")
     return tensors
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Return the names of a safetensors file; `InvalidModelError` for one that is missing or broken."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return list(file.keys())
+    except FileNotFoundError as error:
+        raise InvalidModelError(f"{path}: no such file") from error
+    except SafetensorError as error:
+        raise InvalidModelError(f"{path}: not a whole safetensors file: {error}") from error
 
 
 def _check_header(path: Path, name: str, stored: object, tensor: Tensor) -> None:

@@ -16,6 +16,15 @@ Method = Literal["fp32", "binarydm", "bidm", "efficientdm", "dilatequant", "xnor
 
 MOST_TOKENS = 4096
 MAX_CONFIG_BYTES = 1 << 20
+REFUSALS = (  # what diffusers' constructors, which check little, raise for arguments that make no sense
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    AttributeError,
+    AssertionError,
+)
 
 
 class _Strict(BaseModel):
@@ -95,7 +104,7 @@ class CheckpointConfig(_Strict):
         kind = getattr(diffusers, self.architecture.class_name)
         try:
             unet: nn.Module = kind(**self.architecture.config)
-        except (TypeError, ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        except REFUSALS as error:
             name = self.architecture.class_name
             raise InvalidModelError(f"architecture.config: {name} refuses it: {error}") from error
         return unet

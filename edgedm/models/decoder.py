@@ -7,6 +7,7 @@
 use for it.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models.attention import make_attention_explicit
-from edgedm.models.config import DecoderArchitecture
+from edgedm.models.config import REFUSALS, DecoderArchitecture
 from edgedm.models.threads import one_thread
 
 _IMAGE_SPREAD = 0.5  # deviation of a seeded decoder's image: most of it lies in -1..1
@@ -78,20 +79,27 @@ def empty_decoder(architecture: DecoderArchitecture, latent_channels: int) -> La
     name, config = architecture.class_name, architecture.config
     try:
         model = getattr(diffusers, name)(**config)
-    except (TypeError, ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
+    except REFUSALS as error:
         raise InvalidModelError(f"decoder.config: {name} refuses it: {error}") from error
     if model.config.get("norm_type", "group") != "group":
         raise UnsupportedError(f"decoder: {name} with norm_type {model.config.norm_type!r}; expected 'group'")
     if model.config.get("latents_mean") or model.config.get("latents_std"):
         raise UnsupportedError(f"decoder: {name} with latents_mean or latents_std; expected a scaling_factor alone")
-    if not model.config.scaling_factor:
-        raise InvalidModelError(f"decoder.config: scaling_factor: expected a number other than 0, got {name}'s 0")
+    scale, shift = model.config.scaling_factor, model.config.get("shift_factor")
+    if not _is_number(scale) or scale == 0:
+        raise InvalidModelError(f"decoder.config: scaling_factor: expected a number other than 0, got {scale!r}")
+    if shift is not None and not _is_number(shift):
+        raise InvalidModelError(f"decoder.config: shift_factor: expected a number, got {shift!r}")
     if model.config.latent_channels != latent_channels:
         raise InvalidModelError(
             f"decoder: {name} decodes latents of {model.config.latent_channels} channels, the denoiser's have "
             f"{latent_channels}"
         )
     return LatentDecoder(model).eval().requires_grad_(False)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def seed_decoder(decoder: LatentDecoder, latent_size: int, generator: torch.Generator) -> None:

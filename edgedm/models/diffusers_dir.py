@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.models.checkpoint import Checkpoint, decoder_of, read_tensors, skeleton
+from edgedm.models.checkpoint import Checkpoint, blank_decoder, check_layers, read_tensors, skeleton, tensor_names
 from edgedm.models.config import MOST_TOKENS, Architecture, CheckpointConfig, DecoderArchitecture
+from edgedm.models.decoder import LatentDecoder
 from edgedm.models.roles import FLOAT
 
 CONFIG_FILE, SCHEDULER_FILE = "config.json", "scheduler_config.json"
@@ -77,18 +77,25 @@ def load_diffusers(
         roles=FLOAT,
         noise_schedule=schedule.model_dump(mode="json"),
         null_class=null_class,
-        decoder=_decoder(root),
+        decoder=_decoder_architecture(root),
         condition_tokens=_tokens(root, architecture, condition_tokens),
     )
     names = _names(folder / WEIGHTS_FILE)
-    tensors = _read(folder / WEIGHTS_FILE, names, _expected(config, folder / CONFIG_FILE, len(names)))
-    module, decoder = skeleton(config), decoder_of(config)
+    tensors = _read(folder / WEIGHTS_FILE, names, _expected(config, folder / CONFIG_FILE, names))
+    module, decoder = skeleton(config), _decoder(config, _decoder_folder(root))
     module.unet.load_state_dict(tensors)
-    if decoder is not None:
-        weights = _decoder_folder(root) / WEIGHTS_FILE
-        kept = [name for name in _names(weights) if not name.startswith(_ENCODER)]
-        decoder.load_state_dict(_read(weights, kept, decoder.state_dict()))
     return Checkpoint(config, module, decoder)
+
+
+def _decoder(config: CheckpointConfig, folder: Path) -> LatentDecoder | None:
+    if config.decoder is None:
+        return None
+    weights = folder / WEIGHTS_FILE
+    kept = [name for name in _names(weights) if not name.startswith(_ENCODER)]
+    decoder = blank_decoder(config, folder / CONFIG_FILE, weights)
+    if decoder is not None:
+        decoder.load_state_dict(_read(weights, kept, decoder.state_dict()), assign=True)
+    return decoder
 
 
 def _read(weights: Path, names: list[str], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -105,14 +112,9 @@ def _read(weights: Path, names: list[str], wanted: dict[str, Tensor]) -> dict[st
     return {named[given]: tensor for given, tensor in read_tensors(weights, expected, _ENCODER).items()}
 
 
-def _expected(config: CheckpointConfig, path: Path, stored: int) -> dict[str, Tensor]:
-    """Return the UNet's tensors without memory, so that the file's are held against them before any is allocated.
-
-    Raises `InvalidModelError` for more layers than the file has tensors, which would take long even so.
-    """
-    layers = config.architecture.config.get("layers_per_block")
-    if isinstance(layers, int) and layers > stored:
-        raise InvalidModelError(f"{path}: layers_per_block: {layers} layers, but the file has {stored} tensors")
+def _expected(config: CheckpointConfig, path: Path, names: list[str]) -> dict[str, Tensor]:
+    """Return the UNet's tensors without memory, so that the file's are held against them before any is allocated."""
+    check_layers(path, config.architecture.config, names)
     with torch.device("meta"):
         return skeleton(config).unet.state_dict()
 
@@ -124,10 +126,14 @@ def _architecture(path: Path) -> tuple[str, dict[str, Any]]:
         raise UnsupportedError(f"{path}: expected a {' or a '.join(UNETS)}, got {kind!r}")
     if not isinstance(values.get("sample_size"), int):
         raise UnsupportedError(f"{path}: sample_size: expected one number, got {values.get('sample_size')!r}")
-    return str(kind), _arguments(values)
+    return str(kind), _arguments(path, values)
 
 
-def _arguments(values: dict[str, Any]) -> dict[str, Any]:
+def _arguments(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    for key in ("down_block_types", "up_block_types"):
+        names = values.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InvalidModelError(f"{path}: {key}: expected a list of names, got {names!r}")
     return {key: value for key, value in values.items() if not key.startswith("_")}
 
 
@@ -136,7 +142,7 @@ def _decoder_folder(root: Path) -> Path:
     return next((root / name for name in AUTOENCODERS if (root / name / CONFIG_FILE).is_file()), root / "vae")
 
 
-def _decoder(root: Path) -> DecoderArchitecture | None:
+def _decoder_architecture(root: Path) -> DecoderArchitecture | None:
     path = _decoder_folder(root) / CONFIG_FILE
     if not path.is_file():
         return None
@@ -144,7 +150,7 @@ def _decoder(root: Path) -> DecoderArchitecture | None:
     kind = values.get("_class_name")
     if kind not in AUTOENCODERS.values():
         raise UnsupportedError(f"{path}: expected a {' or an '.join(AUTOENCODERS.values())}, got {kind!r}")
-    return DecoderArchitecture.model_validate({"class_name": kind, "config": _arguments(values)})
+    return DecoderArchitecture.model_validate({"class_name": kind, "config": _arguments(path, values)})
 
 
 def _tokens(root: Path, architecture: dict[str, Any], given: int | None) -> int | None:
@@ -191,11 +197,7 @@ def _present(name: str) -> str:
 def _names(path: Path) -> list[str]:
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file; save the model with safe_serialization=True, in one file")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise InvalidModelError(f"{path}: not a whole safetensors file: {error}") from error
+    return tensor_names(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

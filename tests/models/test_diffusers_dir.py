@@ -126,9 +126,12 @@ def test_a_tensor_under_both_its_names_is_refused(pipeline):
         ({"block_out_channels": [8, 1 << 22]}, "missing tensors|expected F16"),  # a terabyte of weights
         ({"in_channels": 10**10}, r"conv_in\.weight"),
         ({"layers_per_block": 10**8}, "layers_per_block"),
+        ({"act_fn": 5}, "refuses it"),
+        ({"down_block_types": [5]}, r"config\.json: down_block_types: expected a list of names"),
+        ({"up_block_types": None}, r"config\.json: up_block_types: expected a list of names"),
     ],
 )
-def test_a_huge_architecture_is_refused_before_it_is_allocated(pipeline, change, complaint):
+def test_a_huge_or_senseless_architecture_is_refused_before_it_is_allocated(pipeline, change, complaint):
     path = pipeline / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InvalidModelError, match=complaint):

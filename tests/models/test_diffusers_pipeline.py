@@ -78,3 +78,66 @@ def test_another_autoencoder_and_missing_weights_are_refused(tmp_path: Path) -> 
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "AutoencoderTiny"}))
     with pytest.raises(UnsupportedError, match="expected a VQModel or an AutoencoderKL, got 'AutoencoderTiny'"):
         load(tmp_path)
+
+
+DECODER_ATTACKS = [
+    ({"num_vq_embeddings": 10**10}, r"safetensors: tensor 'quantize\.embedding\.weight'"),  # hundreds of gigabytes
+    ({"in_channels": 10**10}, None),  # of the encoder, which is not built
+    ({"out_channels": 10**10}, r"safetensors: tensor 'decoder\.conv_out\."),
+    ({"block_out_channels": [8, 1 << 22]}, "safetensors: "),
+    ({"block_out_channels": [8, 10**30]}, "refuses it"),
+    ({"block_out_channels": None}, "refuses it"),
+    ({"layers_per_block": 10**7}, r"config\.json: layers_per_block: 10000000 layers"),
+    ({"layers_per_block": 1.5}, "refuses it"),
+    ({"norm_num_groups": 0}, "refuses it"),
+    ({"act_fn": 5}, "refuses it"),
+    ({"scaling_factor": "x"}, "scaling_factor: expected a number other than 0, got 'x'"),
+    ({"scaling_factor": None}, "scaling_factor"),
+    ({"scaling_factor": float("inf")}, "scaling_factor"),
+    ({"scaling_factor": True}, "scaling_factor"),
+    ({"down_block_types": [5]}, "down_block_types: expected a list of names"),
+    ({"up_block_types": None}, "up_block_types: expected a list of names"),
+]
+
+
+@pytest.mark.parametrize(("change", "complaint"), DECODER_ATTACKS, ids=[str(change) for change, _ in DECODER_ATTACKS])
+def test_an_autoencoder_is_refused_by_file_before_it_is_allocated(tmp_path: Path, change, complaint) -> None:
+    write(tmp_path)
+    config = tmp_path / "vqvae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    if complaint is None:
+        assert load(tmp_path).decoder is not None
+        return
+    with pytest.raises(InvalidModelError, match=rf"vqvae/.*{complaint}"):
+        load(tmp_path)
+
+
+def test_a_shift_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "vae")
+    config = tmp_path / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"shift_factor": "x"}))
+    with pytest.raises(InvalidModelError, match=r"vae/config\.json: .*shift_factor: expected a number, got 'x'"):
+        load(tmp_path)
+
+
+def test_a_saved_decoder_is_refused_by_file_before_it_is_allocated_too(tmp_path: Path) -> None:
+    write(tmp_path / "pipeline")
+    save(load(tmp_path / "pipeline"), tmp_path / "ckpt")
+    config = tmp_path / "ckpt" / "config.json"
+    values = json.loads(config.read_text())
+    for change, complaint in (
+        ({"num_vq_embeddings": 10**10}, "embedding"),
+        ({"act_fn": 5}, r"config\.json: .*refuses"),
+    ):
+        decoder = {**values["decoder"], "config": values["decoder"]["config"] | change}
+        config.write_text(json.dumps({**values, "decoder": decoder}))
+        with pytest.raises(InvalidModelError, match=complaint):
+            load(tmp_path / "ckpt")
+
+
+def test_a_loaded_decoder_is_whole_and_fixed(tmp_path: Path) -> None:
+    write(tmp_path, "vae")
+    decoder = load(tmp_path).decoder
+    tensors = [*decoder.parameters(), *decoder.buffers()]
+    assert {(each.device.type, each.dtype, each.requires_grad) for each in tensors} == {("cpu", torch.float32, False)}
+    assert not decoder.training
