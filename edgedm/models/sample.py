@@ -14,6 +14,7 @@ from edgedm.images import check_latent, read_start, write_images
 from edgedm.models import CheckpointConfig, load
 from edgedm.models.denoiser import Denoiser
 from edgedm.outcome import Outcome
+from edgedm.output import check_output
 
 
 class Predictor:
@@ -69,6 +70,8 @@ def sample_checkpoint(
     schedule = NoiseSchedule.from_config(config.noise_schedule)
     size = config.architecture.config["sample_size"]
     shape = (int(config.architecture.config["in_channels"]), size, size)
+    decoder = None if latent else loaded.decoder
+    check_output(output, shape[0] if decoder is None else decoder.decoder.conv_out.out_channels)
     given = read_start(start, n, shape)
     torch.set_num_threads(threads)
     images = []
@@ -79,9 +82,9 @@ def sample_checkpoint(
         begin = (None if given is None else given[image], strength)
         images.append(draw_one(conditional, schedule, shape, *numbers, unconditional, guidance, *begin))
     drawn = np.stack(images)
-    if loaded.decoder is not None and not latent:
+    if decoder is not None:
         with torch.inference_mode():
-            decoded = [loaded.decoder(torch.from_numpy(each)[None])[0] for each in progress.track(drawn, "decoding")]
+            decoded = [decoder(torch.from_numpy(each)[None])[0] for each in progress.track(drawn, "decoding")]
         drawn = torch.stack(decoded).numpy()
     path = write_images(output, drawn)
     return Outcome(True, {"images": float(n), "steps": float(steps)}, {"written": [str(path)]})

@@ -15,6 +15,7 @@ from edgedm.diffusion import first_step
 from edgedm.errors import UnsupportedError
 from edgedm.images import check_latent, read_start, write_images
 from edgedm.outcome import Outcome
+from edgedm.output import check_output
 from edgedm.runtime.local import LocalRunner
 from edgedm.runtime.opening import open_runner
 from edgedm.runtime.runner import Floats, Runner
@@ -46,6 +47,8 @@ def sample_bundle(
         started = time.perf_counter()
         manifest, name = runner.manifest, os.fspath(bundle)
         check_latent(name, manifest.decoded_shape is not None, latent, output)
+        drawn = manifest.image_shape if latent else manifest.decoded_shape or manifest.image_shape
+        check_output(output, drawn[0])
         texts = read_conditions(name, manifest.condition_shape, condition, negative)
         given = read_start(start, n, manifest.image_shape)
         executed = steps if given is None else steps - first_step(steps, strength)

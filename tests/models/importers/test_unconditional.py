@@ -54,10 +54,13 @@ def test_inspect_lists_a_table_for_every_mixed_module(folder):
     assert names and tables == [f"cache_coefficients[{name}]" for name in names]
 
 
-def test_torch_samples_it_and_refuses_labels_and_guidance(folder, tmp_path):
+def test_torch_samples_it_and_refuses_labels_guidance_and_other_outputs(folder, tmp_path, monkeypatch):
     output = str(tmp_path / "images.npy")
     assert edgedm.sample(str(folder), output=output, n=1, steps=2).ok
     assert np.isfinite(np.load(output)).all()
+    monkeypatch.setattr("edgedm.models.sample.draw_one", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(UnsupportedError, match=r"\.png or \.npy"):
+        edgedm.sample(str(folder), output=str(tmp_path / "images.gif"), n=1, steps=2)
     for wrong in ({"label": 3}, {"guidance": 2.0}):
         with pytest.raises(UnsupportedError, match="unconditional"):
             edgedm.sample(str(folder), output=output, n=1, steps=2, **wrong)
