@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from edgedm.diffusion import NoiseSchedule
@@ -70,16 +71,19 @@ def load_diffusers(
             f"{folder / CONFIG_FILE}: the model takes class labels; say which one means none: "
             "edgedm.models.diffusers_dir.load_diffusers(PATH, null_class=...), then save it as a checkpoint"
         )
-    config = CheckpointConfig(
-        architecture=Architecture.model_validate({"class_name": class_name, "config": architecture}),
-        prediction_type=schedule.prediction_type,
-        method="fp32",
-        roles=FLOAT,
-        noise_schedule=schedule.model_dump(mode="json"),
-        null_class=null_class,
-        decoder=_decoder_architecture(root),
-        condition_tokens=_tokens(root, architecture, condition_tokens),
-    )
+    try:
+        config = CheckpointConfig(
+            architecture=Architecture.model_validate({"class_name": class_name, "config": architecture}),
+            prediction_type=schedule.prediction_type,
+            method="fp32",
+            roles=FLOAT,
+            noise_schedule=schedule.model_dump(mode="json"),
+            null_class=null_class,
+            decoder=_decoder_architecture(root),
+            condition_tokens=_tokens(root, architecture, condition_tokens),
+        )
+    except ValidationError as error:
+        raise InvalidModelError(f"{folder / CONFIG_FILE}: {error.errors()[0]['msg']}") from error
     names = _names(folder / WEIGHTS_FILE)
     tensors = _read(folder / WEIGHTS_FILE, names, _expected(config, folder / CONFIG_FILE, names))
     module, decoder = skeleton(config), _decoder(config, _decoder_folder(root))

@@ -154,6 +154,7 @@ def test_a_missing_or_foreign_scheduler_is_refused(pipeline):
         ({"sample_size": None}, UnsupportedError, "sample_size"),
         ({"colour": 1}, InvalidModelError, "colour"),
         ({"num_class_embeds": 11}, UnsupportedError, "null_class"),
+        ({"class_embed_type": "timestep"}, InvalidModelError, r"unet/config\.json: .*null_class"),
     ],
 )
 def test_a_config_of_another_kind_is_refused(pipeline, change, kind, complaint):
