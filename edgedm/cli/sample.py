@@ -5,17 +5,17 @@ from typing import Any
 import click
 
 from edgedm.cli.common import show_figures, verb
-from edgedm.cli.schedule import schedule_options
+from edgedm.cli.schedule import MOST, schedule_options
 from edgedm.outcome import Outcome
 
 
 @click.command(name="sample", short_help="draw images with the generated runtime, no torch")
 @click.argument("model", default="zoo:digits-fp32")
-@click.option("-n", "number", type=click.IntRange(1), default=16, show_default=True, help="How many images.")
+@click.option("-n", "number", type=click.IntRange(1, MOST), default=16, show_default=True, help="How many images.")
 @schedule_options
 @click.option("--eta", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="DDIM's noise share.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the noise.")
-@click.option("--label", type=click.IntRange(0), help="Class to draw; unconditional without it.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of the noise.")
+@click.option("--label", type=click.IntRange(0, MOST), help="Class to draw; unconditional without it.")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale.")
 @click.option("--condition", type=click.Path(dir_okay=False), help="A .npy array: the text condition to draw by.")
 @click.option("--negative", type=click.Path(dir_okay=False), help="What guidance leads away from; zeros without it.")
@@ -24,7 +24,7 @@ from edgedm.outcome import Outcome
 @click.option(
     "--strength", type=float, default=0.5, show_default=True, help="With --start: share of the steps that run."
 )
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of the runtime.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of the runtime.")
 @click.option(
     "-o", "--output", default="images.png", show_default=True, type=click.Path(), help="A .png grid or a .npy array."
 )

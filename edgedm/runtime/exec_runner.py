@@ -16,13 +16,18 @@ from typing import IO
 import numpy as np
 
 from edgedm.bundle import Bundle, Node, load
-from edgedm.errors import EdgedmError, InvalidModelError, UnsupportedError
+from edgedm.diffusion import first_step
+from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.runtime import library as lib
 from edgedm.runtime.runner import (
     Array,
     Floats,
     Progress,
     Runner,
+    check_drawing,
+    check_noise,
+    check_number,
+    check_schedule,
     condition_input,
     decoded_shape,
     image_input,
@@ -46,13 +51,15 @@ class ExecRunner(Runner):
     """A bundle whose probe executable runs in a process of its own.
 
     `command` is put before the executable; None is what the bundle's target needs here: nothing or an emulator.
-    Raises ToolchainError if that is missing, InvalidModelError for an altered bundle. An executable that dies raises
-    EdgedmError with the signal and what it said.
+    Raises ToolchainError if that is missing or cannot be run, InvalidModelError for an altered bundle. An executable
+    that dies raises EdgedmError with the signal and what it said.
     """
 
     def __init__(
         self, bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0, command: Sequence[str] | None = None
     ) -> None:
+        check_number("threads", threads)
+        check_number("lanes", lanes)
         self.bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
         self.manifest = self.bundle.manifest
         if not self.bundle.probe.is_file():
@@ -61,9 +68,15 @@ class ExecRunner(Runner):
         arguments = [self.bundle.probe, self.bundle.weights, threads, lanes]
         self._steps = 1  # of the prepared schedule
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
-        self._process = subprocess.Popen(
-            [*before, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
-        )
+        words = [*before, *map(str, arguments)]
+        try:
+            self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        except OSError as error:
+            self._log.close()
+            raise ToolchainError(
+                f"{' '.join(words)}: cannot be run here: {error.strerror}; compile for this machine, or install the "
+                "target's emulator"
+            ) from error
         try:
             if self._answer("start") != _READY:
                 raise InvalidModelError(f"{self.bundle.probe}: not the probe of this edgedm; compile the bundle again")
@@ -98,6 +111,7 @@ class ExecRunner(Runner):
         """See `Runner.prepare`."""
         if sampler not in lib.SAMPLERS:
             raise UnsupportedError(f"sampler: expected one of {', '.join(lib.SAMPLERS)}, got {sampler!r}")
+        check_schedule(steps, label, guidance, timesteps)
         given = np.array([] if timesteps is None else timesteps, "<i8")
         count = steps if timesteps is None else len(given)
         which, number = lib.SAMPLERS[sampler], -1 if label is None else label
@@ -111,6 +125,7 @@ class ExecRunner(Runner):
 
     def run_step(self, step: int, x: Floats) -> Floats:
         """See `Runner.run_step`."""
+        check_number("step", step)
         x = image_input(self.manifest, x)
         data = self._ask(_STEP, f"step {step}", struct.pack("<ii", step, 0), x)
         return np.frombuffer(data, "<f4").reshape(x.shape).copy()
@@ -141,14 +156,16 @@ class ExecRunner(Runner):
         strength: float = 1.0,
     ) -> Floats:
         """See `Runner.sample`. Progress is told after each image; without it all are drawn in one go."""
+        check_drawing(n, seed, first_image)
         given = None if start is None else start_input(self.manifest, n, start)
         if progress is None:
             return self._draw(n, seed, first_image, given, strength)
+        steps = self._steps - (0 if given is None else first_step(self._steps, strength))
         images = []
         for number in range(n):
             own = None if given is None else given[number : number + 1]
             images.append(self._draw(1, seed, first_image + number, own, strength))
-            if not progress((number + 1) * self._steps, n * self._steps):
+            if not progress((number + 1) * steps, n * steps):
                 raise KeyboardInterrupt
         return np.concatenate(images)
 
@@ -178,12 +195,14 @@ class ExecRunner(Runner):
 
     def profile(self, step: int, x: Floats, repeats: int = 1) -> "np.ndarray[tuple[int, int], np.dtype[np.uint64]]":
         """See `Runner.profile`; under an emulator the times are the emulator's."""
+        check_number("step", step)
         x = image_input(self.manifest, x)
         rows = [self._ask(_PROFILE, "profile", struct.pack("<ii", step, 0), x) for _ in range(repeats)]
         return np.frombuffer(b"".join(rows), "<u8").reshape(repeats, -1).copy()
 
     def normals(self, seed: int, image: int, draw: int, count: int) -> Floats:
         """See `Runner.normals`."""
+        check_noise(seed, image, draw, count)
         return np.frombuffer(self._ask(_NORMALS, "noise", struct.pack("<QIIQ", seed, image, draw, count)), "<f4").copy()
 
     def write_weights(self, offset: int, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """Run a bundle in this process, through its C interface."""
 
 import ctypes as c
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from edgedm.runtime.runner import (
     Floats,
     Progress,
     Runner,
+    check_drawing,
+    check_noise,
+    check_number,
+    check_schedule,
     condition_input,
     decoded_shape,
     image_input,
@@ -31,11 +36,13 @@ class LocalRunner(Runner):
     def __init__(
         self, bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0, cores: Sequence[int] = ()
     ) -> None:
+        for name, value in [("threads", threads), ("lanes", lanes), *(("cores", core) for core in cores)]:
+            check_number(name, value)
         self.bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
         self.manifest = self.bundle.manifest
         self._library = lib.Library(self.bundle.library.absolute(), self.manifest.prefix)
         self._model, self._session = c.c_void_p(), c.c_void_p()
-        source = lib.Source(path=str(self.bundle.weights).encode())
+        source = lib.Source(path=os.fsencode(self.bundle.weights))
         self._library.check("open", c.byref(source), c.byref(self._model))
         try:
             options = lib.SessionOptions(threads=threads, lanes=lanes, core_count=len(cores))
@@ -71,6 +78,7 @@ class LocalRunner(Runner):
         """
         if sampler not in lib.SAMPLERS:
             raise UnsupportedError(f"sampler: expected one of {', '.join(lib.SAMPLERS)}, got {sampler!r}")
+        check_schedule(steps, label, guidance, timesteps)
         count = steps if timesteps is None else len(timesteps)
         given = None if timesteps is None else (c.c_int64 * count)(*timesteps)
         schedule = lib.Schedule(steps=count, sampler=lib.SAMPLERS[sampler], eta=eta)
@@ -89,6 +97,7 @@ class LocalRunner(Runner):
 
     def run_step(self, step: int, x: Floats) -> Floats:
         """The model's output for x f32[C, H, W] at `step` of the prepared schedule; carried state moves on."""
+        check_number("step", step)
         x = image_input(self.manifest, x)
         output = np.empty_like(x)
         self._library.check("step", self._session, step, _floats(x), _floats(output))
@@ -125,8 +134,8 @@ class LocalRunner(Runner):
 
         With images f32[n, C, H, W] to `start` from, the last `strength` of the steps are executed.
         """
-        images = np.empty((n, *self.manifest.image_shape), np.float32)
         options, _kept = self._options(n, seed, first_image, start, strength)
+        images = np.empty((n, *self.manifest.image_shape), np.float32)
         raised: list[BaseException] = []
 
         def report(_user: Any, done: int, total: int) -> int:
@@ -169,6 +178,7 @@ class LocalRunner(Runner):
         self, n: int, seed: int, first_image: int, start: Floats | None, strength: float
     ) -> tuple[lib.SampleOptions, Floats | None]:
         """Options for the C side, and the array that must live as long as they do."""
+        check_drawing(n, seed, first_image)
         options = lib.SampleOptions(seed=seed, first_image=first_image, images=n, strength=strength)
         if start is None:
             return options, None
@@ -198,6 +208,7 @@ class LocalRunner(Runner):
 
     def profile(self, step: int, x: Floats, repeats: int = 1) -> NDArray[np.uint64]:
         """Nanoseconds of every kernel call of a step: uint64[repeats, calls]; carried state does not move on."""
+        check_number("step", step)
         x = image_input(self.manifest, x)
         times = np.zeros((repeats, self._library.call("call_count")), np.uint64)
         for row in times:
@@ -206,12 +217,15 @@ class LocalRunner(Runner):
 
     def normals(self, seed: int, image: int, draw: int, count: int) -> Floats:
         """Noise as the runtime draws it; see `edgedm.diffusion.normals`."""
+        check_noise(seed, image, draw, count)
         values = np.empty(count, np.float32)
         self._library.call("normals", seed, image, draw, count, _floats(values))
         return values
 
     def session_bytes(self, threads: int = 1, lanes: int = 0) -> int:
         """Memory of a session, besides what `prepare` takes for its rows."""
+        check_number("threads", threads)
+        check_number("lanes", lanes)
         return int(self._library.call("session_bytes", c.byref(lib.SessionOptions(threads=threads, lanes=lanes))))
 
 

@@ -1,6 +1,7 @@
 """What runs a bundle, wherever that is: the interface of the runners, and how arrays are laid out for them."""
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -16,6 +17,8 @@ Floats = NDArray[np.float32]
 Array = NDArray[Any]
 Progress = Callable[[int, int], bool]
 """(steps done, steps in all) -> whether to go on."""
+
+MOST_INT, MOST_UINT32, MOST_UINT64 = 2**31 - 1, 2**32 - 1, 2**64 - 1  # of the C interface
 
 
 class Runner(ABC):
@@ -137,6 +140,42 @@ class Runner(ABC):
                 piece = data[operand.offset : operand.offset + operand_bytes(operand)]
                 found.append(piece.view(operand.dtype).reshape(operand.shape))
         return found
+
+
+def check_number(name: str, value: Any, low: int = 0, high: int = MOST_INT) -> None:
+    """Raise UnsupportedError for what C would read as another number: no whole one, or one outside low..high."""
+    try:
+        right = low <= operator.index(value) <= high
+    except TypeError:
+        right = False
+    if not right:
+        raise UnsupportedError(f"{name}: expected a whole number in {low}..{high}, got {value!r}")
+
+
+def check_schedule(steps: int, label: int | None, guidance: float, timesteps: Sequence[int] | None) -> None:
+    """`check_number` for the arguments of `Runner.prepare`; guidance has to be a float32, and finite."""
+    check_number("steps", steps)
+    for timestep in () if timesteps is None else timesteps:
+        check_number("timestep", timestep)
+    if label is not None:
+        check_number("label", label)
+    if not abs(float(guidance)) <= float(np.finfo(np.float32).max):  # nor is NaN
+        raise UnsupportedError(f"guidance: expected a finite float32, got {guidance!r}")
+
+
+def check_drawing(n: int, seed: int, first_image: int) -> None:
+    """`check_number` for the arguments of `Runner.sample`: each of the `n` images has a number below 2^32."""
+    check_number("n", n, high=MOST_UINT32)
+    check_number("seed", seed, high=MOST_UINT64)
+    check_number("first_image", first_image, high=MOST_UINT32 + 1 - max(int(n), 1))
+
+
+def check_noise(seed: int, image: int, draw: int, count: int) -> None:
+    """`check_number` for the arguments of `Runner.normals`."""
+    check_number("seed", seed, high=MOST_UINT64)
+    check_number("image", image, high=MOST_UINT32)
+    check_number("draw", draw, high=MOST_UINT32)
+    check_number("count", count, high=MOST_UINT32)
 
 
 def operand_bytes(operand: Operand) -> int:

@@ -12,13 +12,11 @@ import numpy as np
 from edgedm import progress
 from edgedm.conditions import read_conditions
 from edgedm.diffusion import first_step
-from edgedm.errors import UnsupportedError
 from edgedm.images import check_latent, read_start, write_images
 from edgedm.outcome import Outcome
 from edgedm.output import check_output
-from edgedm.runtime.local import LocalRunner
 from edgedm.runtime.opening import open_runner
-from edgedm.runtime.runner import Floats, Runner
+from edgedm.runtime.runner import Floats
 
 
 def sample_bundle(
@@ -54,7 +52,7 @@ def sample_bundle(
         executed = steps if given is None else steps - first_step(steps, strength)
         runner.prepare(steps, sampler, eta, label, guidance, condition=texts[0], negative=texts[1])
         prepared = time.perf_counter()
-        images = _draw(_sampling(runner, given, strength), n, seed, n * executed)
+        images = _draw(partial(runner.sample, start=given, strength=strength), n, seed, n * executed)
         finished = time.perf_counter()
         if manifest.decoded_shape is not None and not latent:
             images = np.stack([runner.decode(each) for each in progress.track(images, "decoding")])
@@ -69,14 +67,6 @@ def sample_bundle(
     if manifest.decoded_shape is not None:
         figures["ms.decode"] = (decoded - finished) * 1e3 / n
     return Outcome(True, figures, {"output": str(path), "shape": list(images.shape)})
-
-
-def _sampling(runner: Runner, start: Floats | None, strength: float) -> Callable[..., Floats]:
-    if start is None:
-        return runner.sample
-    if not isinstance(runner, LocalRunner):
-        raise UnsupportedError("start: on another machine use the bundle's own `bin/edgedm-sample --start`")
-    return partial(runner.sample, start=start, strength=strength)
 
 
 def _draw(sample: Callable[..., Floats], n: int, seed: int, total: int) -> Floats:

@@ -82,6 +82,18 @@ def test_a_schedule_or_label_that_the_model_lacks_is_refused(option, tmp_path):
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "most"),
+    [("--seed", 2**64 - 1), ("-n", 10**6), ("--steps", 10**6), ("--label", 10**6), ("--threads", 1024)],
+)
+def test_a_number_above_the_runtimes_is_refused_as_the_bundles_program_does(option, most, tmp_path):
+    message = refused("sample", "zoo:digits-fp32", option, most + 1, "-o", tmp_path / "out.png")
+    assert option in message
+    assert str(most) in message
+    done = CliRunner().invoke(main, ["sample", "nowhere", option, str(most)])
+    assert "nowhere" in done.stderr  # the number itself is none of the faults
+
+
 def test_a_full_disk_leaves_nothing(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_FILE, SMALL_FILE))

@@ -13,7 +13,7 @@ from edgedm.bundle import load
 from edgedm.bundle.store import MANIFEST
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.lower.codegen import PROGRAM_SOURCES
-from edgedm.runtime import ExecRunner, LocalRunner, open_runner
+from edgedm.runtime import ExecRunner, LocalRunner, open_runner, sample_bundle
 
 PROGRAM = {Path(name).stem for name in PROGRAM_SOURCES}
 rng = np.random.default_rng(0)
@@ -105,6 +105,28 @@ def test_noise_and_the_shape_of_a_profile_are_the_same(both):
         lambda runner: runner.run_step(99, X),
         lambda runner: runner.write_state({}),
         lambda runner: runner.run_node(0, []),
+        # numbers that a C integer would make others of
+        lambda runner: runner.prepare(2**32 + 5),
+        lambda runner: runner.prepare(-1),
+        lambda runner: runner.prepare(5.5),
+        lambda runner: runner.prepare(5, label=2**64),
+        lambda runner: runner.prepare(5, guidance=1e300),
+        lambda runner: runner.prepare(5, guidance=float("nan")),
+        lambda runner: runner.prepare(timesteps=[2**64 + 900]),
+        lambda runner: runner.run_step(2**32, X),
+        lambda runner: runner.profile(2**32, X),
+        lambda runner: runner.sample(1, seed=2**64),
+        lambda runner: runner.sample(1, seed=-1),
+        lambda runner: runner.sample(2**32),
+        lambda runner: runner.sample(-1),
+        lambda runner: runner.sample(1, first_image=2**32),
+        lambda runner: runner.sample(2, first_image=2**32 - 1),
+        lambda runner: runner.normals(2**64, 0, 0, 4),
+        lambda runner: runner.normals(0, 2**32, 0, 4),
+        lambda runner: runner.normals(0, 0, -1, 4),
+        lambda runner: type(runner)(runner.bundle, threads=2**32 + 1),
+        lambda runner: type(runner)(runner.bundle, lanes=2**32),
+        lambda runner: type(runner)(runner.bundle, threads=1025),
     ],
 )
 def test_refusals_are_the_same_and_the_runner_lives_on(both, wrong):
@@ -116,6 +138,33 @@ def test_refusals_are_the_same_and_the_runner_lives_on(both, wrong):
         texts.append(str(refused.value))
         runner.prepare(5)
     assert texts[0] == texts[1]
+
+
+def test_a_number_that_is_refused_is_named(both):
+    for runner in both:
+        with pytest.raises(UnsupportedError, match=rf"seed: expected a whole number in 0\.\.{2**64 - 1}, got {2**64}"):
+            runner.sample(1, seed=2**64)
+        runner.prepare(np.int64(5), label=np.int32(1), timesteps=np.array([900, 500]))
+        assert runner.sample(1, seed=np.uint64(2**64 - 1), first_image=2**32 - 1).shape == (1, 1, 8, 8)
+
+
+def test_progress_counts_the_steps_that_run(both):
+    start = rng.uniform(-1, 1, (2, 1, 8, 8)).astype(np.float32)
+    seen = []
+    for runner in both:
+        runner.prepare(6)
+        runner.sample(2, progress=lambda *told: seen.append(told) is None, start=start, strength=0.5)
+        assert seen[-1] == (6, 6)
+        assert max(seen) == (6, 6)
+
+
+def test_a_bundle_behind_a_pipe_draws_from_images_too(tiny_bundle, tmp_path, monkeypatch):
+    np.save(tmp_path / "start.npy", rng.uniform(-1, 1, (2, 1, 8, 8)).astype(np.float32))
+    chosen = {"n": 2, "steps": 6, "start": tmp_path / "start.npy", "strength": 0.5}
+    sample_bundle(tiny_bundle, tmp_path / "loaded.npy", **chosen)
+    monkeypatch.setattr("edgedm.runtime.sample.open_runner", ExecRunner)
+    sample_bundle(tiny_bundle, tmp_path / "piped.npy", **chosen)
+    assert (tmp_path / "piped.npy").read_bytes() == (tmp_path / "loaded.npy").read_bytes()
 
 
 def test_progress_can_stop_a_drawing(both):
@@ -133,6 +182,14 @@ def test_a_program_that_dies_is_an_error_that_says_how(tiny_bundle):
             runner.normals(0, 0, 0, 4)
     with pytest.raises(EdgedmError, match=r"died during start: exit code 3: no luck"):
         ExecRunner(tiny_bundle, command=("sh", "-c", "echo no luck >&2; exit 3"))
+
+
+def test_a_command_that_cannot_be_run_is_an_error_and_leaves_no_file_open(tiny_bundle, tmp_path):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for command in ("no-such-emulator", str(tmp_path)):
+        with pytest.raises(ToolchainError, match=rf"{command}.*cannot be run"):
+            ExecRunner(tiny_bundle, command=(command,))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_what_is_no_probe_of_ours_is_refused(tiny_bundle):

@@ -1,5 +1,8 @@
 """The compiled tiny model against ONNX Runtime, and the C sampler against numpy with the model in between."""
 
+import os
+import shutil
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -245,3 +248,12 @@ def test_closing_twice_is_harmless(tiny_bundle):
     runner = LocalRunner(tiny_bundle)
     runner.close()
     runner.close()
+
+
+def test_a_bundle_in_a_folder_whose_name_is_no_text_opens(tiny_bundle, tmp_path):
+    place = tmp_path / os.fsdecode(b"model\xff.bundle")
+    shutil.copytree(tiny_bundle, place)
+    with LocalRunner(place) as there, LocalRunner(tiny_bundle) as here:
+        assert np.array_equal(there.step(500, _x())[0], here.step(500, _x())[0])
+    with pytest.raises(UnsupportedError, match="cores: expected a whole number"):
+        LocalRunner(tiny_bundle, cores=(2**32,))
