@@ -1,4 +1,8 @@
-"""A bundle as the `unet` of a diffusers pipeline: its schedulers and pipelines run unchanged on the compiled model.
+"""A bundle as the `unet` of a diffusers pipeline, which runs unchanged on the compiled model.
+
+Any scheduler serves that calls the model once a step at whole timesteps: DDIM, DDPM, DPM-Solver++ and others. Those
+that ask between timesteps (Euler's linspace) are refused, and so are those that ask twice at one (Heun, PNDM) where
+the model carries state from step to step.
 
 from diffusers import DDIMPipeline, DDIMScheduler
 from edgedm.integrations.diffusers import BundleUNet
@@ -29,7 +33,8 @@ class BundleUNet:
 
     It runs on the CPU in float32, image after image; what comes from another device or dtype goes back there. A
     model that carries state from step to step keeps one for each image of a batch, and drops them where the timestep
-    rises or the batch changes its size: a new trajectory. Two runs of one step each need `reset` in between.
+    rises or the batch changes its size: a new trajectory. A timestep that is repeated is refused then, unless `reset`
+    came in between: it may be a scheduler's second call or the next run of one step.
     Use it as a context manager or call `close`.
     """
 
@@ -87,22 +92,29 @@ class BundleUNet:
         """The model's output for `sample` [N, C, H, W], of the same shape, dtype and device.
 
         `timestep` is one number for all images. `class_labels` [N] and `encoder_hidden_states` [N, T, D] are as the
-        model takes them; without labels it is unconditional. Raises UnsupportedError for what the bundle cannot do.
+        model takes them, the text third whatever the architecture; without labels it is unconditional. Raises
+        UnsupportedError for what the bundle cannot do, a repeated timestep of a model with carried state included.
         """
         asked = sorted(name for name, value in options.items() if value is not None)
         if asked:
             raise UnsupportedError(f"{asked[0]}: a bundle takes no such input; leave it out")
         at, count = _whole(timestep), sample.shape[0]
-        if at > self._timestep or len(self._states) != count:
-            self._states = [None] * count
-        self._timestep = at
+        begins = at > self._timestep or len(self._states) != count
+        if not begins and at == self._timestep and self._manifest.states():
+            raise UnsupportedError(
+                f"timestep {at} again: this model carries state from step to step, so a scheduler may call it once a "
+                "step (DDIM, DDPM, DPM-Solver++); for a new trajectory call reset() before"
+            )
+        before: list[dict[str, Floats] | None] = [None] * count if begins else self._states
+        after: list[dict[str, Floats] | None] = []
         inputs = sample.detach().to("cpu", torch.float32).numpy()
         outputs = np.empty_like(inputs)
         for i in range(count):
             condition = None if encoder_hidden_states is None else _array(encoder_hidden_states[i])
             label = None if class_labels is None else self._label(int(class_labels[i]))
-            outputs[i], following = self._runner.step(at, inputs[i], label, self._states[i], condition)
-            self._states[i] = {name.removesuffix(".next"): array for name, array in following.items()}
+            outputs[i], following = self._runner.step(at, inputs[i], label, before[i], condition)
+            after.append({name.removesuffix(".next"): array for name, array in following.items()})
+        self._states, self._timestep = after, at  # only now: a call that was refused is no step
         result = torch.from_numpy(outputs).to(sample.device, sample.dtype)
         return UNet2DOutput(sample=result) if return_dict else (result,)
 

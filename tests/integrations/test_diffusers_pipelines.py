@@ -57,6 +57,21 @@ def test_a_timestep_that_rises_begins_a_trajectory(unet):
     assert unet(x.double(), torch.tensor([60.0])).sample.dtype == torch.float64
 
 
+def test_a_timestep_that_is_repeated_is_refused_where_state_is_carried(unet, monkeypatch):
+    x = _batch(1)
+    unet(x, 900)
+    with pytest.raises(UnsupportedError, match="label"):
+        unet(x, 500, class_labels=torch.tensor([99]))
+    second = unet(x, 500).sample  # what was refused was no step
+    with pytest.raises(UnsupportedError, match=r"timestep 500 again.*reset\(\)"):
+        unet(x, 500)
+    unet.reset()
+    assert not torch.equal(unet(x, 500).sample, second)
+    monkeypatch.setattr(type(unet._manifest), "states", lambda manifest: [])
+    unet(x, 100)
+    unet(x, 100)
+
+
 @pytest.mark.parametrize(
     ("kind", "scheduler", "sampler"),
     [
