@@ -4,11 +4,13 @@
     codes = GroupNormSiluQuantizeUniform(x, ..., step, zero)       y = QuantGemm(...)
     codes = QuantizeHeads(x, step, zero)
 
+Between them may stand an UpsampleNearest, which repeats codes as the layer's input repeats pixels.
+
 A quantiser inside a norm, or whose dilation went into the norm before it, has no input of its own; a product whose
 scales or bias were merged with what stands behind it gives something else than its layer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -29,7 +31,7 @@ _QUANTISERS = ("QuantizeUniform", "QuantizeHeads", "GroupNormSiluQuantizeUniform
 class Grid:
     """A quantiser node and its operands' names: `x` is None where what it quantises has no place of its own in the
     graph, `divisor` where there is none. `norm` is the GroupNorm that should have absorbed the dilation: the one before
-    a quantiser of a dilated layer that divides by nothing itself.
+    a quantiser of a dilated layer that divides by nothing itself. `repeat` is the UpsampleNearest behind the quantiser.
     """
 
     node: onnx.NodeProto
@@ -39,11 +41,19 @@ class Grid:
     zero: str
     bits: int
     norm: onnx.NodeProto | None = None
+    repeat: onnx.NodeProto | None = None
 
     @property
     def codes(self) -> str:
-        """The value that it makes."""
-        return str(self.node.output[0])
+        """The value that it makes, upsampled where it is."""
+        return str((self.repeat or self.node).output[0])
+
+    def pixels(self, x: Array) -> Array:
+        """What the quantiser reads of a layer's input [N, C, H, W]: one pixel of each that are repeated."""
+        if self.repeat is None:
+            return x
+        factor = int(attribute(self.repeat, "factor", 2))
+        return x[..., ::factor, ::factor]
 
 
 @dataclass(frozen=True)
@@ -71,10 +81,13 @@ def find_fused(atlas: Atlas, path: str, module: nn.Module) -> Fused | None:
         return None
     assert isinstance(module, QuantLayer)
     operands = named(products[0])
-    quantiser = atlas.graph.maker(operands["codes"])
+    quantiser, repeat = atlas.graph.maker(operands["codes"]), None
+    if quantiser is not None and quantiser.op_type == "UpsampleNearest":
+        quantiser, repeat = atlas.graph.maker(quantiser.input[0]), quantiser
     if quantiser is None or quantiser.op_type not in _QUANTISERS:
         return None
-    return Fused(_grid(atlas, quantiser, is_dilated(module)), products[0], operands)
+    grid = replace(_grid(atlas, quantiser, is_dilated(module)), repeat=repeat)
+    return Fused(grid, products[0], operands)
 
 
 def is_dilated(layer: QuantLayer) -> bool:

@@ -69,7 +69,7 @@ def judge_fused(
     if codes.shape != graph.shape(fused.grid.codes):
         return MISSING
     if fused.grid.x is not None:
-        feeds = {**timestep, fused.grid.x: to_graph(x, fused.product)}
+        feeds = {**timestep, fused.grid.x: to_graph(fused.grid.pixels(x), fused.product)}
         part = graph.part(list(feeds), [fused.grid.codes])
         got = part.run(feeds)[fused.grid.codes]
         low, high = (part.evaluate(feeds, lean)[fused.grid.codes].value for lean in (-1, 1))
