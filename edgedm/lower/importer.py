@@ -6,7 +6,7 @@ that nobody reads, so the memory plan finds room for them. Kernel functions are 
 shared between equal calls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, onnx_input
 
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.lower.code_widths import UNKNOWN, code_widths
 from edgedm.lower.concatenate import WORTH_COPYING, concatenation
 from edgedm.ops import DOMAIN
 from edgedm.passes.editing import MODULE
@@ -25,6 +26,7 @@ from edgedm.targets.kernels.spec import Kernel, TensorSpec
 from edgedm.targets.target import Target
 
 OURS = ("MatMul", "Softmax", "Transpose")  # standard ops that have a kernel of ours, Transpose not for every perm
+SIGNED_CODES = ("BinaryWeightConv", "BinaryWeightGemm")  # their kernels depend on the width of the codes
 MARK = "edgedm.kernel"
 FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 OPAQUE = 8  # Relax's kOpaque: never fused with neighbours
@@ -60,6 +62,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         self.calls: list[KernelCall] = []
         self._functions: dict[str, Any] = {}  # kernel key or own name -> GlobalVar
         self._constants: dict[str, NDArray[Any]] = {}
+        self._code_widths: Mapping[str, int] = {}
 
     def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
         standard = onnx.GraphProto()
@@ -77,6 +80,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         super()._parse_graph_initializers(wide)
 
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
+        self._code_widths = code_widths(graph)
         for node in graph.node:
             results = self._kernel(node) if node.domain == DOMAIN else self._standard(node)
             if len(results) < len(node.output):
@@ -156,6 +160,8 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
     def _kernel(self, node: onnx.NodeProto) -> list[Any]:
         operands = [self._operand(node, name) for name in node.input]
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        if node.op_type in SIGNED_CODES:
+            attributes["code_bits"] = self._code_widths.get(node.input[0], UNKNOWN)
         module = next((each.value for each in node.metadata_props if each.key == MODULE), "")
         try:
             kernel = select(node.op_type, operands, attributes, self.target)
