@@ -16,6 +16,7 @@ import numpy as np
 
 from edgedm.bundle import Manifest, Node, Operand
 from edgedm.errors import InvalidModelError
+from edgedm.targets.kernels import winograd
 
 ALLOWED = 1.4
 """A step should take at most this many times its bound."""
@@ -87,7 +88,7 @@ def multiplications(node: Node) -> int:
     Look-ups go over all products once for each plane of weights, counts of bits for each pair of planes.
     """
     if node.family.startswith("winograd"):
-        return node.macs * 16 // 36
+        return int(node.macs * winograd.PRODUCTS)
     widths = _WIDTHS.search(node.family)
     if not widths or not node.family.startswith(("lookup", "bitserial-planes")):
         return node.macs

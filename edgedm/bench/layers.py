@@ -110,7 +110,11 @@ def bench_layer(
     peers = [peer.name for peer in chosen]
     machine = resolve(target)
     ours = _Ours(shape, machine)
-    bound = limit("fconv" if shape.kind in float_layers.KINDS else shape.kind, machine) if shape.macs else None
+    bound = (
+        limit("fconv" if shape.kind in float_layers.KINDS else shape.kind, machine, ours.families[-1])
+        if shape.macs
+        else None
+    )
     figures: dict[str, float] = {}
     timings = {}
     for count in threads:

@@ -14,6 +14,7 @@ from tvm import tirx
 
 from edgedm.errors import UnsupportedError
 from edgedm.targets import Target
+from edgedm.targets.kernels import winograd
 from edgedm.targets.kernels.builder import Registers, block, build, let, load, loop, reinterpret, splat, store
 from edgedm.targets.kernels.lookup import STEP_BYTES, Reader
 from edgedm.targets.kernels.product_families import able
@@ -21,7 +22,7 @@ from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import TensorSpec
 from edgedm.targets.kernels.tiles import Window
 from edgedm.targets.tuning import tiling
-from edgedm.targets.tuning.crossover import BITSERIAL, DOT, LOOKUP, fastest
+from edgedm.targets.tuning.crossover import BITSERIAL, DOT, GENERIC, LOOKUP, fastest
 
 _CYCLE = 64  # different inputs that the loop meets: 64 steps of any kind stay in L1
 _UNROLLED = 4  # steps written out in the loop's body
@@ -41,17 +42,23 @@ PAIRS = {"bconv": (1, 1), "wconv": (1, 4), "qconv": (4, 4)}
 """Bits of the weights and of the codes of the kinds of layers that multiply codes."""
 
 
-def limit(kind: str, target: Target) -> Limit:
+def limit(kind: str, target: Target, serves: str | None = None) -> Limit:
     """Return the limit of layers of `kind`.
 
     They are bconv (xor and population count, or look-ups of signs), wconv (look-ups), qconv (integer dot products of
-    4-bit codes), each that of the family which kernels of it use, and fconv (floats). Raises UnsupportedError where
-    plain loops serve the kind.
+    4-bit codes), each that of the kernel family that `serves` the layer (by default the fastest of a large one), and
+    fconv (floats). Winograd's dot products count as the multiply-accumulates of the convolution that they make.
+    Raises UnsupportedError where plain loops serve the kind.
     """
     if kind == "fconv":
         return _timed(target, _floats(target))
     widths = PAIRS[kind]
-    family = fastest(target, *widths, _LARGE, able(target, *widths))
+    if serves is None:
+        return family_limit(fastest(target, *widths, _LARGE, able(target, *widths)), target, *widths)
+    if serves.startswith("winograd"):
+        dots = family_limit(DOT, target, *widths)
+        return Limit(dots.run, round(dots.macs / winograd.PRODUCTS))
+    family = next(each for each in (BITSERIAL, LOOKUP, DOT, GENERIC) if serves.startswith(each))
     return family_limit(family, target, *widths)
 
 

@@ -54,6 +54,9 @@ from edgedm.targets.kernels.spec import Array, TensorSpec
 from edgedm.targets.kernels.tiles import Pixel, Window, output_groups
 
 MOST_BITS = 4  # of codes and of weights
+PRODUCTS = 16 / 36
+"""Products that the algorithm takes over those of the convolution."""
+
 _POINTS, _OUT, _SIDE = 16, 2, 4  # products of a patch; rows of its outputs and of itself
 _SHIFT = 64  # what makes a turned code unsigned
 _INT8_MAX = 127

@@ -84,6 +84,14 @@ def test_a_target_without_byte_products_has_no_limit_for_them():
         family_limit("lookup", resolve("x86-64"), 1, 4)
 
 
+def test_the_limit_is_that_of_the_family_that_serves_the_layer():
+    target = resolve("x86-64-v4+vnni")
+    dots = limit("qconv", target, "dot-vnni 4x4 16 8x2").macs
+    assert limit("qconv", target, "winograd-vnni 4x4 16 8x2").macs == round(dots * 36 / 16)
+    with pytest.raises(UnsupportedError, match="generic products of W4A4"):
+        limit("qconv", target, "generic 4x4")
+
+
 @pytest.mark.slow
 def test_the_binary_convolution_beats_the_float_one_by_the_required_ratio():
     if "vpopcntdq" not in resolve("host").features:
