@@ -9,7 +9,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,9 +21,11 @@ from edgedm.models.attention import make_attention_explicit
 from edgedm.models.config import MAX_CONFIG_BYTES, CheckpointConfig, read_config
 from edgedm.models.decoder import LatentDecoder, empty_decoder, seed_decoder
 from edgedm.models.denoiser import Denoiser
+from edgedm.models.plausible import check_layers, check_weights
 from edgedm.models.preset_reference import is_preset
 from edgedm.models.seeded import seed_weights
 from edgedm.quant.api import DEFAULT_EDGES, make_inference, quantize_layers
+from edgedm.tensor_file import Entry, read_header
 
 CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE = "config.json", "model.safetensors", "decoder.safetensors"
 _FILES = {CONFIG_FILE, WEIGHTS_FILE, DECODER_FILE}
@@ -59,8 +60,9 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
     if is_diffusers(folder):
         return load_diffusers(folder)
-    config = read_config(folder / CONFIG_FILE)
+    config = read_config(folder / CONFIG_FILE, _bounds(folder / CONFIG_FILE))
     try:
+        check_weights(folder / CONFIG_FILE, config, tensor_entries(folder / WEIGHTS_FILE))
         module = skeleton(config)
         decoder = blank_decoder(config, folder / CONFIG_FILE, folder / DECODER_FILE)
     except UnsupportedError as error:
@@ -158,21 +160,12 @@ def blank_decoder(config: CheckpointConfig, place: Path, weights: Path) -> Laten
     """
     if config.decoder is None:
         return None
-    check_layers(place, config.decoder.config, tensor_names(weights))
+    check_layers(place, config.decoder.config, len(tensor_entries(weights)))
     try:
         with torch.device("meta"):
             return decoder_of(config)
     except InvalidModelError as error:
         raise InvalidModelError(f"{place}: {error}") from error
-
-
-def check_layers(place: Path, architecture: dict[str, Any], names: list[str]) -> None:
-    """Raise `InvalidModelError` for more layers than the file has tensors, `names`: they would take long to build."""
-    for key in ("layers_per_block", "transformer_layers_per_block"):
-        given = architecture.get(key)
-        for layers in given if isinstance(given, list | tuple) else [given]:
-            if isinstance(layers, int) and layers > len(names):
-                raise InvalidModelError(f"{place}: {key}: {layers} layers, but the file has {len(names)} tensors")
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
@@ -199,17 +192,16 @@ def read_tensors(path: Path, expected: dict[str, Tensor], besides: tuple[str, ..
     Others are left alone if their names start with one of `besides`. Raises `InvalidModelError` for a name, shape or
     dtype that differs, and for values that are not finite.
     """
+    entries = tensor_entries(path)
+    names = {name for name in entries if name in expected or not name.startswith(besides)}
+    if names != expected.keys():
+        missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
+        raise InvalidModelError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")
+    for name, tensor in expected.items():
+        _check_entry(path, name, entries[name], tensor)
     try:
         with safe_open(str(path), framework="pt") as file:
-            names = {name for name in file.keys() if name in expected or not name.startswith(besides)}  # noqa: SIM118
-            if names != expected.keys():
-                missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
-                raise InvalidModelError(f"{path}: missing tensors {missing[:3]}, unknown tensors {extra[:3]}")
-            for name, tensor in expected.items():
-                _check_header(path, name, file.get_slice(name), tensor)
             tensors = {name: file.get_tensor(name) for name in expected}
-    except FileNotFoundError as error:
-        raise InvalidModelError(f"{path}: no such file") from error
     except SafetensorError as error:
         raise InvalidModelError(f"{path}: not a whole safetensors file: {error}") from error
     for name, tensor in tensors.items():
@@ -220,22 +212,24 @@ def read_tensors(path: Path, expected: dict[str, Tensor], besides: tuple[str, ..
     return tensors
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Return the names of a safetensors file; `InvalidModelError` for one that is missing or broken."""
+def tensor_entries(path: Path) -> dict[str, Entry]:
+    """Return what the header of a safetensors file says; `InvalidModelError` for one that is missing or broken."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return list(file.keys())
+        return read_header(path, _bounds(path))
     except FileNotFoundError as error:
         raise InvalidModelError(f"{path}: no such file") from error
-    except SafetensorError as error:
-        raise InvalidModelError(f"{path}: not a whole safetensors file: {error}") from error
 
 
-def _check_header(path: Path, name: str, stored: object, tensor: Tensor) -> None:
-    shape, dtype = stored.get_shape(), stored.get_dtype()  # type: ignore[attr-defined]  # safetensors' slice is untyped
+def _bounds(path: Path) -> Path | None:
+    """The folder that a link at `path` may not leave; installers put links into the package's own."""
+    return None if path.is_relative_to(ZOO) else path.parent
+
+
+def _check_entry(path: Path, name: str, stored: Entry, tensor: Tensor) -> None:
     floating = tensor.is_floating_point()
     allowed = ("F16", "F32") if floating else tuple(k for k, v in _DTYPES.items() if v == tensor.dtype)
-    if list(shape) != list(tensor.shape) or dtype not in allowed:
+    if stored.shape != tuple(tensor.shape) or stored.dtype not in allowed:
         raise InvalidModelError(
-            f"{path}: tensor '{name}': expected {' or '.join(allowed)} {list(tensor.shape)}, got {dtype} {list(shape)}"
+            f"{path}: tensor '{name}': expected {' or '.join(allowed)} {list(tensor.shape)}, "
+            f"got {stored.dtype} {list(stored.shape)}"
         )

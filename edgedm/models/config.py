@@ -1,7 +1,6 @@
 """What `config.json` of a checkpoint says."""
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import nn
 
 from edgedm.errors import InvalidModelError
+from edgedm.files import read_json
 from edgedm.models.bits import Bits
 from edgedm.models.roles import Role
 
@@ -16,6 +16,9 @@ Method = Literal["fp32", "binarydm", "bidm", "efficientdm", "dilatequant", "xnor
 
 MOST_TOKENS = 4096
 MAX_CONFIG_BYTES = 1 << 20
+MOST_BINS = 4096
+MOST_TIMESTEPS = 1_000_000
+MOST_PIXELS = 1 << 14  # of a side of what the network draws
 REFUSALS = (  # what diffusers' constructors, which check little, raise for arguments that make no sense
     TypeError,
     ValueError,
@@ -86,6 +89,12 @@ class CheckpointConfig(_Strict):
             raise ValueError("condition_tokens: the architecture has no cross_attention_dim, so it reads no tokens")
         if any(after <= before for before, after in itertools.pairwise(bins)):
             raise ValueError("timestep_bins must ascend")
+        if len(bins) > MOST_BINS or any(not 0 <= edge < MOST_TIMESTEPS for edge in bins):
+            raise ValueError(f"timestep_bins: expected up to {MOST_BINS} timesteps in 0..{MOST_TIMESTEPS - 1}")
+        sides = architecture.get("sample_size")
+        for side in sides if isinstance(sides, list | tuple) else [sides]:
+            if isinstance(side, int) and not 1 <= side <= MOST_PIXELS:
+                raise ValueError(f"architecture.config.sample_size: expected 1..{MOST_PIXELS}, got {side}")
         return self
 
     @property
@@ -110,18 +119,16 @@ class CheckpointConfig(_Strict):
         return unet
 
 
-def read_config(path: Path) -> CheckpointConfig:
-    """Read `config.json`; `InvalidModelError` names the file and the key that is wrong."""
+def read_config(path: Path, within: Path | None = None) -> CheckpointConfig:
+    """Read `config.json`; `InvalidModelError` names the file and the key that is wrong.
+
+    A link at `path` must end in `within`.
+    """
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise InvalidModelError(f"{path}: expected at most {MAX_CONFIG_BYTES} bytes of JSON")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return CheckpointConfig.model_validate(values)
+        return CheckpointConfig.model_validate(read_json(path, MAX_CONFIG_BYTES, within))
     except FileNotFoundError as error:
         raise InvalidModelError(f"{path}: no such file; a checkpoint is a folder with config.json") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "config"
         raise InvalidModelError(f"{path}: {where}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{path}: not valid JSON: {error}") from error

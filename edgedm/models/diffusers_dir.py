@@ -10,7 +10,6 @@ own config says how many.
 Nothing is downloaded and nothing unpickled.
 """
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -22,9 +21,11 @@ from torch import Tensor
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.models.checkpoint import Checkpoint, blank_decoder, check_layers, read_tensors, skeleton, tensor_names
+from edgedm.files import read_json
+from edgedm.models.checkpoint import Checkpoint, blank_decoder, read_tensors, skeleton, tensor_entries
 from edgedm.models.config import MOST_TOKENS, Architecture, CheckpointConfig, DecoderArchitecture
 from edgedm.models.decoder import LatentDecoder
+from edgedm.models.plausible import check_layers
 from edgedm.models.roles import FLOAT
 
 CONFIG_FILE, SCHEDULER_FILE = "config.json", "scheduler_config.json"
@@ -118,7 +119,7 @@ def _read(weights: Path, names: list[str], wanted: dict[str, Tensor]) -> dict[st
 
 def _expected(config: CheckpointConfig, path: Path, names: list[str]) -> dict[str, Tensor]:
     """Return the UNet's tensors without memory, so that the file's are held against them before any is allocated."""
-    check_layers(path, config.architecture.config, names)
+    check_layers(path, config.architecture.config, len(names))
     with torch.device("meta"):
         return skeleton(config).unet.state_dict()
 
@@ -201,16 +202,11 @@ def _present(name: str) -> str:
 def _names(path: Path) -> list[str]:
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file; save the model with safe_serialization=True, in one file")
-    return tensor_names(path)
+    return list(tensor_entries(path))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise InvalidModelError(f"{path}: expected at most {_MAX_CONFIG_BYTES} bytes of JSON")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{path}: not valid JSON: {error}") from error
+    values = read_json(path, _MAX_CONFIG_BYTES, path.parent)
     if not isinstance(values, dict):
         raise InvalidModelError(f"{path}: expected a JSON object")
     return values

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edgedm.errors import InvalidModelError
+from edgedm.tensor_file import read_header
 
 # what torch's restricted unpickler and zip reader raise on files that are cut short or altered
 _BROKEN = (
@@ -55,6 +56,7 @@ def read(path: str | os.PathLike[str]) -> Any:
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file")
     if path.suffix == ".safetensors":
+        read_header(path)
         try:
             return load_file(str(path))
         except SafetensorError as error:

@@ -1,0 +1,78 @@
+"""Read the files that others wrote: what a file must be before any of it is read, and JSON without surprises.
+
+A name in an untrusted folder may be a pipe that never ends, a device, or a link to somebody's private file; JSON may
+hold a name twice, of which readers take different ones, numbers that are none, and brackets without end.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from edgedm.errors import InvalidModelError
+
+_HUB_SNAPSHOTS = "snapshots"  # a hub's cache has links there, into `blobs` beside it
+
+
+def check_regular(path: str | os.PathLike[str], within: str | os.PathLike[str] | None = None) -> int:
+    """Return the size of `path` in bytes; raise `InvalidModelError` unless it is a file with contents of its own.
+
+    With a folder `within`, a link must end there (or, in the cache of a model hub, among the model's blobs). Nothing
+    is opened. A missing file raises FileNotFoundError.
+    """
+    path = Path(path)
+    try:
+        found = path.stat()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            raise
+        raise InvalidModelError(f"{path}: {error.strerror}; expected a file") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidModelError(f"{path}: expected a file, got a folder, pipe or device")
+    if within is not None and path.is_symlink() and not path.resolve().is_relative_to(_home(Path(within))):
+        raise InvalidModelError(f"{path}: a link that leaves {within}; put the file itself there")
+    return found.st_size
+
+
+def read_json(path: str | os.PathLike[str], most_bytes: int, within: str | os.PathLike[str] | None = None) -> Any:
+    """Return the JSON value in `path`, a file of at most `most_bytes`; see `check_regular` for `within`.
+
+    Raises `InvalidModelError` that names the file where it is no such file, is larger, or holds no JSON that every
+    reader would read alike (see `parse_json`), and FileNotFoundError where it is missing.
+    """
+    if check_regular(path, within) > most_bytes:
+        raise InvalidModelError(f"{path}: expected at most {most_bytes} bytes of JSON")
+    try:
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidModelError(f"{path}: not valid JSON: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; ValueError also for a name that stands twice in an object and for NaN.
+
+    Infinity is let through, because diffusers writes it; RecursionError for brackets too deep.
+    """
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice in an object")
+    return found
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("NaN is no number")
+    return float(name)
+
+
+def _home(folder: Path) -> Path:
+    real = folder.resolve()
+    above = next((each for each in (real, *real.parents) if each.parent.name == _HUB_SNAPSHOTS), None)
+    return above.parent.parent if above is not None else real
