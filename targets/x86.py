@@ -10,7 +10,7 @@ _GLIBC = "x86_64-linux-gnu.2.34"
 
 _V1 = frozenset({"sse2"})
 _V2 = _V1 | {"ssse3", "sse4.1", "sse4.2", "popcnt"}
-_V3 = _V2 | {"avx", "avx2", "fma", "bmi1", "bmi2", "f16c"}
+_V3 = _V2 | {"avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "lzcnt", "movbe"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 _LLVM_FEATURE = {
@@ -41,6 +41,7 @@ COMBINATIONS = (*LEVELS, "x86-64-v3+avxvnni", "x86-64-v4+vnni", "x86-64-v4+vnni+
 _CPUINFO_NAME = {
     "sse4.1": "sse4_1",
     "sse4.2": "sse4_2",
+    "lzcnt": "abm",
     "avxvnni": "avx_vnni",
     "vnni": "avx512_vnni",
     "vbmi": "avx512vbmi",

@@ -1,8 +1,10 @@
 """manifest.json: what a bundle is, file by file and kernel by kernel."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from edgedm.errors import UnsupportedError
 
 FAMILY = "edgedm.bundle/"  # what the format of every version begins with
 FORMAT = f"{FAMILY}1"
@@ -68,6 +70,25 @@ class Node(_Record):
     scratch: list[Operand] | None = None
 
 
+class Section(_Record):
+    """A piece of weights.bin, and the variants whose kernels read it; a bundle of one target has one for all."""
+
+    offset: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    variants: list[str]
+
+
+class Variant(_Record):
+    """What another target of the same bundle has of its own; fields as in `Manifest`."""
+
+    target: TargetEntry
+    arena_bytes: int = Field(ge=0)
+    kernel_bytes: int = Field(ge=0)
+    nodes: list[Node]
+    slow: list[str]
+
+
 class Schedule(_Record):
     """The default timestep schedule."""
 
@@ -80,6 +101,9 @@ class Manifest(_Record):
 
     `image_shape` is what the sampler draws; of a latent model that is a latent, and `decoded_shape` its image's.
     `condition_shape` are the tokens of a text condition and their size. `row_bytes` are those of one step.
+
+    A bundle may hold several variants, of which a machine gets the best that it can run. `target`, `arena_bytes`,
+    `kernel_bytes`, `nodes` and `slow` are those of the most demanding one, `others` has the rest, best first.
     """
 
     format: Literal["edgedm.bundle/1"] = "edgedm.bundle/1"
@@ -103,6 +127,9 @@ class Manifest(_Record):
     outputs: dict[GraphName, list[Port]]
     nodes: list[Node]
     slow: list[str] | None = None  # nodes that no fast kernel serves, and what serves them; None: not recorded
+    kernel_bytes: int | None = Field(None, ge=0)  # of the object file of the target's kernels; None: not recorded
+    sections: list[Section] = []  # of weights.bin; empty: not recorded
+    others: list[Variant] = []
 
     @field_validator("files")
     @classmethod
@@ -111,6 +138,34 @@ class Manifest(_Record):
             if name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
                 raise ValueError(f"file name {name!r} does not stay inside the bundle")
         return files
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = self.variants()
+        if len(set(names)) < len(names):
+            raise ValueError(f"variants {', '.join(names)}: a name stands twice")
+        if self.others and (self.slow is None or self.kernel_bytes is None or not self.sections):
+            raise ValueError("several variants, but slow, kernel_bytes or sections is not recorded")
+        return self
+
+    def variants(self) -> list[str]:
+        """Names of the targets that the bundle has kernels for, the most demanding first."""
+        return [self.target.name, *(each.target.name for each in self.others)]
+
+    def of(self, variant: str) -> "Manifest":
+        """Return the manifest as one of this variant, the rest among its `others`.
+
+        Raises UnsupportedError for a variant that is not there.
+        """
+        if variant == self.target.name:
+            return self
+        chosen = next((each for each in self.others if each.target.name == variant), None)
+        if chosen is None:
+            raise UnsupportedError(f"variant {variant!r}: the bundle has {', '.join(self.variants())}")
+        best = Variant(**{name: getattr(self, name) for name in Variant.model_fields})
+        rest = [each for each in self.others if each is not chosen]
+        own = {name: getattr(chosen, name) for name in Variant.model_fields}
+        return self.model_copy(update={**own, "others": [best, *rest]})
 
     def states(self) -> list[Port]:
         """The carried state tensors, in the order of `edm_state_read`."""

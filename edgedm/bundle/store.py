@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,18 @@ MAX_MANIFEST_BYTES = 64 << 20  # far above the largest model's; a bound against 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are those that the manifest names, byte for byte."""
+    """A bundle whose files are those that the manifest names, byte for byte.
+
+    `variant` names the one that has to run, as which the manifest describes it; None: the best one that can.
+    """
 
     path: Path
     manifest: Manifest
+    variant: str | None = None
+
+    def of(self, variant: str) -> "Bundle":
+        """The same bundle, to be run as this variant; UnsupportedError for one that is not there."""
+        return replace(self, manifest=self.manifest.of(variant), variant=variant)
 
     @property
     def library(self) -> Path:

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,8 @@ import tvm_ffi
 
 import edgedm
 from edgedm import progress
-from edgedm.bundle import Manifest
+from edgedm.bundle import Manifest, Section
+from edgedm.bundle import Variant as VariantEntry
 from edgedm.bundle.manifest import GraphName, Schedule, TargetEntry
 from edgedm.bundle.store import LIBRARY, PROBE, SAMPLER, WEIGHTS
 from edgedm.export.graph_io import serialize_graph
@@ -25,6 +26,7 @@ from edgedm.lower.codegen import (
     PROGRAM_SOURCES,
     TEMPLATES,
     Graph,
+    Variant,
     lay_out,
     manifest_nodes,
     write_sources,
@@ -34,49 +36,70 @@ from edgedm.lower.interface import Interface
 from edgedm.lower.layer_golden import layer_golden, layers_path
 from edgedm.lower.objects import write_object
 from edgedm.lower.package import write_package
+from edgedm.lower.weights import WeightsFile
 from edgedm.targets import Target
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """Everything that a bundle is made of: its graphs (step, prepare, of a latent model decoder), lowered and as the
-    channels-last `models`. `golden` may not exist."""
+    """Everything that a bundle is made of: its graphs (step, prepare, of a latent model decoder) as the channels-last
+    `models`, and as lowered for each target, the most demanding first. `golden` may not exist."""
 
-    graphs: Mapping[GraphName, Graph]
+    variants: Sequence[Variant]
     models: Mapping[GraphName, ir.Model]
-    weights: bytes
+    weights: WeightsFile
     interface: Interface
     prefix: str
-    target: Target
     schedule: Schedule
     golden: Path
+
+    @property
+    def graphs(self) -> Mapping[GraphName, Graph]:
+        """Those of the first variant; their inputs and outputs are the same in all."""
+        return self.variants[0].graphs
 
 
 def assemble(folder: Path, lowered: Lowered) -> Manifest:
     """Write every file of the bundle but the manifest, which is returned without the files' hashes."""
     for name in ("bin", "lib", "include", "src", "golden"):
         (folder / name).mkdir()
-    (folder / WEIGHTS).write_bytes(lowered.weights)
-    functions = _functions(lowered)
-    write_object(functions, lowered.prefix, lowered.target.tvm(), folder / "kernels.o")
-    graphs, layout = list(lowered.graphs.values()), lay_out(lowered.graphs["step"], lowered.graphs["prepare"])
+    (folder / WEIGHTS).write_bytes(lowered.weights.data)
+    kernel_bytes = _write_kernels(lowered.variants, folder)
     default = (lowered.schedule.steps, lowered.schedule.sampler)
-    write_sources(folder / "src", lowered.prefix, graphs, layout, lowered.interface, lowered.weights, default)
-    first = ", the first time with the target's C library: about a minute" if lowered.target.base.emulator else ""
+    write_sources(folder / "src", lowered.prefix, lowered.variants, lowered.interface, lowered.weights, default)
+    target = lowered.variants[0].target  # the others are built by the same tools
+    first = ", the first time with the target's C library: about a minute" if target.base.emulator else ""
     progress.stage(f"compiling the runtime{first}")
-    _link(folder, lowered.prefix, lowered.target)
+    _link(folder, lowered.prefix, target)
     for header in HEADERS:
         (folder / "src" / header).rename(folder / "include" / header)
     shutil.copyfile(TEMPLATES / "CMakeLists.txt", folder / "CMakeLists.txt")
     write_package(folder)
-    manifest = _manifest(lowered)
+    manifest = _manifest(lowered, kernel_bytes)
     _golden(folder / "golden", lowered, manifest)
     return manifest
 
 
-def _functions(lowered: Lowered) -> dict[str, Any]:
+def _write_kernels(variants: Sequence[Variant], folder: Path) -> list[int]:
+    """Write all kernels into `folder`/kernels.o; returns how many bytes the object of each variant has."""
+    with tempfile.TemporaryDirectory(prefix="edgedm-") as scratch:
+        objects = [Path(scratch) / f"variant{number}.o" for number in range(len(variants))]
+        for variant, path in zip(variants, objects, strict=True):
+            if len(variants) > 1:
+                progress.stage(f"kernels for {variant.target.name}")
+            write_object(_functions(variant), variant.prefix, variant.target.tvm(), path)
+        if len(variants) == 1:
+            shutil.copyfile(objects[0], folder / "kernels.o")
+        else:
+            # LLVM brings helpers that all kernels of a program share: the first is taken, which all machines must run.
+            toolchain.merge_objects([each.name for each in reversed(objects)], "kernels.o", Path(scratch))
+            shutil.copyfile(Path(scratch) / "kernels.o", folder / "kernels.o")
+        return [each.stat().st_size for each in objects]
+
+
+def _functions(variant: Variant) -> dict[str, Any]:
     functions: dict[str, Any] = {}
-    for graph in lowered.graphs.values():
+    for graph in variant.graphs.values():
         for name, function in graph.plan.functions.items():
             if name in functions and not tvm_ffi.structural_equal(functions[name], function):
                 raise AssertionError(f"two kernels are called {name}")
@@ -120,18 +143,20 @@ def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> None:
         others = (interface.condition_shape, decoded_shape(lowered.graphs))
         (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, interface.image_shape, states, *others))
         if layers_path(lowered.golden).is_file():
-            data = layer_golden(
-                {str(name): model for name, model in lowered.models.items()}, lowered.golden, manifest.nodes
-            )
-            (folder / "layers.bin").write_bytes(data)
+            models = {str(name): model for name, model in lowered.models.items()}
+            for variant in manifest.variants():
+                data = layer_golden(models, lowered.golden, manifest.of(variant).nodes)
+                (folder / (f"layers.{variant}.bin" if manifest.others else "layers.bin")).write_bytes(data)
 
 
-def _manifest(lowered: Lowered) -> Manifest:
-    graphs, interface, target = lowered.graphs, lowered.interface, lowered.target
+def _manifest(lowered: Lowered, kernel_bytes: Sequence[int]) -> Manifest:
+    graphs, interface = lowered.graphs, lowered.interface
+    best, *others = map(_described, lowered.variants, kernel_bytes)
+    names = [each.target.name for each in lowered.variants]
     return Manifest(
         edgedm=edgedm.__version__,
         prefix=lowered.prefix,
-        target=TargetEntry(name=target.name, features=sorted(target.features), triple=target.triple),
+        target=best.target,
         toolchain={"tvm": version("apache-tvm"), "zig": toolchain.zig_version(), "onnx": version("onnx")},
         files={},
         config=interface.config,
@@ -142,15 +167,37 @@ def _manifest(lowered: Lowered) -> Manifest:
         null_class=interface.null_class,
         trained_timesteps=interface.trained,
         schedule=lowered.schedule,
-        arena_bytes=max(graph.plan.arena_bytes for graph in graphs.values()),
-        weights_bytes=len(lowered.weights),
+        arena_bytes=best.arena_bytes,
+        weights_bytes=len(lowered.weights.data),
         row_bytes=lay_out(graphs["step"], graphs["prepare"]).row_bytes,
         inputs={name: graph.inputs for name, graph in graphs.items()},
         outputs={name: graph.outputs for name, graph in graphs.items()},
-        nodes=[node for graph in graphs.values() for node in manifest_nodes(graph, lowered.prefix)],
+        nodes=best.nodes,
+        slow=best.slow,
+        kernel_bytes=best.kernel_bytes,
+        sections=[
+            Section(
+                offset=part.offset,
+                bytes=part.bytes,
+                sha256=part.sha256,
+                variants=[names[reader] for reader in part.readers],
+            )
+            for part in lowered.weights.sections
+        ],
+        others=others,
+    )
+
+
+def _described(variant: Variant, kernel_bytes: int) -> VariantEntry:
+    graphs, target = variant.graphs.values(), variant.target
+    return VariantEntry(
+        target=TargetEntry(name=target.name, features=sorted(target.features), triple=target.triple),
+        arena_bytes=variant.arena_bytes,
+        kernel_bytes=kernel_bytes,
+        nodes=[node for graph in graphs for node in manifest_nodes(graph, variant.prefix)],
         slow=[
-            *(each for graph in graphs.values() for each in graph.slow),
-            *(each for graph in graphs.values() for each in _plain_loops(graph)),
+            *(each for graph in graphs for each in graph.slow),
+            *(each for graph in graphs for each in _plain_loops(graph)),
         ],
     )
 

@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import edgedm
@@ -38,14 +39,14 @@ _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "ziglang", "onnx", "onnx-ir", "onnx
 _NOT_CODE = {"__pycache__", "zoo"}
 
 
-def key_of(graph: Path, target: Target, steps: int, sampler: str) -> str:
+def key_of(graph: Path, targets: Sequence[Target], steps: int, sampler: str) -> str:
     """Return the key of a compile of `graph` and its companions; files that are not there count as such."""
     digest = hashlib.sha256()
     companions = (".prepare.onnx", ".decoder.onnx", ".golden.safetensors", ".layers.safetensors")
     for name in (graph, *(graph.with_suffix(each) for each in companions)):
         digest.update(_file_digest(name) if name.is_file() else b"absent")
-    features = sorted(target.features)
-    facts = [target.name, target.triple, *features, target.cores, steps, sampler, sys.version, *_versions()]
+    machines = [(each.name, each.triple, sorted(each.features), each.cores) for each in targets]
+    facts = [machines, steps, sampler, sys.version, *_versions()]
     digest.update("\0".join(map(str, facts)).encode())
     digest.update(_sources_digest())
     return digest.hexdigest()

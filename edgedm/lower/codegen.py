@@ -1,7 +1,7 @@
 """Plans -> C: the tables of model.c, and the runtime's own sources beside them."""
 
-import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+import edgedm
 from edgedm.bundle.manifest import GraphName, Node, Operand, Port
 from edgedm.diffusion.normal_table import ROWS
 from edgedm.errors import UnsupportedError
@@ -16,6 +17,8 @@ from edgedm.lower.interface import Interface
 from edgedm.lower.memory import ALIGNMENT, align
 from edgedm.lower.objects import SYMBOL
 from edgedm.lower.plan import Call, Plan, Tensor
+from edgedm.lower.weights import WeightsFile
+from edgedm.targets import Target
 
 TEMPLATES = Path(__file__).parent.parent / "runtime" / "templates"
 HEADERS = ("edgedm.h", "edgedm_names.h")
@@ -36,6 +39,7 @@ _SHARED = (
     "sha256",
     "sha256_fast",
     "threads",
+    "variants",
     "weights",
 )
 LIBRARY_SOURCES = ("model.c", *(f"{name}.c" for name in _SHARED))
@@ -72,6 +76,20 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """The graphs as lowered for one target; its kernels' symbols begin with `prefix`."""
+
+    target: Target
+    prefix: str
+    graphs: Mapping[GraphName, Graph]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory that any of the graphs needs for what lies between its kernels."""
+        return max(graph.plan.arena_bytes for graph in self.graphs.values())
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where rows and states lie in the session's buffers, in bytes, by name."""
 
@@ -79,6 +97,11 @@ class Layout:
     row_bytes: int
     states: dict[str, tuple[int, int]]  # name of the input -> (offset, size)
     states_bytes: int
+
+
+def identifier(name: str) -> str:
+    """A target's name as a part of one in C: `x86-64-v4+vnni` becomes `x86_64_v4_vnni`."""
+    return re.sub(r"\W", "_", name)
 
 
 def lay_out(step: Graph, prepare: Graph) -> Layout:
@@ -95,20 +118,19 @@ def lay_out(step: Graph, prepare: Graph) -> Layout:
 def write_sources(
     folder: Path,
     prefix: str,
-    graphs: Sequence[Graph],
-    layout: Layout,
+    variants: Sequence[Variant],
     interface: Interface,
-    weights: bytes,
+    weights: WeightsFile,
     default: tuple[int, str],
 ) -> None:
-    """Write every C file of the bundle into `folder`."""
+    """Write every C file of the bundle into `folder`. The most demanding of the variants comes first."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     contexts: dict[str, dict[str, Any]] = {
         "edgedm_names.h": {"prefix": prefix},
         "noise.c": {"rows": [[f"{value!r}F" for value in row] for row in ROWS]},
-        "model.c": _model(prefix, graphs, layout, interface, weights, default),
+        "model.c": _model(variants, interface, weights, default),
     }
     for template in sorted(TEMPLATES.iterdir()):
         if template.suffix == ".j2" and template.stem in contexts:
@@ -161,18 +183,23 @@ def _operand(tensor: Tensor, name: str) -> Operand:
 
 
 def _model(
-    prefix: str,
-    graphs: Sequence[Graph],
-    layout: Layout,
-    interface: Interface,
-    weights: bytes,
-    default: tuple[int, str],
+    variants: Sequence[Variant], interface: Interface, weights: WeightsFile, default: tuple[int, str]
 ) -> dict[str, Any]:
-    noise = interface.noise
-    symbols = sorted({SYMBOL + prefix + call.function for graph in graphs for call in graph.plan.calls})
+    noise, graphs = interface.noise, variants[0].graphs
+    layout = lay_out(graphs["step"], graphs["prepare"])
+    tags = ["" if len(variants) == 1 else f"_{identifier(each.target.name)}" for each in variants]
     return {
-        "kernels": symbols,
-        "graphs": [_graph(graph, prefix, layout) for graph in graphs],
+        "edgedm": edgedm.__version__,
+        "variants": [_variant(each, layout, tag) for each, tag in zip(variants, tags, strict=True)],
+        "sections": [
+            {
+                "offset": section.offset,
+                "bytes": section.bytes,
+                "readers": sum(1 << reader for reader in section.readers),
+                "sha256": list(bytes.fromhex(section.sha256)),
+            }
+            for section in weights.sections
+        ],
         "alphas_cumprod": [f"{float(alpha).hex()}F" for alpha in noise.alphas_cumprod()],
         "state_offsets": [offset for offset, _ in layout.states.values()],
         "state_bytes": [size for _, size in layout.states.values()],
@@ -193,19 +220,29 @@ def _model(
             "euler_at_final": int(noise.euler_at_final),
             "end_at_zero": int(noise.final_sigmas_type == "zero"),
         },
-        "arena_bytes": max(graph.plan.arena_bytes for graph in graphs),
-        "step_arena_bytes": max(graph.plan.arena_bytes for graph in graphs if graph.name == "step"),
         "condition_shape": interface.condition_shape or (0, 0),
-        "decoded_shape": next((each.outputs[0].shape[1:] for each in graphs if each.name == "decoder"), (0, 0, 0)),
-        "weights_bytes": len(weights),
+        "decoded_shape": graphs["decoder"].outputs[0].shape[1:] if "decoder" in graphs else (0, 0, 0),
+        "weights_bytes": len(weights.data),
         "row_bytes": layout.row_bytes,
         "states_bytes": layout.states_bytes,
-        "weights_sha256": list(hashlib.sha256(weights).digest()),
         "image_shape": interface.image_shape,
         "classes": interface.classes,
         "null_class": interface.null_class,
         "default_steps": default[0],
         "default_sampler": _SAMPLERS[default[1]],
+    }
+
+
+def _variant(variant: Variant, layout: Layout, tag: str) -> dict[str, Any]:
+    graphs = variant.graphs.values()
+    return {
+        "name": variant.target.name,
+        "tag": tag,
+        "needs": sorted(variant.target.features),
+        "kernels": sorted({SYMBOL + variant.prefix + call.function for graph in graphs for call in graph.plan.calls}),
+        "graphs": [_graph(graph, variant.prefix, layout) for graph in graphs],
+        "arena_bytes": variant.arena_bytes,
+        "step_arena_bytes": variant.graphs["step"].plan.arena_bytes,
     }
 
 

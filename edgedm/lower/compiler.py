@@ -3,8 +3,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,10 +22,10 @@ from edgedm.export.graph_io import graph_info, serialize_graph
 from edgedm.lower.assemble import Lowered, assemble
 from edgedm.lower.cache import fetch, keep, key_of
 from edgedm.lower.channels_last import ChannelsLast
-from edgedm.lower.codegen import Graph
+from edgedm.lower.codegen import Graph, Variant, identifier
 from edgedm.lower.importer import import_graph, is_ours
 from edgedm.lower.interface import load_pair, output_roles
-from edgedm.lower.plan import Plan, make_plan
+from edgedm.lower.plan import Plan, make_plan, move_weights
 from edgedm.lower.split_gemm import SplitGemm
 from edgedm.lower.tidy import WORKSPACE_BYTES, tidy, workspace_bytes
 from edgedm.lower.weights import Weights
@@ -33,7 +33,7 @@ from edgedm.lower.widen_codes import WidenCodes
 from edgedm.ops import DOMAIN, infer_shapes
 from edgedm.outcome import Outcome
 from edgedm.passes.editing import dims
-from edgedm.targets import Target, resolve
+from edgedm.targets import Target, resolve_variants
 from edgedm.targets.kernels.select import OPS
 
 _DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT64: "int64", ir.DataType.INT32: "int32"}
@@ -43,25 +43,28 @@ _DTYPES |= {ir.DataType.UINT8: "uint8", ir.DataType.INT8: "int8", ir.DataType.BO
 def compile(
     graph_path: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    target: str = "host",
+    target: str | Sequence[str] = "host",
     steps: int = 50,
     sampler: str = "ddim",
     cache: bool = True,
 ) -> Outcome:
     """Compile the graph at `graph_path` (with `<stem>.prepare.onnx` beside it) into the bundle `output`.
 
-    A latent model's `<stem>.decoder.onnx` is compiled too.
+    A latent model's `<stem>.decoder.onnx` is compiled too. `target` may be several of one kind of machine, separated by
+    commas or as a sequence: the bundle then holds a variant of the kernels for each, of which a machine runs the best
+    that it can.
 
     `steps` and `sampler` become the bundle's default schedule. Raises InvalidModelError for broken graphs,
     UnsupportedError for what has no kernel or a schedule outside the trained timesteps, ToolchainError without a
     compiler. Figures: bytes of weights, program, library, arena and a step's rows, seconds, kernels, MACs, and how many
-    nodes no fast kernel serves; `details["slow"]` names those. With `cache` a bundle that was compiled from the same
-    files before, by the same edgedm, is copied (`cached` 1).
+    nodes no fast kernel serves (`details["slow"]` names those), of the most demanding variant where there are several;
+    and for each of several `bytes.kernels.<name>` and `bytes.weights.<name>`, what it alone reads. With `cache` a
+    bundle that was compiled from the same files before, by the same edgedm, is copied (`cached` 1).
     """
     started = time.perf_counter()
     if sampler not in SAMPLERS:
         raise UnsupportedError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    graph_path, chosen = Path(graph_path), resolve(target)
+    graph_path, chosen = Path(graph_path), resolve_variants(target)
     key = key_of(graph_path, chosen, steps, sampler) if cache else None
     kept = fetch(key, output) if key else None
     if kept is not None:
@@ -75,15 +78,22 @@ def compile(
         if decoder is not None:
             models["decoder"] = decoder
         prefix = _prefix(models, chosen)
-        progress.stage(f"lowering for {chosen.name}")
-        weights = Weights()
+        laid_out = {name: _lay_out(name, model) for name, model in models.items()}
+        weights, variants = Weights(), []
+        for weights.reader, each in enumerate(chosen):
+            progress.stage(f"lowering for {each.name}")
+            graphs = {name: _lower(graph, models[name], each, weights) for name, graph in laid_out.items()}
+            own = prefix if len(chosen) == 1 else f"{prefix}{identifier(each.name)}_"
+            variants.append(Variant(each, own, graphs))
+        file = weights.file()
+        for variant in variants:
+            move_weights([graph.plan for graph in variant.graphs.values()], file.moved)
         lowered = Lowered(
-            graphs={name: _lower(name, model, chosen, weights) for name, model in models.items()},
+            variants=variants,
             models=models,
-            weights=weights.tobytes(),
+            weights=file,
             interface=interface,
             prefix=prefix,
-            target=chosen,
             schedule=Schedule.model_validate({"steps": steps, "sampler": sampler}),
             golden=graph_path.with_suffix(".golden.safetensors"),
         )
@@ -97,20 +107,34 @@ def compile(
     return _outcome(manifest, Path(output), time.perf_counter() - started)
 
 
-def _lower(name: GraphName, model: ir.Model, target: Target, weights: Weights) -> Graph:
-    """Lower one graph; `model` becomes channels-last in place."""
+@dataclass(frozen=True)
+class _LaidOut:
+    """A graph in the kernels' layout, which is the same for all targets."""
+
+    name: GraphName
+    inputs: list[Port]
+    outputs: list[Port]
+    slow: tuple[str, ...]
+
+
+def _lay_out(name: GraphName, model: ir.Model) -> _LaidOut:
+    """Do what no target matters to; `model` becomes channels-last in place."""
     InlinePass(criteria=lambda function: function.domain == DOMAIN and function.name not in OPS)(model)
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     infer_shapes(model)
     widen = WidenCodes()
     for phase in (widen, SplitGemm(), ChannelsLast()):
         phase(model)
-    module, calls = import_graph(ir.serde.serialize_model(model), target)
-    plan = _tidied(make_plan(module, calls, weights, target.tvm()), name)
     before, after = graph_info(model).inputs, output_roles(model)
     inputs = [_port(value, before[value.name or ""]) for value in model.graph.inputs]
     outputs = [_port(value, after[value.name or ""]) for value in model.graph.outputs]
-    return Graph(name, plan, inputs, outputs, tuple(widen.slow))
+    return _LaidOut(name, inputs, outputs, tuple(widen.slow))
+
+
+def _lower(graph: _LaidOut, model: ir.Model, target: Target, weights: Weights) -> Graph:
+    module, calls = import_graph(ir.serde.serialize_model(model), target)
+    plan = _tidied(make_plan(module, calls, weights, target.tvm()), graph.name)
+    return Graph(graph.name, plan, graph.inputs, graph.outputs, graph.slow)
 
 
 def _port(value: ir.Value, role: str) -> Port:
@@ -136,8 +160,9 @@ def _tidied(plan: Plan, graph: str) -> Plan:
     return replace(plan, calls=calls, functions=functions)
 
 
-def _prefix(models: Mapping[GraphName, ir.Model], target: Target) -> str:
-    digest = hashlib.sha256(b"".join(map(serialize_graph, models.values())) + target.name.encode())
+def _prefix(models: Mapping[GraphName, ir.Model], targets: Sequence[Target]) -> str:
+    names = ",".join(target.name for target in targets)
+    digest = hashlib.sha256(b"".join(map(serialize_graph, models.values())) + names.encode())
     return f"edm_{digest.hexdigest()[:8]}_"
 
 
@@ -161,4 +186,17 @@ def _outcome(manifest: Manifest, path: Path, seconds: float, cached: bool = Fals
         figures[f"macs.{family}"] = float(sum(node.macs for node in steps if node.family == family))
     assert manifest.slow is not None  # this edgedm wrote it, cached or not
     figures["slow"] = float(len(manifest.slow))
-    return Outcome(True, figures, {"bundle": str(path), "target": manifest.target.name, "slow": manifest.slow})
+    figures |= _variant_figures(manifest)
+    return Outcome(True, figures, {"bundle": str(path), "target": ",".join(manifest.variants()), "slow": manifest.slow})
+
+
+def _variant_figures(manifest: Manifest) -> dict[str, float]:
+    """What each of several variants takes: its kernels, and the weights that it alone reads."""
+    if not manifest.others:
+        return {}
+    figures = {"bytes.weights.shared": float(sum(each.bytes for each in manifest.sections if len(each.variants) > 1))}
+    for name in manifest.variants():
+        figures[f"bytes.kernels.{name}"] = float(manifest.of(name).kernel_bytes or 0)
+        alone = [each.bytes for each in manifest.sections if each.variants == [name]]
+        figures[f"bytes.weights.{name}"] = float(sum(alone))
+    return figures

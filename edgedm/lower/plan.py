@@ -6,7 +6,7 @@ an output of the graph) and lists the calls.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,17 @@ def make_plan(module: Any, kernel_calls: list[KernelCall], weights: Weights, tar
     names = {call.function for call in calls}
     functions = {variable.name_hint: f for variable, f in module.functions.items() if variable.name_hint in names}
     return Plan(calls, walk.inputs, outputs, copies, arena_bytes, functions)
+
+
+def move_weights(plans: Sequence[Plan], moved: Mapping[int, int]) -> None:
+    """Let the constants of `plans` lie at `moved[offset]`. In place, once, as buffers are."""
+    tensors = [
+        tensor for plan in plans for call in plan.calls for tensor in (*call.inputs, *call.outputs, *call.scratch)
+    ]
+    tensors += [tensor for plan in plans for tensor in plan.copies.values()]
+    for buffer in {id(tensor.buffer): tensor.buffer for tensor in tensors}.values():
+        if buffer.place == "weights":
+            buffer.offset = moved[buffer.offset]
 
 
 class _Walk:

@@ -19,6 +19,7 @@ from edgedm.bundle import Bundle, Node, load
 from edgedm.diffusion import first_step
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.runtime import library as lib
+from edgedm.runtime.choice import emulator_of
 from edgedm.runtime.runner import (
     Array,
     Floats,
@@ -37,9 +38,8 @@ from edgedm.runtime.runner import (
     state_inputs,
     state_output,
 )
-from edgedm.targets import command_for, resolve
 
-_READY = b"EDMPROB1"
+_READY = b"EDMPROB2"  # the name of the variant follows
 _HEADER = struct.Struct("<IIQ")  # command or status, zero, bytes of payload
 _SECONDS_TO_END = 10
 _PREPARE, _STEP, _RESET, _STATE_READ, _STATE_WRITE, _SAMPLE, _NORMALS, _RUN_NODE, _LEND, _PROFILE, _DECODE = range(
@@ -50,22 +50,31 @@ _PREPARE, _STEP, _RESET, _STATE_READ, _STATE_WRITE, _SAMPLE, _NORMALS, _RUN_NODE
 class ExecRunner(Runner):
     """A bundle whose probe executable runs in a process of its own.
 
-    `command` is put before the executable; None is what the bundle's target needs here: nothing or an emulator.
-    Raises ToolchainError if that is missing or cannot be run, InvalidModelError for an altered bundle. An executable
-    that dies raises EdgedmError with the signal and what it said.
+    `command` is put before the executable; None is what the bundle's target needs here: nothing or an emulator. Of
+    several variants the one that runs is chosen as in `LocalRunner`; an emulator's CPU is the least that has all of
+    its features. Raises ToolchainError if that is missing or cannot be run, InvalidModelError for an altered bundle.
+    An executable that dies raises EdgedmError with the signal and what it said.
     """
 
     def __init__(
-        self, bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0, command: Sequence[str] | None = None
+        self,
+        bundle: Bundle | str | Path,
+        threads: int = 1,
+        lanes: int = 0,
+        command: Sequence[str] | None = None,
+        variant: str | None = None,
     ) -> None:
         check_number("threads", threads)
         check_number("lanes", lanes)
         self.bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
+        if variant is not None:
+            self.bundle = self.bundle.of(variant)
         self.manifest = self.bundle.manifest
         if not self.bundle.probe.is_file():
             raise InvalidModelError(f"{self.bundle.probe}: no such file; compile the bundle again")
-        before = command_for(resolve(self.manifest.target.name)) if command is None else command
-        arguments = [self.bundle.probe, self.bundle.weights, threads, lanes]
+        before = emulator_of(self.bundle) if command is None else command
+        chosen = [] if self.bundle.variant is None else [self.bundle.variant]
+        arguments = [self.bundle.probe, self.bundle.weights, threads, lanes, *chosen]
         self._steps = 1  # of the prepared schedule
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
         words = [*before, *map(str, arguments)]
@@ -78,8 +87,10 @@ class ExecRunner(Runner):
                 "target's emulator"
             ) from error
         try:
-            if self._answer("start") != _READY:
+            ready, runs = (said := self._answer("start"))[: len(_READY)], said[len(_READY) :]
+            if ready != _READY:
                 raise InvalidModelError(f"{self.bundle.probe}: not the probe of this edgedm; compile the bundle again")
+            self._runs(runs.decode("utf-8", "replace"))
         except BaseException:
             self.close()
             raise

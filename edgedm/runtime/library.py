@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 
-BAD_ARGUMENT, BAD_FILE, CANCELLED = 1, 2, 5
+BAD_ARGUMENT, BAD_FILE, CANCELLED, WRONG_MACHINE = 1, 2, 5, 7
 SAMPLERS = {"ddim": 0, "ddpm": 1, "dpm-solver++": 2}
 
 
@@ -19,6 +19,7 @@ class Source(c.Structure):
         ("offset", c.c_uint64),
         ("length", c.c_uint64),
         ("memory", c.c_void_p),
+        ("variant", c.c_char_p),
     )
 
 
@@ -73,6 +74,7 @@ ProgressFunction = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_uint64, c.c_uint64)
 _FLOATS, _POINTER = c.POINTER(c.c_float), c.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "last_error": (c.c_char_p, []),
+    "model_variant": (c.c_char_p, [_POINTER]),
     "open": (c.c_int, [c.POINTER(Source), c.POINTER(_POINTER)]),
     "close": (None, [_POINTER]),
     "session_create": (c.c_int, [_POINTER, c.POINTER(SessionOptions), c.POINTER(_POINTER)]),
@@ -96,7 +98,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "decode": (c.c_int, [_POINTER, _FLOATS, _FLOATS]),
     "normals": (None, [c.c_uint64, c.c_uint32, c.c_uint32, c.c_uint64, _FLOATS]),
     "write_images": (c.c_int, [c.c_char_p, _FLOATS, c.c_uint32]),
-    "call_count": (c.c_int, []),
+    "call_count": (c.c_int, [_POINTER]),
     "profile": (c.c_int, [_POINTER, c.c_int, _FLOATS, c.POINTER(c.c_uint64)]),
     "run_node": (c.c_int, [_POINTER, c.c_char_p, c.c_int, c.POINTER(_POINTER), c.POINTER(_POINTER)]),
 }
@@ -132,10 +134,17 @@ class Library:
             raise_status(status, self._functions["last_error"]().decode("utf-8", "replace"))
 
 
+def source_of(variant: str | None, **place: Any) -> Source:
+    """An `edm_source`: where the weights are, and which variant must run (None: the best that can)."""
+    return Source(variant=None if variant is None else variant.encode(), **place)
+
+
 def raise_status(status: int, text: str) -> NoReturn:
     """Raise what an `edm_status` other than EDM_OK and its message say."""
     if status == CANCELLED:
         raise KeyboardInterrupt
     if status == BAD_ARGUMENT:
         raise UnsupportedError(text)
+    if status == WRONG_MACHINE:
+        raise ToolchainError(text)
     raise InvalidModelError(text) if status == BAD_FILE else EdgedmError(text)

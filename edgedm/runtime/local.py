@@ -31,23 +31,39 @@ from edgedm.runtime.runner import (
 
 
 class LocalRunner(Runner):
-    """A bundle whose library is loaded into this process."""
+    """A bundle whose library is loaded into this process.
+
+    Of several variants of its kernels `variant` runs, or the one that EDGEDM_FEATURES names, or the best that this
+    machine can; `variant` is then its name, and `manifest` describes it. Raises UnsupportedError for one that is not
+    there, ToolchainError where the processor lacks what it needs.
+    """
 
     def __init__(
-        self, bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0, cores: Sequence[int] = ()
+        self,
+        bundle: Bundle | str | Path,
+        threads: int = 1,
+        lanes: int = 0,
+        cores: Sequence[int] = (),
+        variant: str | None = None,
     ) -> None:
         for name, value in [("threads", threads), ("lanes", lanes), *(("cores", core) for core in cores)]:
             check_number(name, value)
         self.bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
-        self.manifest = self.bundle.manifest
-        self._library = lib.Library(self.bundle.library.absolute(), self.manifest.prefix)
+        if variant is not None:
+            self.bundle = self.bundle.of(variant)
+        source = lib.source_of(self.bundle.variant, path=os.fsencode(self.bundle.weights))
+        options = lib.SessionOptions(threads=threads, lanes=lanes, core_count=len(cores))
+        options.cores = (c.c_int * max(len(cores), 1))(*cores)
+        self._open(source, options)
+
+    def _open(self, source: lib.Source, options: lib.SessionOptions) -> None:
+        """Open the bundle's model and a session of it; from here on the manifest is that of the variant that runs."""
+        self._library = lib.Library(self.bundle.library.absolute(), self.bundle.manifest.prefix)
         self._model, self._session = c.c_void_p(), c.c_void_p()
-        source = lib.Source(path=os.fsencode(self.bundle.weights))
         self._library.check("open", c.byref(source), c.byref(self._model))
         try:
-            options = lib.SessionOptions(threads=threads, lanes=lanes, core_count=len(cores))
-            options.cores = (c.c_int * max(len(cores), 1))(*cores)
             self._library.check("session_create", self._model, c.byref(options), c.byref(self._session))
+            self._runs(self._library.call("model_variant", self._model).decode())
         except BaseException:
             self.close()
             raise
@@ -210,7 +226,7 @@ class LocalRunner(Runner):
         """Nanoseconds of every kernel call of a step: uint64[repeats, calls]; carried state does not move on."""
         check_number("step", step)
         x = image_input(self.manifest, x)
-        times = np.zeros((repeats, self._library.call("call_count")), np.uint64)
+        times = np.zeros((repeats, self._library.call("call_count", self._session)), np.uint64)
         for row in times:
             self._library.check("profile", self._session, step, _floats(x), row.ctypes.data_as(c.POINTER(c.c_uint64)))
         return times

@@ -4,30 +4,28 @@ from pathlib import Path
 
 from edgedm.bundle import Bundle, load
 from edgedm.errors import UnsupportedError
+from edgedm.runtime.choice import choose, is_local
 from edgedm.runtime.exec_runner import ExecRunner
 from edgedm.runtime.local import LocalRunner
 from edgedm.runtime.runner import Runner
-from edgedm.targets import resolve, runs_natively
-
-
-def is_local(bundle: Bundle) -> bool:
-    """Whether the bundle's library can be loaded here; otherwise its programs run under an emulator, if at all."""
-    return runs_natively(resolve(bundle.manifest.target.name))
 
 
 def require_native(bundle: Bundle) -> None:
     """Raise UnsupportedError unless the bundle's code runs here without an emulator, whose times would say nothing."""
     if not is_local(bundle):
+        names = ", ".join(bundle.manifest.variants())
         raise UnsupportedError(
-            f"{bundle.path} is compiled for {bundle.manifest.target.name}, which this machine is not: time it there, "
+            f"{bundle.path} is compiled for {names}, which this machine is not: time it there, "
             f"with `edgedm run-on ssh HOST {bundle.path}`"
         )
 
 
-def open_runner(bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0) -> Runner:
+def open_runner(bundle: Bundle | str | Path, threads: int = 1, lanes: int = 0, variant: str | None = None) -> Runner:
     """Open a bundle: its library in this process where it can be loaded, its probe under an emulator elsewhere.
 
-    Raises InvalidModelError for an altered bundle, ToolchainError where nothing here can run it.
+    Of several variants of its kernels `variant` runs, or the one that EDGEDM_FEATURES names, or the best that can.
+    Raises InvalidModelError for an altered bundle, UnsupportedError for a variant that is not there, ToolchainError
+    where nothing here can run it.
     """
-    opened = bundle if isinstance(bundle, Bundle) else load(bundle)
+    opened = choose(bundle if isinstance(bundle, Bundle) else load(bundle), variant)
     return LocalRunner(opened, threads, lanes) if is_local(opened) else ExecRunner(opened, threads, lanes)

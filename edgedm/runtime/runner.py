@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedm.bundle import Bundle, Manifest, Node, Operand
-from edgedm.errors import UnsupportedError
+from edgedm.errors import InvalidModelError, UnsupportedError
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]
@@ -30,6 +30,18 @@ class Runner(ABC):
 
     bundle: Bundle
     manifest: Manifest
+    variant: str
+    """Of the kernels in the bundle, those that run; the manifest describes them."""
+
+    def _runs(self, variant: str) -> None:
+        """Note which variant was opened; InvalidModelError for one that the manifest does not know."""
+        if variant not in self.bundle.manifest.variants():
+            raise InvalidModelError(
+                f"{self.bundle.path}: the code runs a variant {variant!r}, the manifest has "
+                f"{', '.join(self.bundle.manifest.variants())}; compile the bundle again"
+            )
+        self.bundle = self.bundle.of(variant)
+        self.manifest, self.variant = self.bundle.manifest, variant
 
     def __enter__(self) -> Self:
         return self

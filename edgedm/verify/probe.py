@@ -5,7 +5,6 @@ afterwards `lend` gives a kernel other values (a multiplier of 1, say), while th
 bundle of another machine is examined through its probe executable, on the target's own objects.
 """
 
-import ctypes as c
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from edgedm.bundle import Bundle, Node, Operand
 from edgedm.errors import ParityError
 from edgedm.runtime import ExecRunner, LocalRunner, Runner
 from edgedm.runtime import library as lib
-from edgedm.runtime.opening import is_local
+from edgedm.runtime.choice import is_local
 from edgedm.runtime.runner import Array, operand_bytes
 
 _ALIGNMENT = 64
@@ -77,18 +76,10 @@ class LocalProbe(Probe, LocalRunner):
     """A bundle whose library is loaded here, and reads the weights where they lie in this process."""
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
-        self.bundle, self.manifest = bundle, bundle.manifest
-        self._library = lib.Library(bundle.library.absolute(), self.manifest.prefix)
-        self._model, self._session = c.c_void_p(), c.c_void_p()
+        self.bundle = bundle
         self._weights = _aligned(bundle.weights.read_bytes())
-        source = lib.Source(memory=self._weights.ctypes.data, length=self._weights.size)
-        self._library.check("open", c.byref(source), c.byref(self._model))
-        try:
-            options = lib.SessionOptions(threads=threads, lanes=1)
-            self._library.check("session_create", self._model, c.byref(options), c.byref(self._session))
-        except BaseException:
-            self.close()
-            raise
+        source = lib.source_of(bundle.variant, memory=self._weights.ctypes.data, length=self._weights.size)
+        self._open(source, lib.SessionOptions(threads=threads, lanes=1))
 
     def _changed(self, operand: Operand) -> None:
         """The library reads this very memory."""

@@ -33,7 +33,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def key(graph: Path, target: str = V3, steps: int = 10, sampler: str = "ddim") -> str:
-    return cache.key_of(graph, resolve(target), steps, sampler)
+    return cache.key_of(graph, [resolve(target)], steps, sampler)
 
 
 def test_a_second_compile_is_the_same_bytes_and_compiles_nothing(graph, tmp_path, monkeypatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.targets import arm, available, command_for, resolve, runs_natively, targets, x86
 
-FLAGS_V3 = "fpu sse2 ssse3 sse4_1 sse4_2 popcnt avx avx2 fma bmi1 bmi2 f16c"
+FLAGS_V3 = "fpu sse2 ssse3 sse4_1 sse4_2 popcnt avx avx2 fma abm movbe bmi1 bmi2 f16c"
 FLAGS_V4 = f"{FLAGS_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni avx512_vpopcntdq avx512vbmi"
 
 

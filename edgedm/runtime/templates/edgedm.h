@@ -38,7 +38,8 @@ typedef enum {
   EDM_NO_MEMORY = 3,
   EDM_KERNEL_FAILED = 4, /* a kernel refused its arguments: a defect of the bundle */
   EDM_CANCELLED = 5,
-  EDM_IO_FAILED = 6
+  EDM_IO_FAILED = 6,
+  EDM_WRONG_MACHINE = 7 /* its processor lacks what the kernels need */
 } edm_status;
 
 typedef enum { EDM_DDIM = 0, EDM_DDPM = 1, EDM_DPM_SOLVER_PP = 2 /* 2M */ } edm_sampler;
@@ -47,13 +48,16 @@ typedef struct edm_model edm_model;
 typedef struct edm_session edm_session;
 
 /* Where weights.bin is: `memory` (kept by the caller while the model lives, 64-byte aligned or else copied),
- * or `path`, or an open file `fd` (used if path and memory are NULL); `length` 0 means up to the end. */
+ * or `path`, or an open file `fd` (used if path and memory are NULL); `length` 0 means up to the end.
+ * `variant` is the name of the variant to run, see edm_variant_name; NULL: the one that the environment variable
+ * EDGEDM_FEATURES names, without it the best that this machine can run. */
 typedef struct {
   const char *path;
   int fd;
   uint64_t offset;
   uint64_t length;
   const void *memory;
+  const char *variant;
 } edm_source;
 
 typedef struct {
@@ -93,14 +97,19 @@ typedef int (*edm_progress_fn)(void *user, uint64_t steps_done, uint64_t steps_t
 /* What went wrong in the last call of this thread that did not return EDM_OK. */
 EDM_API const char *edm_last_error(void);
 
+/* The kernels may be here several times, for processors with more and with fewer instructions: the names of these
+ * variants, the most demanding first; NULL beyond the last. */
+EDM_API const char *edm_variant_name(int number);
+
 EDM_API edm_status edm_open(const edm_source *source, edm_model **model); /* checks the SHA-256 of the weights */
+EDM_API const char *edm_model_variant(const edm_model *model);            /* the name of the one that it runs */
 EDM_API void edm_close(edm_model *model);                                 /* after its sessions are freed */
 EDM_API void edm_image_shape(int64_t shape[3]);                           /* channels, height, width */
 
 EDM_API void edm_decoded_shape(int64_t shape[3]);                         /* of edm_decode's images; or zeros */
 EDM_API void edm_condition_shape(int64_t shape[2]);                       /* tokens and their size; or zeros */
 
-EDM_API size_t edm_session_bytes(const edm_session_options *options);
+EDM_API size_t edm_session_bytes(const edm_session_options *options); /* enough for any variant */
 EDM_API edm_status edm_session_create(edm_model *model, const edm_session_options *options, edm_session **session);
 EDM_API void edm_session_free(edm_session *session);
 
@@ -160,7 +169,7 @@ EDM_API edm_status edm_run_node(edm_session *session, const char *graph, int cal
                                 void *const *outputs);
 
 /* Run `step` on x like edm_step, and tell how long each call of the conditional pass took. */
-EDM_API int edm_call_count(void);
+EDM_API int edm_call_count(const edm_session *session);
 EDM_API edm_status edm_profile(edm_session *session, int step, const float *x, uint64_t *nanoseconds);
 #endif
 

@@ -16,6 +16,7 @@ enum { NAME_ROOM = 512, MOST_TENSORS = 256, CODE_FLOAT = 2, FORGIVEN = 1000 };
 static const double allowed_error = 1e-4;
 
 typedef struct {
+  const edm_graph *graph; /* that of a step */
   const edm_call *call;
   char name[NAME_ROOM];
   uint8_t *block; /* inputs, wanted and computed outputs */
@@ -24,12 +25,11 @@ typedef struct {
 } layer;
 
 static const edm_tensor *tensor_of(const layer *it, int argument) {
-  const edm_graph *graph = &edm_compiled.step;
-  return &graph->tensors[graph->arguments[it->call->first + (uint32_t)argument]];
+  return &it->graph->tensors[it->graph->arguments[it->call->first + (uint32_t)argument]];
 }
 
 static size_t bytes_of(const layer *it, int argument) {
-  return edm_tensor_bytes(&edm_compiled.step, tensor_of(it, argument));
+  return edm_tensor_bytes(it->graph, tensor_of(it, argument));
 }
 
 /* Cut the block into pieces (NULL: only count) and return its size. */
@@ -66,11 +66,11 @@ static bool read_tensors(layer *it, FILE *file) {
 static edm_status read_layer(layer *it, FILE *file, const char *path) {
   uint32_t numbers[2];
   it->block = NULL;
-  if (fread(numbers, sizeof *numbers, 2, file) != 2 || numbers[0] >= edm_compiled.step.call_count ||
+  if (fread(numbers, sizeof *numbers, 2, file) != 2 || numbers[0] >= it->graph->call_count ||
       numbers[1] >= NAME_ROOM || fread(it->name, 1, numbers[1], file) != numbers[1])
     return edm_fail(EDM_BAD_FILE, "%s: truncated, or not of this model", path);
   it->name[numbers[1]] = 0;
-  it->call = &edm_compiled.step.calls[numbers[0]];
+  it->call = &it->graph->calls[numbers[0]];
   size_t bytes = lay_out(it);
   it->block = aligned_alloc(EDM_ALIGNMENT, bytes ? bytes : EDM_ALIGNMENT);
   if (!it->block) return edm_fail(EDM_NO_MEMORY, "no memory for the golden data of %s", it->name);
@@ -120,9 +120,9 @@ static edm_status run_layers(edm_session *session, FILE *file, const char *path,
   uint32_t off = 0;
   edm_status status = EDM_OK;
   for (uint32_t i = 0; i < counts[0] && !status; ++i) {
-    layer it;
+    layer it = {.graph = session->lanes[0].step.graph};
     status = read_layer(&it, file, path);
-    int number = status ? 0 : (int)(it.call - edm_compiled.step.calls);
+    int number = status ? 0 : (int)(it.call - it.graph->calls);
     if (!status) status = edm_run_node(session, "step", number, it.inputs, it.got);
     if (!status && !agrees(&it, text) && off++ == 0) printf("first layer that is off: %s: %s\n", it.name, text);
     free(it.block);

@@ -10,7 +10,7 @@
 #include "program.h"
 #include "runtime.h"
 
-enum { EXIT_CHECK_FAILED = 1, EXIT_BAD_INPUT = 2, EXIT_INTERRUPTED = 130, PATH_ROOM = 4096, MOST_CORES = 1024 };
+enum { EXIT_CHECK_FAILED = 1, EXIT_BAD_INPUT = 2, EXIT_INTERRUPTED = 130, PATH_ROOM = 4096, FILE_ROOM = PATH_ROOM + 256, MOST_CORES = 1024 };
 
 static const char usage[] =
     "usage: edgedm-sample [options]\n"
@@ -31,6 +31,8 @@ static const char usage[] =
     "  -o, --output FILE a .png grid or a .npy array (images.png)\n"
     "  --bundle DIR      the bundle (the folder above this program)\n"
     "  --times           print how long what took\n"
+    "  --variant NAME    run these kernels (the best that this processor can, or EDGEDM_FEATURES)\n"
+    "  --info            print the version and the variants, and which one runs here\n"
     "  --self-test       compare steps with the bundle's golden data instead\n";
 
 typedef struct {
@@ -38,8 +40,8 @@ typedef struct {
   edm_conditions conditions;
   edm_session_options session;
   edm_sample_options draw;
-  const char *output, *bundle, *start, *texts[EDM_PASSES];
-  bool self_test, times, latent;
+  const char *output, *bundle, *start, *variant, *texts[EDM_PASSES];
+  bool self_test, times, latent, info;
 } request;
 
 static volatile sig_atomic_t interrupted;
@@ -119,6 +121,8 @@ static const struct option long_options[] = {
     {"latent", no_argument, NULL, 'L'},
     {"cores", required_argument, NULL, 'c'},   {"times", no_argument, NULL, 'i'},
     {"bundle", required_argument, NULL, 'b'},  {"self-test", no_argument, NULL, 'T'},
+    {"variant", required_argument, NULL, 'v'}, {"info", no_argument, NULL, 'I'},
+    {"version", no_argument, NULL, 'I'},
     {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
 
 static bool read_option(int option, const char *text, request *wanted) {
@@ -165,6 +169,8 @@ static bool read_option(int option, const char *text, request *wanted) {
     case 'o': wanted->output = text; break;
     case 'b': wanted->bundle = text; break;
     case 'T': wanted->self_test = true; break;
+    case 'v': wanted->variant = text; break;
+    case 'I': wanted->info = true; break;
     default: return false;
   }
   return right;
@@ -184,7 +190,7 @@ static const char *own_bundle(void) {
   return path;
 }
 
-/* --- the two things that it does ------------------------------------------------------------------------- */
+/* --- the three things that it does ----------------------------------------------------------------------- */
 
 /* Read the files of text conditions into `memory`, the caller's to free, and prepare. */
 static edm_status prepare(edm_session *session, const request *wanted, float **memory) {
@@ -263,18 +269,42 @@ static edm_status draw(edm_session *session, const request *wanted) {
   return status;
 }
 
+static edm_status self_test(edm_session *session, const request *wanted, bool *passed) {
+  char golden[FILE_ROOM], layers[FILE_ROOM];
+  const char *variant = edm_model_variant(session->model);
+  bool several = edm_compiled.variant_count > 1; /* each has its own calls, and so its own golden data of layers */
+  snprintf(golden, sizeof golden, "%s/golden/golden.bin", wanted->bundle);
+  snprintf(layers, sizeof layers, "%s/golden/layers%s%s.bin", wanted->bundle, several ? "." : "", several ? variant : "");
+  printf("variant %s\n", variant);
+  return edm_self_test(session, golden, layers, passed);
+}
+
+/* Also where no variant runs. */
+static edm_status tell(const request *wanted) {
+  const edm_variant *picked = NULL;
+  edm_status status = edm_pick_variant(wanted->variant, &picked);
+  printf("edgedm %s\n", edm_compiled.edgedm);
+  for (uint32_t i = 0; i < edm_compiled.variant_count; ++i) {
+    const edm_variant *each = &edm_compiled.variants[i];
+    char lacking[256];
+    bool lacks = edm_variant_lacks(each, lacking, sizeof lacking);
+    printf("variant %s: %s%s\n", each->name,
+           lacks ? "this processor lacks " : !status && each == picked ? "runs" : "could run", lacking);
+  }
+  return status;
+}
+
 static edm_status run(const request *wanted, bool *passed) {
-  char weights[PATH_ROOM + 32], golden[PATH_ROOM + 32], layers[PATH_ROOM + 32];
+  char weights[FILE_ROOM];
+  if (wanted->info) return tell(wanted);
   if (strlen(wanted->bundle) >= PATH_ROOM) return edm_fail(EDM_BAD_ARGUMENT, "--bundle: the path is too long");
   snprintf(weights, sizeof weights, "%s/weights.bin", wanted->bundle);
-  snprintf(golden, sizeof golden, "%s/golden/golden.bin", wanted->bundle);
-  snprintf(layers, sizeof layers, "%s/golden/layers.bin", wanted->bundle);
   edm_model *model = NULL;
   edm_session *session = NULL;
-  edm_source source = {.path = weights};
+  edm_source source = {.path = weights, .variant = wanted->variant};
   edm_status status = edm_open(&source, &model);
   if (!status) status = edm_session_create(model, &wanted->session, &session);
-  if (!status) status = wanted->self_test ? edm_self_test(session, golden, layers, passed) : draw(session, wanted);
+  if (!status) status = wanted->self_test ? self_test(session, wanted, passed) : draw(session, wanted);
   edm_session_free(session);
   edm_close(model);
   return status;

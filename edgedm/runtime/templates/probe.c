@@ -64,7 +64,7 @@ static uint64_t now(void) {
   return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
-int edm_call_count(void) { return (int)edm_compiled.step.call_count; }
+int edm_call_count(const edm_session *session) { return (int)session->lanes[0].step.graph->call_count; }
 
 edm_status edm_profile(edm_session *session, int step, const float *x, uint64_t *nanoseconds) {
   if (step < 0 || step >= session->steps)
@@ -76,7 +76,7 @@ edm_status edm_profile(edm_session *session, int step, const float *x, uint64_t 
   edm_lane_bind(session, lane, EDM_CONDITIONAL, step);
   edm_pool *before = edm_pool_enter(session->pool);
   edm_status status = EDM_OK;
-  for (uint32_t i = 0; i < edm_compiled.step.call_count && !status; ++i) {
+  for (uint32_t i = 0; i < lane->step.graph->call_count && !status; ++i) {
     uint64_t start = now();
     status = edm_instance_call(&lane->step, i);
     nanoseconds[i] = now() - start;

@@ -67,14 +67,28 @@ typedef struct {
   uint8_t solver_order, heun, lower_order_final, euler_at_final, end_at_zero; /* of DPM-Solver++ */
 } edm_noise_schedule;
 
-typedef struct {
+typedef struct { /* the kernels for one kind of processor, and in which order and on what they run */
+  const char *name;
+  const char *const *needs;         /* features of the processor, up to NULL */
   edm_graph step, prepare, decoder; /* decoder: no calls where there is none */
-  edm_noise_schedule noise;
   uint64_t arena_bytes, step_arena_bytes; /* for any graph, for step alone */
+} edm_variant;
+
+typedef struct { /* a piece of the weights */
+  uint64_t offset, bytes;
+  uint32_t readers; /* bit i: variant i reads it */
+  uint8_t sha256[32];
+} edm_section;
+
+typedef struct {
+  const char *edgedm;          /* its version */
+  const edm_variant *variants; /* the most demanding first */
+  const edm_section *sections;
+  uint32_t variant_count, section_count;
+  edm_noise_schedule noise;
   uint64_t weights_bytes, row_bytes, states_bytes;
   const uint64_t *state_offsets; /* within a state buffer */
   const uint64_t *state_bytes;
-  uint8_t weights_sha256[32];
   int64_t image_shape[3];   /* of what the sampler draws */
   int64_t decoded_shape[3]; /* zeros: it draws images */
   int64_t condition_shape[2]; /* tokens, their size; zeros: no text condition */
@@ -92,8 +106,15 @@ edm_status edm_fail(edm_status status, const char *format, ...) __attribute__((f
 /* --- sha256.c -------------------------------------------------------------------------------------------- */
 void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]);
 
+/* --- variants.c ------------------------------------------------------------------------------------------ */
+/* The variant of that name; NULL: the one that EDGEDM_FEATURES names, without it the best that this machine runs. */
+edm_status edm_pick_variant(const char *name, const edm_variant **picked);
+/* Write what the variant needs and this machine lacks, up to `room` bytes; false: nothing, it runs. */
+bool edm_variant_lacks(const edm_variant *variant, char *text, size_t room);
+
 /* --- weights.c ------------------------------------------------------------------------------------------- */
 struct edm_model {
+  const edm_variant *variant; /* the one that runs */
   const uint8_t *weights;
   void *mapped, *copied; /* what edm_close gives back */
   size_t mapped_bytes;

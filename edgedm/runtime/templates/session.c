@@ -38,8 +38,8 @@ static edm_ports cut_ports(cutter *block, const edm_graph *graph) {
   return ports;
 }
 
-static void lay_out(edm_session *session, cutter *block, int lanes, edm_lane *lane_table, const uint8_t *weights) {
-  const edm_description *it = &edm_compiled;
+static void lay_out(edm_session *session, const edm_variant *it, cutter *block, int lanes, edm_lane *lane_table,
+                    const uint8_t *weights) {
   uint64_t image_bytes = edm_image_floats() * sizeof(float);
   for (int i = 0; i < lanes; ++i) {
     edm_lane lane = {0};
@@ -47,8 +47,8 @@ static void lay_out(edm_session *session, cutter *block, int lanes, edm_lane *la
     void *tables = cut(block, edm_instance_bytes(&it->step));
     lane.ports = cut_ports(block, &it->step);
     for (int pass = 0; pass < EDM_PASSES; ++pass) {
-      lane.states[pass][0] = cut(block, it->states_bytes);
-      lane.states[pass][1] = cut(block, it->states_bytes);
+      lane.states[pass][0] = cut(block, edm_compiled.states_bytes);
+      lane.states[pass][1] = cut(block, edm_compiled.states_bytes);
       lane.outputs[pass] = cut(block, image_bytes);
     }
     lane.x = cut(block, image_bytes);
@@ -84,10 +84,19 @@ static int lanes_of(const edm_session_options *options) {
   return options->lanes > 0 ? options->lanes : threads_of(options);
 }
 
-size_t edm_session_bytes(const edm_session_options *options) {
+static size_t bytes_of(const edm_variant *variant, const edm_session_options *options) {
   cutter block = {NULL, 0};
-  lay_out(NULL, &block, lanes_of(options), NULL, NULL);
+  lay_out(NULL, variant, &block, lanes_of(options), NULL, NULL);
   return block.used;
+}
+
+size_t edm_session_bytes(const edm_session_options *options) {
+  size_t most = 0;
+  for (uint32_t i = 0; i < edm_compiled.variant_count; ++i) {
+    size_t bytes = bytes_of(&edm_compiled.variants[i], options);
+    if (bytes > most) most = bytes;
+  }
+  return most;
 }
 
 enum { HUGE_PAGE = 2 << 20 };
@@ -118,7 +127,7 @@ edm_status edm_session_create(edm_model *model, const edm_session_options *optio
     return edm_fail(EDM_BAD_ARGUMENT, "session memory: expected 64-byte alignment");
   edm_session *session = calloc(1, sizeof *session);
   if (!session) return edm_fail(EDM_NO_MEMORY, "no memory for a session");
-  size_t bytes = edm_session_bytes(options);
+  size_t bytes = bytes_of(model->variant, options);
   if (bytes == MOST_BYTES) {
     free(session);
     return edm_fail(EDM_NO_MEMORY, "no memory for a session: it needs more than this machine can address");
@@ -132,7 +141,7 @@ edm_status edm_session_create(edm_model *model, const edm_session_options *optio
     edm_session_free(session);
     return edm_fail(EDM_NO_MEMORY, "no memory for a session of %zu bytes", bytes);
   }
-  lay_out(session, &block, session->lane_count, session->lanes, model->weights);
+  lay_out(session, model->variant, &block, session->lane_count, session->lanes, model->weights);
   if (threads_of(options) > 1) {
     edm_status status = edm_pool_create(threads_of(options), options->cores, options->core_count, &session->pool);
     if (status) {
@@ -187,7 +196,7 @@ static edm_status reserve_plan(edm_session *session, int steps) {
 }
 
 static edm_status prepare_row(edm_session *session, int pass, int step) {
-  const edm_graph *graph = &edm_compiled.prepare;
+  const edm_graph *graph = session->prepare.graph;
   edm_lane *lane = &session->lanes[0];
   edm_ports ports = session->prepare_ports;
   *lane->timestep = session->timesteps[step];
@@ -266,7 +275,7 @@ static void *input_of(const edm_session *session, edm_lane *lane, int pass, int 
 
 /* Fill lane->ports for this pass of this step. */
 static void find_ports(const edm_session *session, edm_lane *lane, int pass, int step) {
-  const edm_graph *graph = &edm_compiled.step;
+  const edm_graph *graph = lane->step.graph;
   *lane->timestep = session->timesteps[step];
   *lane->label = session->labels[pass];
   for (uint32_t i = 0; i < graph->input_count; ++i)

@@ -63,19 +63,28 @@ static edm_status align(edm_model *model) {
   return EDM_OK;
 }
 
+/* Hash what the variant reads, and nothing else: the pages of others stay on the disk. */
+static edm_status check(const edm_model *model, const char *name) {
+  uint32_t reader = 1u << (model->variant - edm_compiled.variants);
+  for (uint32_t i = 0; i < edm_compiled.section_count; ++i) {
+    const edm_section *section = &edm_compiled.sections[i];
+    if (!(section->readers & reader)) continue;
+    uint8_t digest[32];
+    edm_sha256(model->weights + section->offset, section->bytes, digest);
+    if (memcmp(digest, section->sha256, sizeof digest))
+      return edm_fail(EDM_BAD_FILE, "%s: not the weights that this model was compiled with (SHA-256 differs)", name);
+  }
+  return EDM_OK;
+}
+
 edm_status edm_open(const edm_source *source, edm_model **model) {
   *model = NULL;
   edm_model *opened = calloc(1, sizeof *opened);
   if (!opened) return edm_fail(EDM_NO_MEMORY, "no memory for a model");
-  edm_status status = find(opened, source);
+  edm_status status = edm_pick_variant(source->variant, &opened->variant);
+  if (!status) status = find(opened, source);
   if (!status) status = align(opened);
-  if (!status) {
-    uint8_t digest[32];
-    edm_sha256(opened->weights, edm_compiled.weights_bytes, digest);
-    if (memcmp(digest, edm_compiled.weights_sha256, sizeof digest))
-      status = edm_fail(EDM_BAD_FILE, "%s: not the weights that this model was compiled with (SHA-256 differs)",
-                        source->path && !source->memory ? source->path : "weights");
-  }
+  if (!status) status = check(opened, source->path && !source->memory ? source->path : "weights");
   if (status) {
     edm_close(opened);
     return status;
@@ -83,6 +92,8 @@ edm_status edm_open(const edm_source *source, edm_model **model) {
   *model = opened;
   return EDM_OK;
 }
+
+const char *edm_model_variant(const edm_model *model) { return model->variant->name; }
 
 void edm_close(edm_model *model) {
   if (!model) return;

@@ -1,11 +1,11 @@
 /* edgedm-probe: this bundle behind a pipe, for whoever examines it from another program (`edgedm verify`).
  *
- *   edgedm-probe WEIGHTS [THREADS [LANES]]
+ *   edgedm-probe WEIGHTS [THREADS [LANES [VARIANT]]]
  *
  * A request on standard input is {u32 command, u32 0, u64 bytes} and as many bytes of payload, in the layout of the
  * struct of its name and the arrays that follow; an answer on standard output is {u32 edm_status, u32 0, u64 bytes}
  * and either the result or, if the status is not EDM_OK, the message. The first answer, to no request, tells
- * whether the weights could be opened. The end of standard input ends the program. Everything is little endian. */
+ * whether the weights could be opened: "EDMPROB2" and the name of the variant that runs. The end of standard input ends the program. Everything is little endian. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +15,8 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "arrays travel as they lie in memory");
 
-enum { READY_BYTES = 8, FAILED = 2 };
-static const char ready[READY_BYTES + 1] = "EDMPROB1";
+enum { FAILED = 2 };
+static const char ready[] = "EDMPROB2";
 
 typedef enum { PREPARE = 1, STEP, RESET, STATE_READ, STATE_WRITE, SAMPLE, NORMALS, RUN_NODE, LEND, PROFILE, DECODE } command;
 
@@ -140,7 +140,7 @@ static edm_status step(server *it) {
 static edm_status profile(server *it) {
   step_request wanted;
   edm_status status = take(it, &wanted, sizeof wanted, image_bytes());
-  if (!status) status = answer(it, (uint64_t)edm_call_count() * sizeof(uint64_t));
+  if (!status) status = answer(it, (uint64_t)edm_call_count(it->session) * sizeof(uint64_t));
   const float *x = (const float *)(const void *)(it->request + sizeof wanted);
   return status ? status : edm_profile(it->session, wanted.step, x, (uint64_t *)(void *)it->answer);
 }
@@ -216,10 +216,11 @@ static edm_status call_node(server *it, const node_request *wanted, const edm_gr
   return edm_run_node(it->session, wanted->graph, wanted->call, inputs, outputs);
 }
 
-static const edm_graph *find_graph(const char *name) {
-  if (strcmp(name, "step") == 0) return &edm_compiled.step;
-  if (strcmp(name, "decoder") == 0) return &edm_compiled.decoder;
-  return strcmp(name, "prepare") == 0 ? &edm_compiled.prepare : NULL;
+static const edm_graph *find_graph(const server *it, const char *name) {
+  const edm_variant *variant = it->model->variant;
+  if (strcmp(name, "step") == 0) return &variant->step;
+  if (strcmp(name, "decoder") == 0) return &variant->decoder;
+  return strcmp(name, "prepare") == 0 ? &variant->prepare : NULL;
 }
 
 static edm_status run_node(server *it) {
@@ -228,7 +229,7 @@ static edm_status run_node(server *it) {
   edm_status status = take(it, &wanted, sizeof wanted, rest);
   if (status) return status;
   wanted.graph[sizeof wanted.graph - 1] = 0;
-  const edm_graph *graph = find_graph(wanted.graph);
+  const edm_graph *graph = find_graph(it, wanted.graph);
   if (!graph || wanted.call < 0 || (uint32_t)wanted.call >= graph->call_count)
     return edm_fail(EDM_BAD_ARGUMENT, "graph \"%s\" has no call %d", wanted.graph, wanted.call);
   return call_node(it, &wanted, graph);
@@ -302,19 +303,27 @@ static edm_status read_weights(server *it, const char *path) {
 }
 
 static edm_status begin(server *it, int count, char **arguments) {
-  if (count < 2) return edm_fail(EDM_BAD_ARGUMENT, "usage: edgedm-probe WEIGHTS [THREADS [LANES]]");
+  if (count < 2) return edm_fail(EDM_BAD_ARGUMENT, "usage: edgedm-probe WEIGHTS [THREADS [LANES [VARIANT]]]");
   edm_session_options options = {.threads = count > 2 ? atoi(arguments[2]) : 1,
                                  .lanes = count > 3 ? atoi(arguments[3]) : 0};
   edm_status status = read_weights(it, arguments[1]);
   edm_source source = {.memory = it->weights, .length = edm_compiled.weights_bytes};
+  if (count > 4) source.variant = arguments[4];
   if (!status) status = edm_open(&source, &it->model);
-  return status ? status : edm_session_create(it->model, &options, &it->session);
+  if (!status) status = edm_session_create(it->model, &options, &it->session);
+  const char *variant = status ? "" : edm_model_variant(it->model);
+  size_t length = strlen(variant);
+  if (!status) status = answer(it, sizeof ready - 1 + length);
+  if (status) return status;
+  memcpy(it->answer, ready, sizeof ready - 1);
+  memcpy(it->answer + sizeof ready - 1, variant, length);
+  return EDM_OK;
 }
 
 int main(int count, char **arguments) {
   server it = {0};
   edm_status status = begin(&it, count, arguments);
-  bool done = tell(status, ready, READY_BYTES) && !status && serve(&it);
+  bool done = tell(status, it.answer, it.answer_bytes) && !status && serve(&it);
   edm_session_free(it.session);
   edm_close(it.model);
   free(it.weights);
