@@ -14,8 +14,8 @@ part() {
     echo "== $name: $((SECONDS - start)) s"
 }
 # One worker a core, each with one thread; a file's tests stay together because they share what its fixtures built.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-workers=(-n "$(nproc)" --dist loadfile)
+workers=(-n "$(env -u OMP_NUM_THREADS nproc)" --dist loadfile) # nproc would take OMP_NUM_THREADS for the cores
+export OMP_NUM_THREADS=1
 part ruff ruff check .
 part mypy mypy
 if [ "$full" = yes ]; then
