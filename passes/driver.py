@@ -1,6 +1,5 @@
 """The verb `optimize`: run the pipeline on a graph file, dump and check on the way, write what `compile` reads."""
 
-import json
 import os
 import time
 from contextlib import ExitStack
@@ -8,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import safetensors
-from safetensors.numpy import load_file
 
 from edgedm import progress
 from edgedm.atomic import atomic_file
@@ -17,6 +14,7 @@ from edgedm.diffusion import SAMPLERS, NoiseSchedule
 from edgedm.errors import InvalidModelError, ParityError, UnsupportedError
 from edgedm.export.decoder_file import decoder_path, load_decoder
 from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, save_graph, serialize_graph
+from edgedm.golden_file import read_golden
 from edgedm.outcome import Outcome
 from edgedm.passes.base import GraphPass, Report
 from edgedm.passes.check import Checker, random_feeds
@@ -145,13 +143,13 @@ def _feeds(model: ir.Model, info: GraphInfo, golden: Path, schedule: Schedule) -
     if not golden.is_file():
         timestep = 0 if schedule.timesteps is None else int(schedule.timesteps[len(schedule.timesteps) // 2])
         return [random_feeds(model, info.inputs, timestep)]
+    recorded = read_golden(golden)
+    if not recorded.steps:
+        raise InvalidModelError(f"{golden}: records no step; export the checkpoint again")
+    chosen = [recorded.steps[index] for index in _spread(len(recorded.steps), CHECKED_STEPS)]
     try:
-        tensors = load_file(golden)
-        with safetensors.safe_open(golden, "np") as file:
-            recorded = json.loads(file.metadata()["golden_steps"])
-        chosen = [recorded[index] for index in _spread(len(recorded), CHECKED_STEPS)]
-        return [{name: tensors[f"step.{step}.{name}"] for name in info.inputs} for step in chosen]
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
+        return [{name: recorded.tensors[f"step.{step}.{name}"] for name in info.inputs} for step in chosen]
+    except KeyError as error:
         raise InvalidModelError(f"{golden}: not the golden data of this graph: {error!r}; export it again") from error
 
 

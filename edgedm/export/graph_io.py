@@ -8,11 +8,13 @@ through. The functions of the `edgedm` domain inside a file are never trusted: t
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
@@ -20,6 +22,7 @@ from onnx.checker import ValidationError
 
 from edgedm.atomic import atomic_file
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.files import parse_json
 from edgedm.ops import DOMAIN, FUNCTIONS, ONNX_OPSET, VERSION, attach_functions, infer_shapes
 
 CONFIG_KEY, LEVEL_KEY, INPUTS_KEY = "edgedm.config", "edgedm.level", "edgedm.inputs"
@@ -65,6 +68,7 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
     proto = _parse(path)
     try:
         _check_imports(proto)
+        _check_names(proto)
         _check_nodes(proto)
         _check_inputs(proto)
         _check_tensors(proto)
@@ -112,8 +116,8 @@ def graph_info(model: ir.Model) -> GraphInfo:
     if missing:
         raise InvalidModelError(f"graph {model.graph.name!r}: no metadata {missing}; write it with `edgedm export`")
     try:
-        config = json.loads(found[CONFIG_KEY])
-        inputs = {str(entry["name"]): str(entry["role"]) for entry in json.loads(found[INPUTS_KEY])}
+        config = parse_json(found[CONFIG_KEY])
+        inputs = {str(entry["name"]): str(entry["role"]) for entry in parse_json(found[INPUTS_KEY])}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidModelError(f"graph {model.graph.name!r}: broken metadata: {error!r}") from error
     names = [value.name for value in model.graph.inputs]
@@ -175,6 +179,10 @@ def _check_nodes(proto: onnx.ModelProto) -> None:
             )
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise UnsupportedError(f"{label}: {node.op_type} holds a subgraph; control flow is not supported")
+        for attribute in node.attribute:
+            if not all(map(math.isfinite, (attribute.f, *attribute.floats))):
+                raise InvalidModelError(f"{label}: attribute {attribute.name!r} is NaN or infinite")
+        _check_once(f"{label}: attribute", (attribute.name for attribute in node.attribute))
 
 
 def _check_tensors(proto: onnx.ModelProto) -> None:
@@ -185,10 +193,31 @@ def _check_tensors(proto: onnx.ModelProto) -> None:
             raise UnsupportedError(f"tensor {name!r}: its data lie outside the file; store them inside")
         if any(dim < 0 for dim in tensor.dims):
             raise InvalidModelError(f"tensor {name!r}: negative dimension in {list(tensor.dims)}")
+        if 0 in tensor.dims and list(tensor.dims) != [0]:  # [0]: an operand that is left out, such as Resize's roi
+            raise InvalidModelError(f"tensor {name!r}: a dimension of zero in {list(tensor.dims)}")
         dtype = _CODES.get(tensor.data_type)
         if dtype is None:
             raise UnsupportedError(f"tensor {name!r}: ONNX dtype {tensor.data_type}; expected one of {_names(_DTYPES)}")
         _check_length(name, tensor, dtype)
+        if dtype == ir.DataType.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
+            raise InvalidModelError(f"tensor {name!r}: holds NaN or infinity; expected finite numbers")
+
+
+def _check_names(proto: onnx.ModelProto) -> None:
+    """No name means two things: readers would take different ones."""
+    graph = proto.graph
+    made = (name for node in graph.node for name in node.output if name)
+    _check_once("value", (*(each.name for each in graph.input), *made))
+    _check_once("tensor", (each.name for each in graph.initializer))
+    _check_once("output", (each.name for each in graph.output))
+    _check_once("metadata", (each.key for each in proto.metadata_props))
+    _check_once("operator set", ("" if each.domain == "ai.onnx" else each.domain for each in proto.opset_import))
+
+
+def _check_once(what: str, names: Iterable[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InvalidModelError(f"{what} {twice[0]!r} stands twice")
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
@@ -245,7 +274,10 @@ def _check_values(model: ir.Model, declared: dict[str | None, ir.Shape | None]) 
     for value in _values(model):
         if value.shape is None or value.dtype not in _DTYPES:
             continue
-        elements = math.prod(dim for dim in value.shape if isinstance(dim, int))
+        sizes = [dim for dim in value.shape if isinstance(dim, int)]
+        if 0 in sizes:
+            raise InvalidModelError(f"value {value.name!r}: a dimension of zero in {value.shape}")
+        elements = math.prod(sizes)
         if elements * value.dtype.itemsize > MAX_VALUE_BYTES:
             raise UnsupportedError(f"value {value.name!r}: {value.shape} is more than {MAX_VALUE_BYTES} bytes")
     for value in model.graph.outputs:

@@ -3,7 +3,6 @@
 The format is described in `runtime/templates/self_test.c`, which reads it.
 """
 
-import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgedm.bundle.manifest import Port
 from edgedm.errors import InvalidModelError
+from edgedm.golden_file import read_golden
 
 MAGIC = b"EDMGOLD1"
 # A low-bit network amplifies one flipped sign to a relative error of about 0.005, a dozen to 0.05; a wrong kernel,
@@ -31,16 +31,8 @@ def flat_golden(
     decoded_shape: tuple[int, int, int] | None = None,
 ) -> bytes:
     """Return the flat form of `<stem>.golden.safetensors`; InvalidModelError if it does not fit the model."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            steps = json.loads(metadata.get("golden_steps", "[]"))
-            noise = max(map(float, json.loads(metadata.get("rounding_noise", "[]"))), default=0.0)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise InvalidModelError(f"{path}: {error}; export the checkpoint again") from error
+    golden = read_golden(path)
+    steps, tensors, noise = golden.steps, golden.tensors, max(golden.rounding_noise, default=0.0)
     allowed = min(max(ALLOWED_ERROR, NOISE_FACTOR * noise), MOST_ALLOWED)
     data = [struct.pack("<8sIIfI", MAGIC, len(steps), len(states), allowed, int(decoded_shape is not None))]
     try:

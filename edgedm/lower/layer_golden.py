@@ -4,7 +4,6 @@ The step graph and its prepare graph run on the recorded inputs of one golden st
 is described in `runtime/templates/layers.c`, which reads it.
 """
 
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from edgedm.bundle.manifest import Node, Operand
 from edgedm.errors import InvalidModelError
 from edgedm.export.graph_io import serialize_graph
+from edgedm.golden_file import read_golden
 from edgedm.ops import attach_functions, infer_shapes
 
 MAGIC = b"EDMLAYR1"
@@ -59,26 +59,16 @@ def _bytes(array: Array, operand: Operand, node: Node) -> bytes:
 
 
 def _values(models: Mapping[str, ir.Model], golden: Path, wanted: set[str]) -> dict[str, Array]:
-    from safetensors.numpy import load_file
-
-    step = _middle(golden)
-    tensors = {name.removeprefix(f"step.{step}."): array for name, array in load_file(golden).items()}
+    recorded = read_golden(golden)
+    if not recorded.steps:
+        raise InvalidModelError(f"{golden}: records no step; export the checkpoint again")
+    step = recorded.steps[len(recorded.steps) // 2] if recorded.layers_step is None else recorded.layers_step
+    tensors = {name.removeprefix(f"step.{step}."): array for name, array in recorded.tensors.items()}
     try:
         rows = _run(models["prepare"], tensors, set())
         return _run(models["step"], {**tensors, **rows}, wanted)
     except KeyError as error:
         raise InvalidModelError(f"{golden}: tensor {error} of step {step} is missing; export again") from error
-
-
-def _middle(golden: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(golden, "numpy") as file:
-        metadata = file.metadata() or {}
-    steps = json.loads(metadata.get("golden_steps", "[]"))
-    if not steps:
-        raise InvalidModelError(f"{golden}: records no step; export the checkpoint again")
-    return int(metadata.get("layers_step", steps[len(steps) // 2]))
 
 
 def _run(model: ir.Model, tensors: Mapping[str, Array], wanted: set[str]) -> dict[str, Array]:
