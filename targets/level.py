@@ -1,5 +1,6 @@
 """What a base instruction-set level is; the file of each instruction set (x86, arm, ...) describes its own."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,20 @@ class Emulator:
         cpu = next(name for name, has in self.cpus if features <= has)
         return (self.program, "-cpu", cpu)
 
+    def shown(self, features: frozenset[str]) -> str:
+        """The command as a person reads it."""
+        return " ".join(self.command(features))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this machine has it."""
+        return shutil.which(self.program) is not None
+
+    @property
+    def source(self) -> str:
+        """How to get it."""
+        return f"Debian's package {self.package}; scripts/tools.sh"
+
 
 @dataclass(frozen=True)
 class Level:
@@ -34,8 +49,9 @@ class Level:
     program_triple: str  # zig's, for executables; with musl they are static
     library_triple: str  # zig's, for the shared library; a glibc version in it is the oldest that loads it
     attributes: tuple[str, ...] = ()  # LLVM's, besides those of the extras
-    abi: tuple[tuple[str, str], ...] = ()  # what else TVM's target needs
-    c_flags: tuple[str, ...] = ()
+    abi: tuple[tuple[str, str | int], ...] = ()  # what else TVM's target needs
+    c_flags: tuple[str, ...] = ()  # what the C compiler needs besides those for all
+    link_flags: tuple[str, ...] = ()  # in place of those for all, where its linker is another
     required: frozenset[str] = frozenset()  # extras without which there are no kernels
     implied: Mapping[str, str] = field(default_factory=dict, hash=False)  # extra -> another that it brings along
     emulator: Emulator | None = None

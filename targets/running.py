@@ -1,7 +1,6 @@
 """What runs a target's programs on this machine, and the list of targets with what each needs."""
 
 import contextlib
-import shutil
 from typing import Any
 
 from edgedm.errors import ToolchainError, UnsupportedError
@@ -28,10 +27,10 @@ def command_for(target: Target) -> tuple[str, ...]:
     if emulator is None:
         missing = ", ".join(sorted(target.features - detect())) or target.isa
         raise ToolchainError(f"target {target.name}: this machine lacks {missing}; copy the bundle to one that has it")
-    if shutil.which(emulator.program) is None:
+    if not emulator.is_here:
         raise ToolchainError(
-            f"target {target.name}: to run it here, {emulator.program} is needed "
-            f"(Debian's package {emulator.package}; scripts/tools.sh); or copy the bundle to such a machine"
+            f"target {target.name}: to run it here, {emulator.program} is needed ({emulator.source}); or copy the "
+            "bundle to such a machine"
         )
     return emulator.command(target.features)
 
@@ -67,8 +66,8 @@ def _row(target: Target) -> dict[str, Any]:
             "runs": "",
             "needs": f"compiles here; to run it this machine lacks {missing}",
         }
-    command = " ".join(emulator.command(target.features))
-    if shutil.which(emulator.program):
+    command = emulator.shown(target.features)
+    if emulator.is_here:
         return {**row, "runs": command, "needs": f"pip packages; runs here under {command}"}
     needs = f"compiles here; to run it, {emulator.program} (package {emulator.package}) is missing"
     return {**row, "available": False, "runs": "", "needs": needs}

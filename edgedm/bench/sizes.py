@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgedm.bundle import Bundle, Manifest
-from edgedm.bundle.store import LIBRARY, MANIFEST, WEIGHTS
+from edgedm.bundle.store import LIBRARY, MANIFEST, WEIGHTS, place_of
 
 _GOLDEN = "golden/"
 _FLOAT32 = 4
@@ -30,7 +30,7 @@ def sizes(bundle: Bundle) -> dict[str, float]:
     counted = {name: entry.bytes for name, entry in manifest.files.items() if not name.startswith(_GOLDEN)}
     figures = {
         "bytes.bundle": float(sum(counted.values()) + (bundle.path / MANIFEST).stat().st_size),
-        "bytes.shipped": float(counted[WEIGHTS] + counted[LIBRARY]),
+        "bytes.shipped": float(counted[WEIGHTS] + counted[place_of(LIBRARY, counted)]),
     }
     full = float32_bytes(manifest.config)
     if full is not None:
@@ -66,7 +66,7 @@ def parts(bundle: Bundle) -> list[dict[str, Any]]:
     """
     found = constants(bundle.manifest)
     found["padding between constants", ""] = bundle.manifest.weights_bytes - sum(found.values())
-    found["library: kernels, tables, runtime", ""] = bundle.manifest.files[LIBRARY].bytes
+    found["library: kernels, tables, runtime", ""] = bundle.library.stat().st_size
     total = sum(found.values())
     rows = [
         {"part": part, "dtype": dtype, "bytes": size, "share": size / total} for (part, dtype), size in found.items()

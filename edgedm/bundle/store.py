@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from edgedm.errors import InvalidModelError
 MANIFEST = "manifest.json"
 LIBRARY, WEIGHTS = "lib/libedgedm.so", "weights.bin"
 SAMPLER, PROBE = "bin/edgedm-sample", "bin/edgedm-probe"
+IN_WEBASSEMBLY = {LIBRARY: "lib/edgedm.wasm", SAMPLER: "bin/edgedm-sample.wasm", PROBE: "bin/edgedm-probe.wasm"}
+"""What these are called in a bundle for WebAssembly, whose library is the module that a page loads."""
 MAX_MANIFEST_BYTES = 64 << 20  # far above the largest model's; a bound against hostile files
 
 
@@ -38,22 +40,28 @@ class Bundle:
     @property
     def library(self) -> Path:
         """The shared library with the C interface and the probe."""
-        return self.path / LIBRARY
+        return self.path / place_of(LIBRARY, self.manifest.files)
 
     @property
     def sampler(self) -> Path:
         """The native program."""
-        return self.path / SAMPLER
+        return self.path / place_of(SAMPLER, self.manifest.files)
 
     @property
     def probe(self) -> Path:
         """The program that puts the library behind a pipe, for examination where it cannot be loaded."""
-        return self.path / PROBE
+        return self.path / place_of(PROBE, self.manifest.files)
 
     @property
     def weights(self) -> Path:
         """The constants of all kernels."""
         return self.path / WEIGHTS
+
+
+def place_of(name: str, files: Container[str]) -> str:
+    """Return what LIBRARY, SAMPLER or PROBE is called in a bundle with these files."""
+    other = IN_WEBASSEMBLY[name]
+    return other if other in files else name
 
 
 def write(target: str | os.PathLike[str], fill: Callable[[Path], Manifest]) -> Manifest:

@@ -16,12 +16,13 @@ from edgedm import progress
 from edgedm.bundle import Manifest, Section
 from edgedm.bundle import Variant as VariantEntry
 from edgedm.bundle.manifest import GraphName, Schedule, TargetEntry
-from edgedm.bundle.store import LIBRARY, PROBE, SAMPLER, WEIGHTS
+from edgedm.bundle.store import IN_WEBASSEMBLY, LIBRARY, PROBE, SAMPLER, WEIGHTS
 from edgedm.export.graph_io import serialize_graph
 from edgedm.lower import toolchain
 from edgedm.lower.codegen import (
     HEADERS,
     LIBRARY_SOURCES,
+    PAGE_SOURCES,
     PROBE_SOURCES,
     PROGRAM_SOURCES,
     TEMPLATES,
@@ -68,13 +69,18 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
     default = (lowered.schedule.steps, lowered.schedule.sampler)
     write_sources(folder / "src", lowered.prefix, lowered.variants, lowered.interface, lowered.weights, default)
     target = lowered.variants[0].target  # the others are built by the same tools
+    if target.isa == "wasm32":
+        for source in PAGE_SOURCES:
+            (folder / "src" / source).parent.mkdir()
+            shutil.copyfile(TEMPLATES / source, folder / "src" / source)
     first = ", the first time with the target's C library: about a minute" if target.base.emulator else ""
     progress.stage(f"compiling the runtime{first}")
     _link(folder, lowered.prefix, target)
     for header in HEADERS:
         (folder / "src" / header).rename(folder / "include" / header)
-    shutil.copyfile(TEMPLATES / "CMakeLists.txt", folder / "CMakeLists.txt")
-    write_package(folder)
+    if target.isa != "wasm32":  # which no C project links, but a page loads
+        shutil.copyfile(TEMPLATES / "CMakeLists.txt", folder / "CMakeLists.txt")
+        write_package(folder)
     manifest = _manifest(lowered, kernel_bytes)
     _golden(folder / "golden", lowered, manifest)
     return manifest
@@ -115,20 +121,25 @@ def _link(folder: Path, prefix: str, target: Target) -> None:
         shutil.copytree(folder / "src", work, dirs_exist_ok=True)
         shutil.copyfile(folder / "kernels.o", work / "kernels.o")
         (work / "exports.map").write_text(f"{{ global: {prefix}*; local: *; }};\n")
-        everything = (*LIBRARY_SOURCES, *PROGRAM_SOURCES, *PROBE_SOURCES)
+        wasm = target.isa == "wasm32"
+        everything = (*LIBRARY_SOURCES, *PROGRAM_SOURCES, *PROBE_SOURCES, *(PAGE_SOURCES if wasm else ()))
         sources = {base.library_triple: LIBRARY_SOURCES} | {base.program_triple: everything}
+        definitions, flags = ["-DEDM_PROBE", *base.c_flags], base.link_flags or toolchain.LINK
         made = {
-            triple: dict(zip(names, toolchain.compile_objects(names, work, triple, ["-DEDM_PROBE"]), strict=True))
+            triple: dict(zip(names, toolchain.compile_objects(names, work, triple, definitions), strict=True))
             for triple, names in sources.items()
         }
 
-        def link(triple: str, names: tuple[str, ...], output: str, *flags: str) -> None:
+        def link(triple: str, names: tuple[str, ...], output: str, *more: str) -> None:
             objects = [made[triple][name] for name in names]
-            toolchain.zig_cc(["-target", triple, *toolchain.LINK, *flags, *objects, "kernels.o", "-o", "linked"], work)
-            shutil.copyfile(work / "linked", folder / output)
+            toolchain.zig_cc(["-target", triple, *flags, *more, *objects, "kernels.o", "-o", "linked"], work)
+            shutil.copyfile(work / "linked", folder / (IN_WEBASSEMBLY[output] if wasm else output))
 
-        shared = ("-shared", "-Wl,--version-script=exports.map", "-Wl,-soname,libedgedm.so")
-        link(base.library_triple, LIBRARY_SOURCES, LIBRARY, *shared)
+        if wasm:
+            link(base.library_triple, (*LIBRARY_SOURCES, *PAGE_SOURCES), LIBRARY, "-mexec-model=reactor")
+        else:
+            shared = ("-shared", "-Wl,--version-script=exports.map", "-Wl,-soname,libedgedm.so")
+            link(base.library_triple, LIBRARY_SOURCES, LIBRARY, *shared)
         link(base.program_triple, (*LIBRARY_SOURCES, *PROGRAM_SOURCES), SAMPLER)
         link(base.program_triple, (*LIBRARY_SOURCES, *PROBE_SOURCES), PROBE)
 

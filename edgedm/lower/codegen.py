@@ -45,6 +45,7 @@ _SHARED = (
 LIBRARY_SOURCES = ("model.c", *(f"{name}.c" for name in _SHARED))
 PROGRAM_SOURCES = ("main.c", "layers.c", "read_npy.c", "self_test.c", "times.c")
 PROBE_SOURCES = ("probe/main.c",)
+PAGE_SOURCES = ("page/exports.c",)  # of WebAssembly's bundles
 
 _PLACES = {"arena": "EDM_IN_ARENA", "weights": "EDM_IN_WEIGHTS", "input": "EDM_AT_INPUT", "output": "EDM_AT_OUTPUT"}
 _ROLES = {

@@ -14,7 +14,7 @@ from edgedm import progress
 from edgedm.bundle import Manifest, Port
 from edgedm.bundle import write as write_bundle
 from edgedm.bundle.manifest import GraphName, Schedule
-from edgedm.bundle.store import LIBRARY, SAMPLER
+from edgedm.bundle.store import LIBRARY, SAMPLER, place_of
 from edgedm.diffusion import SAMPLERS
 from edgedm.errors import UnsupportedError
 from edgedm.export.decoder_file import load_decoder
@@ -172,8 +172,8 @@ def _outcome(manifest: Manifest, path: Path, seconds: float, cached: bool = Fals
         "seconds": seconds,
         "cached": float(cached),
         "bytes.weights": float(manifest.weights_bytes),
-        "bytes.program": float(manifest.files[SAMPLER].bytes),
-        "bytes.library": float(manifest.files[LIBRARY].bytes),
+        "bytes.program": float(manifest.files[place_of(SAMPLER, manifest.files)].bytes),
+        "bytes.library": float(manifest.files[place_of(LIBRARY, manifest.files)].bytes),
         "bytes.arena": float(manifest.arena_bytes),
         "bytes.row": float(manifest.row_bytes),
         "kernels": float(len({node.kernel for node in manifest.nodes})),

@@ -26,6 +26,7 @@ COMPILE: tuple[str, ...] = (
     "-ffunction-sections",
 )
 COMPILE += ("-ffp-contract=off", "-fno-math-errno")
+WASM_MAGIC = b"\0asm"
 LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-lm", "-lpthread")
 
 
@@ -35,10 +36,14 @@ def zig_cc(arguments: Sequence[str], folder: Path) -> None:
 
 
 def merge_objects(objects: Sequence[str], output: str, folder: Path) -> None:
-    """Merge ELF objects (names within `folder`) into one, in their order; ToolchainError if the linker refuses.
+    """Merge objects, ELF or WebAssembly, (names within `folder`) into one, in their order.
 
-    What TVM says for debuggers, nearly half of its objects, is left out; `--strip-debug` does nothing beside `-r`.
+    What TVM says for debuggers, nearly half of its ELF objects, is left out; `--strip-debug` does nothing beside `-r`.
+    Raises ToolchainError if the linker refuses.
     """
+    if (folder / objects[0]).read_bytes()[:4] == WASM_MAGIC:
+        _zig(["wasm-ld", "-r", "-o", output, *objects], folder)
+        return
     script = folder / "discard.ld"
     script.write_text("SECTIONS { /DISCARD/ : { *(.debug_*) } }\n")
     _zig(["ld.lld", "-r", "-T", script.name, "-o", output, *objects], folder)

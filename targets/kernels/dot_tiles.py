@@ -220,6 +220,10 @@ class PairDot(Dot):
         product = ((1 << self.bits) - 1) * ((1 << self.weight_bits) - 1)
         return _INT16_MAX // (2 * product * self.step_words)
 
+    def lane_sums(self, sums: Expr) -> Expr:
+        """int32 lanes: the sums of the two 16-bit ones in each."""
+        return intrinsic(f"int32x{self.lanes}", _ADD_WORDS[self.lanes], sums, const(1, "int16", 2 * self.lanes))
+
     def add(self, acc: Expr, word: Expr, factor: Expr) -> Expr:
         """See `Dot`; `acc` has 16-bit lanes."""
         return acc + intrinsic(f"int16x{2 * self.lanes}", _PAIRS[self.lanes], *self.operands(word, factor))
@@ -232,7 +236,7 @@ class PairDot(Dot):
         narrow = Registers(slots, half, "int16", zero=False)
 
         def widened(slot: int) -> Expr:
-            return intrinsic(f"int32x{lanes}", _ADD_WORDS[lanes], narrow[slot], const(1, "int16", half))
+            return self.lane_sums(narrow[slot])
 
         if window.rows * window.row_steps <= self.most_steps:
             narrow.clear()

@@ -8,11 +8,14 @@ from dataclasses import replace
 from edgedm.targets.kernels import bitserial_bytes
 from edgedm.targets.kernels.byte_vectors import LOOKUP_ISAS
 from edgedm.targets.kernels.dot_neon import LANES, ByteDot, LongDot, MatrixDot, NeonDot, UdotDot
+from edgedm.targets.kernels.dot_tiles import Dot
+from edgedm.targets.kernels.dot_wasm import SumDot, WordDot
 from edgedm.targets.kernels.lookup import Reader
 from edgedm.targets.kernels.lookup_bytes import ByteReader
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target
 
+_FEWEST_STEPS = 8  # whose sums have to fit 16 bits, or they are widened too often
 _VECTORS = frozenset({"neon", "simd128"})  # features that count bits of bytes and look up bytes
 
 
@@ -36,14 +39,19 @@ def lookup(target: Target, shape: Convolution, code_bits: int) -> Reader | None:
     return ByteReader(target.isa, pixels, 4 // pixels if pixels > 1 else 2, max(2, code_bits))
 
 
-def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool, constant: bool) -> NeonDot | None:
+def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool, constant: bool) -> Dot | None:
     """Sixteen accumulators of the best product that the core has, eight in 16 registers; None without vectors.
 
     Matrix products take their right factors by pairs of output channels, which only `constant` weights are laid out
-    for. WebAssembly has no products of bytes, only of bytes in 16 bits.
+    for. WebAssembly has products of 16 bits alone.
     """
     if not target.features & _VECTORS:
         return None
+    if target.isa == "wasm32":
+        sums = SumDot(LANES, min(4, pixels), 2, bits, weight_bits, nibbles)
+        if sums.most_steps >= _FEWEST_STEPS:
+            return sums
+        return WordDot(LANES, min(4, pixels), 2, bits, weight_bits, nibbles)
     codes = (bits, weight_bits, nibbles, target.isa)
     if "dotprod" in target.features:
         kind: type[NeonDot] = MatrixDot if constant and "i8mm" in target.features and pixels > 1 else UdotDot

@@ -15,6 +15,7 @@ import edgedm
 from edgedm.bundle import load
 from edgedm.diffusion import NoiseSchedule, normals
 from edgedm.diffusion.sampler import trajectory
+from edgedm.errors import UnsupportedError
 from edgedm.inspection import inspect
 from edgedm.lower import compile as compile_graph
 from edgedm.runtime import ExecRunner, LocalRunner, open_runner
@@ -38,7 +39,7 @@ def foreign(request, tiny_folder, tmp_path_factory):
 def run(bundle, *arguments, cwd=None) -> str:
     """The bundle's own program, as on the machine."""
     before = command_for(resolve(load(bundle).manifest.target.name))
-    command = [*before, str(bundle / "bin/edgedm-sample"), "--bundle", str(bundle), *map(str, arguments)]
+    command = [*before, str(load(bundle).sampler), "--bundle", str(bundle), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -80,6 +81,10 @@ def test_program_probe_and_command_draw_the_same_image(foreign, tiny_bundle, tmp
 
 
 def test_threads_give_the_same_image(foreign):
+    if resolve(load(foreign).manifest.target.name).isa == "wasm32":
+        with pytest.raises(UnsupportedError, match="threads: WebAssembly has one here, got 3"):
+            ExecRunner(foreign, 3)
+        return
     images = []
     for threads in (1, 3):
         with ExecRunner(foreign, threads) as runner:
@@ -96,8 +101,12 @@ def test_it_opens_behind_a_pipe_and_is_inspected_like_any_other(foreign):
 
 def test_the_library_is_one_for_that_machine(foreign):
     machines = {"aarch64": 183, "arm": 40, "riscv64": 243}  # e_machine of the ELF header
-    target = resolve(load(foreign).manifest.target.name)
-    for name in ("lib/libedgedm.so", "bin/edgedm-sample", "bin/edgedm-probe", "kernels.o"):
-        header = (foreign / name).read_bytes()[:20]
+    bundle = load(foreign)
+    target = resolve(bundle.manifest.target.name)
+    for path in (bundle.library, bundle.sampler, bundle.probe, foreign / "kernels.o"):
+        header = path.read_bytes()[:20]
+        if target.isa == "wasm32":
+            assert header[:8] == b"\0asm\1\0\0\0"
+            continue
         assert header[:4] == b"\x7fELF"
         assert int.from_bytes(header[18:20], "little") == machines[target.isa]

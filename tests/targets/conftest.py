@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tools import need
+from tools import need_emulator
 
 from edgedm.targets import resolve, runs_natively, x86
 
@@ -26,5 +26,5 @@ def target(request):
     if found.base.emulator is None:
         missing = found.features - x86.detect()
         pytest.skip(f"{found.name}: this machine lacks {', '.join(sorted(missing))}")
-    need(found.base.emulator.program)
+    need_emulator(found)
     return found

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tools import need
+from tools import need_emulator
 
 import edgedm.runtime
 from edgedm.lower.objects import SYMBOL, write_object
@@ -28,9 +28,7 @@ def run_calls(
     kernels: Sequence[Kernel], calls: Sequence[tuple[list[np.ndarray], list[TensorSpec]]], target: Target
 ) -> list[list[np.ndarray]]:
     """Call kernel i with calls[i] = (its arguments in order, specs of its outputs, which follow its inputs)."""
-    emulator = target.base.emulator
-    if emulator is not None:
-        need(emulator.program)
+    need_emulator(target)
     with tempfile.TemporaryDirectory(prefix="edgedm-") as folder:
         program = _link(kernels, target, Path(folder))
         data = b"".join(
@@ -56,9 +54,10 @@ def _link(kernels: Sequence[Kernel], target: Target, folder: Path) -> Path:
     shutil.copy(_ABI, folder)
     machine = ["-target", target.base.program_triple]
     for name in ("foreign_main", "table"):
-        zig_cc([*machine, *COMPILE, "-c", f"{name}.c", "-o", f"{name}.o"], folder)
+        zig_cc([*machine, *COMPILE, *target.base.c_flags, "-c", f"{name}.c", "-o", f"{name}.o"], folder)
     # The bundles' own flags: with others zig would make another C library, which takes a minute.
-    zig_cc([*machine, *LINK, "foreign_main.o", "table.o", "kernels.o", "-o", "program"], folder)
+    machine += target.base.link_flags or LINK
+    zig_cc([*machine, "foreign_main.o", "table.o", "kernels.o", "-o", "program"], folder)
     return folder / "program"
 
 

@@ -89,24 +89,6 @@ def test_a_kernel_uses_the_instructions_that_it_is_made_for(op, target, instruct
     assert re.search(instruction, emitted(CASES[op], target))
 
 
-@pytest.mark.parametrize(
-    ("op", "instruction"),
-    [("BinaryConv", "i8x16.popcnt"), ("BinaryWeightConv", "i8x16.swizzle"), ("QuantConv", "i16x8.extmul_low_i8x16_u")],
-)
-def test_kernels_for_webassembly_use_its_vectors(op, instruction):
-    linux = resolve("aarch64")
-    base = replace(
-        linux.base,
-        name="wasm32",
-        isa="wasm32",
-        features=frozenset({"simd128"}),
-        triple="wasm32-unknown-unknown",
-        attributes=("+simd128",),
-    )
-    browser = replace(linux, base=base)
-    assert f"\t{instruction}\n" in assembly(select_case(CASES[op], browser), browser)
-
-
 @pytest.mark.parametrize("op", CASES)
 @pytest.mark.parametrize(
     ("target", "foreign"),

@@ -1,4 +1,4 @@
-"""Products under an emulator, on cores that `target` does not stand for: dotprod, i8mm, ARMv7, RISC-V, and few bits.
+"""Products under an emulator, on machines that `target` does not stand for: dotprod, i8mm, ARMv7, RISC-V, wasm.
 
 One emulated process runs all of a target's cases.
 """
@@ -10,7 +10,7 @@ import test_quant_products as uniform
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, reference, run_kernels, select_case
-from tools import need
+from tools import need_emulator
 
 from edgedm.targets import resolve
 from edgedm.targets.kernels import bitserial_bytes
@@ -25,6 +25,7 @@ FAMILIES = {
     "aarch64+dotprod": ("bitserial-bytes", "lookup-bytes", "dot-udot", "dot-udot"),
     "aarch64+dotprod+i8mm": ("bitserial-bytes", "lookup-bytes", "dot-ummla", "dot-udot"),
     "armv7+neon": ("bitserial-bytes", "lookup-bytes", "dot-bytes", "dot-bytes"),
+    "wasm32+simd128": ("bitserial-bytes", "lookup-bytes", "dot-wasm", "dot-wasm"),
     "riscv64": ("bitserial 2", "bitserial-planes", "bitserial-planes", "generic"),
 }
 
@@ -32,7 +33,7 @@ FAMILIES = {
 @pytest.fixture(params=FAMILIES)
 def machine(request):
     found = resolve(request.param)
-    need(found.base.emulator.program)
+    need_emulator(found)
     return found
 
 
@@ -74,7 +75,7 @@ def test_the_core_gets_its_families_and_they_are_exact(machine):
 def test_codes_of_few_bits_are_added_up_in_bytes_for_longer(bits):
     """Extreme codes and signs, whose sums fill the bytes, and random ones; row lengths that parts do not divide."""
     machine = resolve("aarch64")
-    need(machine.base.emulator.program)
+    need_emulator(machine)
     rng = np.random.default_rng(bits)
     cases = []
     for channels in (16 * 7, 16 * 20, 16 * 41):

@@ -88,6 +88,7 @@ def test_a_level_whose_kernels_need_a_feature_says_so():
         ("apple-m1", "aarch64", {"neon", "dotprod"}),
         ("armv7+neon", "arm", {"neon"}),
         ("riscv64", "riscv64", set()),
+        ("wasm32+simd128", "wasm32", {"simd128"}),
     ],
 )
 def test_a_name_means_an_instruction_set_with_features(name, isa, features):

@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 import edgedm
+from edgedm.bundle import load
 from edgedm.lower import compile as compile_graph
 from edgedm.targets import command_for, resolve
 from edgedm.verify import verify
@@ -25,12 +26,13 @@ DIGITS = {
     "aarch64+dotprod+i8mm": "dilatequant-w4a4",
     "armv7+neon": "binarydm-w1a4",
     "riscv64": "bidm-w1a1",
+    "wasm32+simd128": "binarydm-w1a4",
 }
 
 SAMPLE = 24  # kernels at level op, calls of each graph at level layer: one of every kind, and more
 
 
-@pytest.mark.parametrize("target", ["aarch64+dotprod+i8mm", "armv7+neon", "riscv64"])
+@pytest.mark.parametrize("target", ["aarch64+dotprod+i8mm", "armv7+neon", "riscv64", "wasm32+simd128"])
 def test_every_form_of_uniform_layer_is_right_there(deployed, tmp_path, target):
     elsewhere.need_machine(target)
     compile_graph(deployed("w4a4"), tmp_path / "model.bundle", target=target, steps=10)
@@ -61,7 +63,7 @@ def test_a_digits_model_is_right_there(deployed_digits, tmp_path, target):
     elsewhere.need_machine(target)
     name = f"zoo:digits-{DIGITS[target]}"
     edgedm.compile(deployed_digits(name), tmp_path / "model.bundle", target=target)
-    command = [*command_for(resolve(target)), str(tmp_path / "model.bundle/bin/edgedm-sample"), "--self-test"]
+    command = [*command_for(resolve(target)), str(load(tmp_path / "model.bundle").sampler), "--self-test"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "self-test passed" in done.stdout

@@ -177,11 +177,16 @@ static bool read_option(int option, const char *text, request *wanted) {
 }
 
 /* The folder above the one that this program lies in. */
-static const char *own_bundle(void) {
+static const char *own_bundle(const char *name) {
   static char path[PATH_ROOM];
+#ifdef __wasm__ /* what runs is the engine; the name is as it was given */
+  if ((size_t)snprintf(path, sizeof path, "%s", name) >= sizeof path) return ".";
+#else
+  (void)name;
   ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
   if (length < 0) return ".";
   path[length] = 0;
+#endif
   for (int up = 0; up < 2; ++up) {
     char *slash = strrchr(path, '/');
     if (!slash) return ".";
@@ -326,7 +331,7 @@ int main(int count, char **arguments) {
     fprintf(stderr, "edgedm-sample: unexpected \"%s\" (see --help)\n", arguments[optind]);
     return EXIT_BAD_INPUT;
   }
-  if (!wanted.bundle) wanted.bundle = own_bundle();
+  if (!wanted.bundle) wanted.bundle = own_bundle(arguments[0]);
   signal(SIGINT, interrupt);
   bool passed = true;
   edm_status status = run(&wanted, &passed);

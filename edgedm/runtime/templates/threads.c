@@ -12,6 +12,12 @@
 
 enum { SPINS = 4000 }; /* about 20 microseconds: longer than the gap between two kernels of a small model */
 
+#ifdef __wasm__ /* its threads need a page's server to send headers, and WASI has none */
+enum { HAS_THREADS = 0 };
+#else
+enum { HAS_THREADS = 1 };
+#endif
+
 /* Its first member is a pointer to edm_pool_run, because TVMBackendParallelLaunch may come from another bundle. */
 struct edm_pool {
   int (*run)(edm_pool *pool, edm_parallel_body body, void *closure, int tasks);
@@ -127,6 +133,7 @@ static edm_status start_workers(edm_pool *pool, const int *cores, int core_count
 
 edm_status edm_pool_create(int threads, const int *cores, int core_count, edm_pool **created) {
   *created = NULL;
+  if (!HAS_THREADS) return edm_fail(EDM_BAD_ARGUMENT, "threads: WebAssembly has one here, got %d", threads);
   edm_pool *pool = calloc(1, sizeof *pool);
   pthread_t *workers = calloc((size_t)threads, sizeof *workers);
   if (!pool || !workers) {

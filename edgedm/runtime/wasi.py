@@ -1,0 +1,45 @@
+"""Run a WebAssembly program: `python -m edgedm.runtime.wasi PROGRAM.wasm ARGUMENTS...`, as if it were native.
+
+It gets the standard streams and, as any program of this user, the file system. The exit code is the program's own;
+a trap (what a signal is to a native one) says what it was and ends with 134.
+"""
+
+import os
+import signal
+import sys
+
+import wasmtime
+
+TRAPPED = 134  # what a shell says of a program that called abort
+
+
+def main(arguments: list[str]) -> int:
+    """Run arguments[0] with all of them and return its exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would not see Ctrl-C before the program returns
+    engine = wasmtime.Engine()
+    store, linker, wasi = wasmtime.Store(engine), wasmtime.Linker(engine), wasmtime.WasiConfig()
+    wasi.argv = arguments
+    wasi.inherit_stdin()
+    wasi.inherit_stdout()
+    wasi.inherit_stderr()
+    # WASI's C library takes "/" and "." for the same: so the folders below the one, and the other.
+    for folder in sorted(each.path for each in os.scandir("/") if each.is_dir() and os.access(each, os.R_OK | os.X_OK)):
+        wasi.preopen_dir(folder, folder)
+    wasi.preopen_dir(".", ".")
+    store.set_wasi(wasi)
+    linker.define_wasi()
+    program = linker.instantiate(store, wasmtime.Module.from_file(engine, arguments[0]))
+    start = program.exports(store)["_start"]
+    assert isinstance(start, wasmtime.Func)
+    try:
+        start(store)
+    except wasmtime.ExitTrap as end:
+        return int(end.code)
+    except wasmtime.Trap as trap:
+        sys.stderr.write(f"{arguments[0]}: {trap}\n")
+        return TRAPPED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
