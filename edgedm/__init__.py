@@ -26,6 +26,7 @@ _VERBS = {
     "export": ("edgedm.export", ""),
     "optimize": ("edgedm.passes", "optimize"),
     "compile": ("edgedm.lower", "compile"),
+    "sign": ("edgedm.bundle", "sign"),
     "verify": ("edgedm.verify", ""),
     "sample": ("edgedm.sampling", "sample"),
     "bench": ("edgedm.bench", ""),

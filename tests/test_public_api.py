@@ -15,6 +15,7 @@ VERBS = {
     "export": ["checkpoint", "output", "layer_golden"],
     "optimize": ["graph_path", "output", "dump", "check", "steps", "sampler"],
     "compile": ["graph_path", "output", "target", "steps", "sampler"],
+    "sign": ["bundle", "key"],
     "verify": ["artefact", "against", "levels"],
     "sample": ["model", "output", "n", "steps", "sampler", "eta", "seed", "label", "guidance", "threads"],
     "bench": ["bundle", "layers", "against", "threads"],

@@ -1,6 +1,20 @@
 """What ships to a device: the bundle folder, its manifest, and the checks before anything of it is used."""
 
 from edgedm.bundle.manifest import FORMAT, Manifest, Node, Operand, Port, Section, Variant
-from edgedm.bundle.store import Bundle, load, write
+from edgedm.bundle.signature import require_signature
+from edgedm.bundle.store import Bundle, load, sign, write
 
-__all__ = ["FORMAT", "Bundle", "Manifest", "Node", "Operand", "Port", "Section", "Variant", "load", "write"]
+__all__ = [
+    "FORMAT",
+    "Bundle",
+    "Manifest",
+    "Node",
+    "Operand",
+    "Port",
+    "Section",
+    "Variant",
+    "load",
+    "require_signature",
+    "sign",
+    "write",
+]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +12,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgedm.atomic import atomic_dir, read_mark
+from edgedm.bundle.limits import check_limits
 from edgedm.bundle.manifest import FAMILY, FORMAT, FileEntry, Manifest
+from edgedm.bundle.signature import SIGNATURE, check_signature, required_key, write_signature
 from edgedm.errors import InvalidModelError
+from edgedm.files import read_json
+from edgedm.outcome import Outcome
 
 MANIFEST = "manifest.json"
 LIBRARY, WEIGHTS = "lib/libedgedm.so", "weights.bin"
 SAMPLER, PROBE = "bin/edgedm-sample", "bin/edgedm-probe"
 IN_WEBASSEMBLY = {LIBRARY: "lib/edgedm.wasm", SAMPLER: "bin/edgedm-sample.wasm", PROBE: "bin/edgedm-probe.wasm"}
 """What these are called in a bundle for WebAssembly, whose library is the module that a page loads."""
+_NAMED = 5  # files in a message
 MAX_MANIFEST_BYTES = 64 << 20  # far above the largest model's; a bound against hostile files
 
 
@@ -95,8 +101,9 @@ def _strangeness(folder: Path) -> str | None:
 
 
 def _found(folder: Path) -> set[str]:
-    """The names of all that is in a bundle's folder but its manifest."""
-    return {each.relative_to(folder).as_posix() for each in folder.rglob("*") if not each.is_dir()} - {MANIFEST}
+    """The names of all that is in a bundle's folder but its manifest and signature; a link is no folder."""
+    found = (each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir())
+    return {each.relative_to(folder).as_posix() for each in found} - {MANIFEST, SIGNATURE}
 
 
 def _text(manifest: dict[str, Any]) -> str:
@@ -115,47 +122,78 @@ def _compact(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 
-def load(path: str | os.PathLike[str]) -> Bundle:
+def load(path: str | os.PathLike[str], signed_by: str | os.PathLike[str] | None = None) -> Bundle:
     """Read the bundle at `path`; every file's size and SHA-256 are checked before anything is used.
 
-    Raises InvalidModelError for a folder that is no bundle, an unknown format, or a missing, altered or
-    additional file.
+    With a public key `signed_by`, or under `require_signature`, its signature is checked before that. Raises
+    InvalidModelError for a folder that is no bundle, an unknown format, a missing, altered or additional file, a link,
+    or another signature than the demanded one.
     """
     folder = Path(path)
+    key = signed_by or required_key()
+    if key is not None and folder.is_dir():
+        check_signature(folder, key)
+    return load_unsigned(folder)
+
+
+def load_unsigned(folder: Path) -> Bundle:
+    """Like `load`, whoever signed it: for bundles of our own, such as kept ones."""
     manifest = _read_manifest(folder / MANIFEST)
     found = _found(folder)
     missing, unknown = sorted(set(manifest.files) - found), sorted(found - set(manifest.files))
     if missing or unknown:
         raise InvalidModelError(
-            f"{folder}: the manifest and the folder differ: missing {missing}, unknown {unknown}; compile it "
-            "again into a new folder"
+            f"{folder}: the manifest and the folder differ: missing {missing[:_NAMED]}, unknown {unknown[:_NAMED]}; "
+            "compile it again into a new folder"
         )
     for name, entry in manifest.files.items():
         file = folder / name
-        if file.is_symlink() or file.stat().st_size != entry.bytes or _sha256(file) != entry.sha256:
+        status = file.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise InvalidModelError(
+                f"{file}: expected a file of its own, got a link, pipe or device, which may change after it is "
+                "checked; copy the bundle"
+            )
+        if status.st_size != entry.bytes or _sha256(file) != entry.sha256:
             raise InvalidModelError(f"{file}: not the file that was compiled (SHA-256 differs); compile it again")
     return Bundle(folder, manifest)
 
 
+def sign(bundle: str | os.PathLike[str], key: str | os.PathLike[str]) -> Outcome:
+    """Sign a bundle with a private key (PEM): writes `model.sig` into it, in the place of an older one.
+
+    Raises InvalidModelError for a bundle that is broken or altered and for a file that is no key, ToolchainError
+    without the package `model-signing`. Figures: files and bytes that are signed.
+    """
+    opened = load_unsigned(Path(bundle))
+    written = write_signature(opened.path, key)
+    files = opened.manifest.files
+    figures = {"files": float(len(files) + 1), "bytes": float(sum(entry.bytes for entry in files.values()))}
+    return Outcome(True, figures, {"written": [str(written)]})
+
+
 def _read_manifest(path: Path) -> Manifest:
-    if not path.is_file():
+    if not path.is_file() or path.is_symlink():
         raise InvalidModelError(f"{path}: no such file; expected a bundle written by `edgedm compile`")
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:
-        raise InvalidModelError(f"{path}: {size} bytes; a manifest has at most {MAX_MANIFEST_BYTES}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{path}: not JSON ({error}); compile the bundle again") from error
+        data = read_json(path, MAX_MANIFEST_BYTES)
+    except InvalidModelError as error:
+        raise InvalidModelError(f"{error}; compile the bundle again") from error
     version = data.get("format") if isinstance(data, dict) else None
     if version != FORMAT:
-        raise InvalidModelError(f"{path}: format {version!r}, expected {FORMAT!r}; compile it with this version")
+        raise InvalidModelError(
+            f"{path}: format {str(version)[:40]!r}, expected {FORMAT!r}; compile it with this version"
+        )
     try:
-        return Manifest.model_validate(data)
+        manifest = Manifest.model_validate(data)
+        check_limits(manifest)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InvalidModelError(f"{path}: {where}: {first['msg']}; compile the bundle again") from error
+    except ValueError as error:
+        raise InvalidModelError(f"{path}: {error}; compile the bundle again") from error
+    return manifest
 
 
 def _sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ _VERBS = (
     "export",
     "optimize",
     "compile",
+    "sign",
     "verify",
     "sample",
     "bench",

@@ -3,6 +3,7 @@
 import click
 
 from edgedm.cli.common import verb
+from edgedm.cli.signature import signed_bundles
 from edgedm.errors import InvalidModelError
 from edgedm.outcome import Outcome
 
@@ -26,6 +27,7 @@ def _show(outcome: Outcome) -> None:
     help="Leave out an engine that takes longer to be set up.  [default: 120 for those of all]",
 )
 @verb(_show)
+@signed_bundles
 def command(
     bundle: str | None,
     layers: tuple[str, ...],

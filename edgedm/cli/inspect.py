@@ -4,6 +4,7 @@ import click
 
 from edgedm.cli.common import verb
 from edgedm.cli.preset import preset_options
+from edgedm.cli.signature import signed_bundles
 from edgedm.outcome import Outcome
 
 
@@ -17,6 +18,7 @@ def _show(outcome: Outcome) -> None:
 @click.argument("path")
 @preset_options
 @verb(_show)
+@signed_bundles
 def command(path: str, method: str | None, policy: str | None, options: tuple[str, ...]) -> Outcome:
     """Describe PATH: a checkpoint (folder, zoo:NAME or preset:NAME), an ONNX graph, or a bundle."""
     from edgedm.inspection import inspect

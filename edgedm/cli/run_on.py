@@ -4,6 +4,7 @@ import click
 
 from edgedm.cli.common import show_figures, verb
 from edgedm.cli.schedule import MOST
+from edgedm.cli.signature import signed_bundles
 from edgedm.errors import InvalidModelError
 from edgedm.outcome import Outcome
 
@@ -20,6 +21,7 @@ def _show(outcome: Outcome) -> None:
 @click.option("--threads", default="1,2", show_default=True, help="Thread counts, separated by commas.")
 @click.option("--steps", type=click.IntRange(1, MOST), help="Steps of the timed image; the bundle's own number.")
 @verb(_show)
+@signed_bundles
 def command(protocol: str, host: str, bundle: str, threads: str, steps: int | None) -> Outcome:
     """Copy BUNDLE to HOST by PROTOCOL, run its self-test and time it there, and bring the figures back.
 

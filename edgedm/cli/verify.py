@@ -4,6 +4,7 @@ import click
 
 from edgedm.cli.common import verb
 from edgedm.cli.preset import preset_options
+from edgedm.cli.signature import signed_bundles
 from edgedm.outcome import Outcome
 
 LEVELS = ("weights", "op", "pass", "layer", "step", "trajectory")
@@ -23,6 +24,7 @@ def _show(outcome: Outcome) -> None:
 @click.option("--sample", type=click.IntRange(1), help="Of a big model: N kernels, and N layers a timestep.")
 @preset_options
 @verb(_show)
+@signed_bundles
 def command(
     artefact: str,
     against: str,

@@ -23,7 +23,8 @@ import edgedm.passes
 import edgedm.targets
 from edgedm import progress
 from edgedm.atomic import atomic_dir
-from edgedm.bundle import Manifest, load, write
+from edgedm.bundle import Manifest, write
+from edgedm.bundle.store import load_unsigned
 from edgedm.errors import InvalidModelError
 from edgedm.lower.toolchain import cache_folder
 from edgedm.targets import Target
@@ -61,7 +62,7 @@ def fetch(key: str, output: str | os.PathLike[str]) -> Manifest | None:
     try:
         if not entry.is_dir():
             return None
-        manifest = load(entry).manifest
+        manifest = load_unsigned(entry).manifest
         data = {name: (entry / name).read_bytes() for name in manifest.files}
     except InvalidModelError as error:
         progress.stage(f"the kept bundle is broken and removed: {error}")

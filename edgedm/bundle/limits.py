@@ -1,0 +1,63 @@
+"""Does a manifest stay inside its own bundle? What it says of sizes and places, before anything is allocated by it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from edgedm.bundle.manifest import Manifest, Node, Operand, Port
+
+MOST_VALUE_BYTES = 2**31  # of one tensor, as in a graph
+MOST_MEMORY_BYTES = 2**40
+_BYTES = {"float32": 4, "float64": 8, "bool": 1}
+_BYTES |= {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+def check_limits(manifest: Manifest) -> None:
+    """Raise ValueError that names the entry where a tensor has no size, an unknown dtype or leaves its memory."""
+    for name in ("image_shape", "decoded_shape", "condition_shape"):
+        shape = getattr(manifest, name)
+        if shape is not None:
+            _bytes(name, shape, "float32")
+    for name, size in [("weights_bytes", manifest.weights_bytes), ("row_bytes", manifest.row_bytes)]:
+        _check_memory(name, size)
+    for graph, ports in [*manifest.inputs.items(), *manifest.outputs.items()]:
+        for port in ports:
+            _bytes(f"{graph}: {port.name!r}", port.shape, port.dtype)
+    _check_nodes(manifest, manifest.nodes, manifest.arena_bytes)
+    for other in manifest.others or ():
+        _check_nodes(manifest, other.nodes, other.arena_bytes)
+
+
+def _check_nodes(manifest: Manifest, nodes: Iterable[Node], arena_bytes: int) -> None:
+    _check_memory("arena_bytes", arena_bytes)
+    memory = {"arena": arena_bytes, "weights": manifest.weights_bytes}
+    ports: dict[str, Mapping[str, Sequence[Port]]] = {"input": dict(manifest.inputs), "output": dict(manifest.outputs)}
+    for node in nodes:
+        operands = [*node.inputs, *node.outputs, *(node.scratch or ())]
+        for operand in operands:
+            where = f"node {node.index} of {node.graph}: {operand.name!r}"
+            size = _bytes(where, operand.shape, operand.dtype)
+            if operand.source in memory:
+                _check_place(where, operand, size, memory[operand.source])
+            elif operand.offset >= len(ports[operand.source].get(node.graph, ())):
+                raise ValueError(f"{where}: {operand.source} number {operand.offset}, which the graph does not have")
+
+
+def _check_place(where: str, operand: Operand, size: int, room: int) -> None:
+    if operand.offset + size > room:
+        raise ValueError(f"{where}: bytes {operand.offset}..{operand.offset + size} of {room} of {operand.source}")
+
+
+def _check_memory(name: str, size: int) -> None:
+    if size > MOST_MEMORY_BYTES:
+        raise ValueError(f"{name}: {size} bytes, more than {MOST_MEMORY_BYTES}")
+
+
+def _bytes(where: str, shape: Sequence[int], dtype: str) -> int:
+    if dtype not in _BYTES:
+        raise ValueError(f"{where}: dtype {dtype[:20]!r}, expected one of {', '.join(_BYTES)}")
+    if any(axis < 1 for axis in shape):
+        raise ValueError(f"{where}: shape {list(shape)}: expected axes of 1 or more")
+    size = math.prod(shape) * _BYTES[dtype]
+    if size > MOST_VALUE_BYTES:
+        raise ValueError(f"{where}: shape {list(shape)} takes {size} bytes, more than {MOST_VALUE_BYTES}")
+    return size
