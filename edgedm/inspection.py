@@ -9,23 +9,26 @@ from typing import Any
 
 import click
 
-from edgedm.errors import InvalidModelError
+from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.outcome import Outcome
 
 Row = dict[str, Any]
 
 
-def inspect(path: str | Path) -> Outcome:
+def inspect(path: str | Path, variant: str | None = None) -> Outcome:
     """Describe `path`: a checkpoint (folder, zoo:NAME or preset:NAME), an ONNX graph, or a bundle.
 
-    `details["tables"]` maps a title to rows (dicts with the same keys). Raises `InvalidModelError` where `path`
-    is none of the three, or broken.
+    Of a bundle with several variants that is the one that would run here, or `variant`. `details["tables"]` maps a
+    title to rows (dicts with the same keys). Raises `InvalidModelError` where `path` is none of the three, or broken,
+    UnsupportedError for a variant that is not there.
     """
     text = str(path)
+    if variant is not None and not (Path(path) / "manifest.json").is_file():
+        raise UnsupportedError(f"--variant: {path} is no bundle, and has no variants")
     if text.startswith(("zoo:", "preset:")) or (Path(path) / "config.json").is_file():
         return _checkpoint(text)
     if (Path(path) / "manifest.json").is_file():
-        return _bundle(Path(path))
+        return _bundle(Path(path), variant)
     if Path(path).is_file():
         return _graph(Path(path))
     raise InvalidModelError(
@@ -258,11 +261,12 @@ def _graph_tables(model: Any) -> list[Row]:
     ]
 
 
-def _bundle(path: Path) -> Outcome:
+def _bundle(path: Path, variant: str | None) -> Outcome:
     from edgedm.bench.sizes import parts, sizes
     from edgedm.bundle import load
+    from edgedm.runtime.choice import choose
 
-    bundle = load(path)
+    bundle = choose(load(path), variant)
     manifest = bundle.manifest
     kernels: dict[str, Row] = {}
     for node in manifest.nodes:
@@ -304,6 +308,7 @@ def _bundle(path: Path) -> Outcome:
     summary = {
         "bundle": str(path),
         "target": manifest.target.name,
+        "variants": ", ".join(manifest.variants()),
         "method": manifest.config.get("method", "?"),
         "schedule": f"{manifest.schedule.sampler}, {manifest.schedule.steps} steps (any other can be chosen)",
         "carried state": ", ".join(port.name for port in manifest.states()) or "none",
@@ -312,10 +317,30 @@ def _bundle(path: Path) -> Outcome:
         "toolchain": ", ".join(f"{name} {version}" for name, version in manifest.toolchain.items()),
     }
     tables = {"Kernels": list(kernels.values()), "Calls": calls, "Files": files, "Shipped bytes": parts(bundle)}
+    if manifest.others:
+        tables = {"Variants": _variants(manifest), **tables}
     if manifest.slow is not None:
         figures["slow"] = float(len(manifest.slow))
         tables["Slow"] = [{"what no fast kernel serves": each} for each in manifest.slow]
     return Outcome(True, figures, {"summary": summary, "tables": tables})
+
+
+def _variants(manifest: Any) -> list[Row]:
+    """What each variant takes, that which is described first."""
+    from edgedm.targets import resolve, runs_natively
+
+    return [
+        {
+            "variant": name,
+            "runs here": "yes" if runs_natively(resolve(name)) else "no",
+            "kernels": len({node.kernel for node in manifest.of(name).nodes}),
+            "kernel bytes": manifest.of(name).kernel_bytes,
+            "arena": manifest.of(name).arena_bytes,
+            "weights read": sum(each.bytes for each in manifest.sections if name in each.variants),
+            "read by it alone": sum(each.bytes for each in manifest.sections if each.variants == [name]),
+        }
+        for name in manifest.variants()
+    ]
 
 
 def _drawn(shape: Sequence[int], decoded: Sequence[int] | None) -> str:

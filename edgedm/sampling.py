@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from edgedm.errors import UnsupportedError
 from edgedm.outcome import Outcome
 
 
@@ -24,6 +25,7 @@ def sample(
     start: str | os.PathLike[str] | None = None,
     strength: float = 0.5,
     threads: int = 1,
+    variant: str | None = None,
 ) -> Outcome:
     """Draw `n` images with `model` and write them to `output` (a .png grid or a .npy array [n, C, H, W]).
 
@@ -32,6 +34,7 @@ def sample(
     eps_u + w (eps_c - eps_u). A model with a text condition draws by that of the .npy file `condition`, f32[T, D], and
     guidance leads away from `negative` (zeros without it). A latent model's samples are decoded unless `latent`.
     With images to `start` from, a .npy file f32[n, C, H, W], the last `strength` of the steps run on those under noise.
+    `variant` names the kernels to run of a bundle that has several; None: the best that this machine can.
     Raises `InvalidModelError` for a bad bundle, checkpoint or option.
     """
     drawing: dict[str, Any] = {
@@ -52,7 +55,9 @@ def sample(
     if (Path(model) / "manifest.json").exists():
         from edgedm.runtime.sample import sample_bundle
 
-        return sample_bundle(model, output, **drawing)
+        return sample_bundle(model, output, **drawing, variant=variant)
+    if variant is not None:
+        raise UnsupportedError(f"--variant: {model} is no bundle, and has no variants")
     from edgedm.models.sample import sample_checkpoint
 
     return sample_checkpoint(str(model), str(output), **drawing)

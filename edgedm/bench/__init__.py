@@ -19,6 +19,7 @@ def bench(
     calls: bool = False,
     machine: bool = False,
     setup_seconds: float | None = None,
+    variant: str | None = None,
 ) -> Outcome:
     """Time a denoising step of `bundle`, or each of `layers` (e.g. `bconv:256x256x16`), against peers.
 
@@ -27,8 +28,9 @@ def bench(
     long a bundle's peer may take to be set up; those of `all` have two minutes by default. For a bundle, figures
     are those of `bench_model`; with `calls` also those of `bench_calls`, each under `calls.`. For layers they are those
     of `bench_layer`; with several layers each name starts with the layer. With `machine` and nothing else they are
-    the limits of this machine (`bench_machine`). Raises `UnsupportedError` for an unknown engine or layer,
-    `ToolchainError` for an engine asked for by name that is missing or fails.
+    the limits of this machine (`bench_machine`). `variant` names the kernels to run of a bundle that has several.
+    Raises `UnsupportedError` for an unknown engine, layer or variant, `ToolchainError` for an engine asked for by name
+    that is missing or fails.
     """
     if sum((bundle is not None, bool(layers), machine)) != 1 or (calls and bundle is None):
         raise InvalidModelError(
@@ -46,7 +48,7 @@ def bench(
     peers = ("onnxruntime",) if against is None else tuple(against)
     counts = (1, 2) if threads is None else tuple(threads)
     if bundle is not None:
-        return _bundle(bundle, peers, counts, calls, setup_seconds)
+        return _bundle(bundle, peers, counts, calls, setup_seconds, variant)
     from edgedm.bench.layers import bench_layer
 
     outcomes = {layer: bench_layer(layer, against=peers, threads=counts) for layer in layers}
@@ -66,15 +68,16 @@ def _bundle(
     threads: tuple[int, ...],
     calls: bool,
     setup_seconds: float | None,
+    variant: str | None,
 ) -> Outcome:
     from edgedm.bench.models import bench_model
 
-    whole = bench_model(bundle, against=against, threads=threads, setup_seconds=setup_seconds)
+    whole = bench_model(bundle, against=against, threads=threads, setup_seconds=setup_seconds, variant=variant)
     if not calls:
         return whole
     from edgedm.bench.breakdown import bench_calls
 
-    inside = bench_calls(bundle)
+    inside = bench_calls(bundle, variant=variant)
     figures = {**whole.figures, **{f"calls.{name}": value for name, value in inside.figures.items()}}
     return Outcome(whole.ok, figures, {**whole.details, "inside": inside.details})
 

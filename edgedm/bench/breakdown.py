@@ -40,14 +40,14 @@ class CallRow:
     share: float
 
 
-def bench_calls(bundle: str | os.PathLike[str], seconds: float = 2.0) -> Outcome:
+def bench_calls(bundle: str | os.PathLike[str], seconds: float = 2.0, variant: str | None = None) -> Outcome:
     """Time every kernel call of a step of `bundle` at one thread and hold it against its bound (see `bound`).
 
     Figures: `step_ms.edgedm.t1`, `calls_ms` (the sum of all calls), `bound_ms`, `share` (bound over step),
     `over_bound` (step over bound, to be compared with `allowed`), and what of the bound each kind of arithmetic and
     the traffic take, `bound_ms.<kind>`. `details["calls"]` has a row a call, `details["groups"]` one an op and family.
     """
-    with LocalRunner(os.fspath(bundle)) as runner:
+    with LocalRunner(os.fspath(bundle), variant=variant) as runner:
         needs = step_needs(runner.manifest)
         target = resolve(runner.manifest.target.name)
         peaks = arithmetic(sorted({need.kind for need in needs if need.macs}), target)

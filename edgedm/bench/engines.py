@@ -41,7 +41,7 @@ def make(job: Job) -> Step:
 def _edgedm(job: Job) -> Step:
     from edgedm.runtime.local import LocalRunner
 
-    runner = LocalRunner(job.source, job.threads, lanes=1)
+    runner = LocalRunner(job.source, job.threads, lanes=1, variant=job.target)
     number, x = middle_step(runner)
     return lambda: runner.run_step(number, x)
 

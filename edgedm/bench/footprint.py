@@ -100,6 +100,8 @@ def _watch(bundle: Bundle, images: int) -> list[int]:
         if bundle.manifest.condition_shape is not None:
             np.save(f"{scratch}/condition.npy", np.zeros(bundle.manifest.condition_shape, np.float32))
             wanted += ["--condition", f"{scratch}/condition.npy"]
+        if bundle.variant is not None:
+            wanted += ["--variant", bundle.variant]
         try:
             process = subprocess.Popen([str(bundle.sampler.absolute()), *wanted], stdout=log, stderr=log)
         except OSError as error:

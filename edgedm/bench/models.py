@@ -21,6 +21,7 @@ from edgedm.bench.worker import Worker, check_threads
 from edgedm.bundle import Bundle, load
 from edgedm.errors import EdgedmError, ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
+from edgedm.runtime.choice import choose
 from edgedm.runtime.opening import require_native
 
 SETUP_SECONDS = 120.0
@@ -58,6 +59,7 @@ def bench_model(
     threads: Sequence[int] = (1, 2),
     seconds: float = 3.0,
     setup_seconds: float | None = None,
+    variant: str | None = None,
 ) -> Outcome:
     """Time one step (batch 1) of `bundle` and of the peers, interleaved, once for each number of threads.
 
@@ -66,7 +68,8 @@ def bench_model(
     engine's time over edgedm's), at one thread `processor_ratio.<engine>.t1` likewise, and those of `footprint`.
     `details["absent"]` names engines of `all` that are not installed, failed, or took longer than `setup_seconds` (by
     default `SETUP_SECONDS`, where they are not asked for by name) to be set up; `details["not_limited"]` those that use
-    instructions which the bundle's target lacks. Raises UnsupportedError for an unknown peer or more threads than
+    instructions which the bundle's target lacks. `variant` names the kernels to run of a bundle that has several; None:
+    the best that this machine can. Raises UnsupportedError for an unknown peer or more threads than
     cores, ToolchainError for a peer asked for by name that is missing or fails, InvalidModelError for an altered
     bundle.
     """
@@ -75,7 +78,7 @@ def bench_model(
     for count in threads:
         if not 1 <= count <= cores:
             raise UnsupportedError(f"bench: {count} threads on {cores} cores")
-    loaded = load(bundle)
+    loaded = choose(load(bundle), variant)
     require_native(loaded)
     run = _Run(frozenset({OURS, *(ALIASES.get(name, name) for name in against)}), setup_seconds, absent=absent)
     with tempfile.TemporaryDirectory(prefix="edgedm-bench-") as scratch:

@@ -65,6 +65,9 @@ def parts(bundle: Bundle) -> list[dict[str, Any]]:
     Constants of the weights go by the op that reads them first and their role, the library by its file.
     """
     found = constants(bundle.manifest)
+    read = [section.bytes for section in bundle.manifest.sections if bundle.manifest.target.name in section.variants]
+    if bundle.manifest.others:
+        found["weights that only other variants read", ""] = bundle.manifest.weights_bytes - sum(read)
     found["padding between constants", ""] = bundle.manifest.weights_bytes - sum(found.values())
     found["library: kernels, tables, runtime", ""] = bundle.library.stat().st_size
     total = sum(found.values())

@@ -4,6 +4,7 @@ import click
 
 from edgedm.cli.common import verb
 from edgedm.cli.signature import signed_bundles
+from edgedm.cli.variant import variant_option
 from edgedm.errors import InvalidModelError
 from edgedm.outcome import Outcome
 
@@ -26,6 +27,7 @@ def _show(outcome: Outcome) -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Leave out an engine that takes longer to be set up.  [default: 120 for those of all]",
 )
+@variant_option
 @verb(_show)
 @signed_bundles
 def command(
@@ -36,6 +38,7 @@ def command(
     calls: bool,
     machine: bool,
     setup_seconds: float | None,
+    variant: str | None,
 ) -> Outcome:
     """Time a denoising step of BUNDLE, or single layers, against peers: median and spread, interleaved runs.
 
@@ -44,8 +47,8 @@ def command(
     """
     if sum((bundle is not None, bool(layers), machine)) != 1:
         raise InvalidModelError("bench: give a bundle, or --layer KIND:INxOUTxHEIGHT, or --machine: one of the three")
-    if calls and bundle is None:
-        raise InvalidModelError("bench: --calls needs a bundle")
+    if (calls or variant is not None) and bundle is None:
+        raise InvalidModelError(f"bench: --{'calls' if calls else 'variant'} needs a bundle")
     try:
         counts = None if threads is None else tuple(int(count) for count in threads.split(","))
     except ValueError:
@@ -54,5 +57,12 @@ def command(
 
     peers = None if against is None else tuple(against.split(","))
     return bench(
-        bundle, layers=layers, against=peers, threads=counts, calls=calls, machine=machine, setup_seconds=setup_seconds
+        bundle,
+        layers=layers,
+        against=peers,
+        threads=counts,
+        calls=calls,
+        machine=machine,
+        setup_seconds=setup_seconds,
+        variant=variant,
     )

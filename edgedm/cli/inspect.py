@@ -5,6 +5,7 @@ import click
 from edgedm.cli.common import verb
 from edgedm.cli.preset import preset_options
 from edgedm.cli.signature import signed_bundles
+from edgedm.cli.variant import variant_option
 from edgedm.outcome import Outcome
 
 
@@ -17,11 +18,14 @@ def _show(outcome: Outcome) -> None:
 @click.command(name="inspect", short_help="layers, bits, bytes, MACs, tables, kernels, hashes")
 @click.argument("path")
 @preset_options
+@variant_option
 @verb(_show)
 @signed_bundles
-def command(path: str, method: str | None, policy: str | None, options: tuple[str, ...]) -> Outcome:
+def command(
+    path: str, method: str | None, policy: str | None, options: tuple[str, ...], variant: str | None
+) -> Outcome:
     """Describe PATH: a checkpoint (folder, zoo:NAME or preset:NAME), an ONNX graph, or a bundle."""
     from edgedm.inspection import inspect
     from edgedm.models.preset_reference import with_method
 
-    return inspect(with_method(path, method, policy, options))
+    return inspect(with_method(path, method, policy, options), variant)

@@ -7,6 +7,7 @@ import click
 from edgedm.cli.common import show_figures, verb
 from edgedm.cli.schedule import MOST, schedule_options
 from edgedm.cli.signature import signed_bundles
+from edgedm.cli.variant import variant_option
 from edgedm.outcome import Outcome
 
 
@@ -29,6 +30,7 @@ from edgedm.outcome import Outcome
 @click.option(
     "-o", "--output", default="images.png", show_default=True, type=click.Path(), help="A .png grid or a .npy array."
 )
+@variant_option
 @verb(show_figures)
 @signed_bundles
 def command(model: str, number: int, **options: Any) -> Outcome:

@@ -36,12 +36,13 @@ def sample_bundle(
     start: str | os.PathLike[str] | None = None,
     strength: float = 0.5,
     threads: int = 1,
+    variant: str | None = None,
 ) -> Outcome:
     """Draw `n` images and write them to `output`, the same bits as the bundle's own `bin/edgedm-sample`.
 
     Raises InvalidModelError for an altered bundle, UnsupportedError for an option that the model cannot follow.
     """
-    with open_runner(os.fspath(bundle), threads) as runner:
+    with open_runner(os.fspath(bundle), threads, variant=variant) as runner:
         started = time.perf_counter()
         manifest, name = runner.manifest, os.fspath(bundle)
         check_latent(name, manifest.decoded_shape is not None, latent, output)
@@ -57,6 +58,7 @@ def sample_bundle(
         if manifest.decoded_shape is not None and not latent:
             images = np.stack([runner.decode(each) for each in progress.track(images, "decoding")])
         decoded = time.perf_counter()
+        details = {"shape": list(images.shape), "variant": runner.variant}
     path = write_images(os.fspath(output), images)
     figures = {
         "images": float(n),
@@ -66,7 +68,7 @@ def sample_bundle(
     }
     if manifest.decoded_shape is not None:
         figures["ms.decode"] = (decoded - finished) * 1e3 / n
-    return Outcome(True, figures, {"output": str(path), "shape": list(images.shape)})
+    return Outcome(True, figures, {"output": str(path), **details})
 
 
 def _draw(sample: Callable[..., Floats], n: int, seed: int, total: int) -> Floats:
