@@ -55,6 +55,7 @@ class Level:
     required: frozenset[str] = frozenset()  # extras without which there are no kernels
     implied: Mapping[str, str] = field(default_factory=dict, hash=False)  # extra -> another that it brings along
     emulator: Emulator | None = None
+    system: str = "linux"  # or "android", whose shared library is another: see edgedm/android
 
     def complete(self, extras: frozenset[str]) -> frozenset[str]:
         """`extras` with those that they imply."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
-from edgedm.targets import arm, x86
+from edgedm.targets import android, arm, x86
 from edgedm.targets.target import COMBINATIONS, CORES, HOST, Target, detect, resolve
 
 
@@ -54,6 +54,11 @@ def targets() -> Outcome:
 
 
 def _row(target: Target) -> dict[str, Any]:
+    row = _program_row(target)
+    return {**row, "needs": f"{row['needs']}; {android.needs()}"} if target.base.system == "android" else row
+
+
+def _program_row(target: Target) -> dict[str, Any]:
     row: dict[str, Any] = {"name": target.name, "available": True, "runs": "natively", "needs": "pip packages only"}
     if runs_natively(target):
         return row

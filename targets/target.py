@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgedm.errors import ToolchainError, UnsupportedError
-from edgedm.targets import arm, riscv, wasm, x86
+from edgedm.targets import android, arm, riscv, wasm, x86
 from edgedm.targets.level import Level
 
 HOST = "host"
 OVERRIDE = "EDGEDM_FEATURES"
 
-LEVELS = {**x86.LEVELS, **arm.LEVELS, **riscv.LEVELS, **wasm.LEVELS}
-CORES = arm.CORES
-COMBINATIONS = (*x86.COMBINATIONS, *arm.COMBINATIONS, *riscv.COMBINATIONS, *wasm.COMBINATIONS)
+LEVELS = {**x86.LEVELS, **arm.LEVELS, **riscv.LEVELS, **wasm.LEVELS, **android.LEVELS}
+CORES = {**arm.CORES, **android.CORES}
+COMBINATIONS = (*x86.COMBINATIONS, *arm.COMBINATIONS, *riscv.COMBINATIONS, *wasm.COMBINATIONS, *android.COMBINATIONS)
 
 _BOARD_CORES = 4  # of a machine that is not this one
 _ONE_CORE = frozenset({"wasm32"})  # threads need a page's server to send headers, which a static one does not
@@ -140,5 +140,5 @@ def _make(base: Level, extras: frozenset[str], name: str | None = None, cpu: str
         base=base,
         extras=extras,
         cpu=cpu or base.cpu,
-        cores=here if base.isa == "x86" else 1 if base.isa in _ONE_CORE else _BOARD_CORES,
+        cores=here if base.isa == "x86" and base.system == "linux" else 1 if base.isa in _ONE_CORE else _BOARD_CORES,
     )

@@ -123,7 +123,8 @@ def _link(folder: Path, prefix: str, target: Target) -> None:
         (work / "exports.map").write_text(f"{{ global: {prefix}*; local: *; }};\n")
         wasm = target.isa == "wasm32"
         everything = (*LIBRARY_SOURCES, *PROGRAM_SOURCES, *PROBE_SOURCES, *(PAGE_SOURCES if wasm else ()))
-        sources = {base.library_triple: LIBRARY_SOURCES} | {base.program_triple: everything}
+        sources = {base.library_triple: LIBRARY_SOURCES} if base.system == "linux" else {}
+        sources |= {base.program_triple: everything}
         definitions, flags = ["-DEDM_PROBE", *base.c_flags], base.link_flags or toolchain.LINK
         made = {
             triple: dict(zip(names, toolchain.compile_objects(names, work, triple, definitions), strict=True))
@@ -135,13 +136,17 @@ def _link(folder: Path, prefix: str, target: Target) -> None:
             toolchain.zig_cc(["-target", triple, *flags, *more, *objects, "kernels.o", "-o", "linked"], work)
             shutil.copyfile(work / "linked", folder / (IN_WEBASSEMBLY[output] if wasm else output))
 
-        if wasm:
-            link(base.library_triple, (*LIBRARY_SOURCES, *PAGE_SOURCES), LIBRARY, "-mexec-model=reactor")
-        else:
-            shared = ("-shared", "-Wl,--version-script=exports.map", "-Wl,-soname,libedgedm.so")
-            link(base.library_triple, LIBRARY_SOURCES, LIBRARY, *shared)
         link(base.program_triple, (*LIBRARY_SOURCES, *PROGRAM_SOURCES), SAMPLER)
         link(base.program_triple, (*LIBRARY_SOURCES, *PROBE_SOURCES), PROBE)
+        if wasm:
+            link(base.library_triple, (*LIBRARY_SOURCES, *PAGE_SOURCES), LIBRARY, "-mexec-model=reactor")
+        elif base.system == "linux":
+            shared = ("-shared", "-Wl,--version-script=exports.map", "-Wl,-soname,libedgedm.so")
+            link(base.library_triple, LIBRARY_SOURCES, LIBRARY, *shared)
+        else:
+            from edgedm.android.build import write_library  # it stands on this package
+
+            write_library(folder, work, prefix, target)
 
 
 def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> None:

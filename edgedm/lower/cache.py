@@ -47,7 +47,7 @@ def key_of(graph: Path, targets: Sequence[Target], steps: int, sampler: str) -> 
     for name in (graph, *(graph.with_suffix(each) for each in companions)):
         digest.update(_file_digest(name) if name.is_file() else b"absent")
     machines = [(each.name, each.triple, sorted(each.features), each.cores) for each in targets]
-    facts = [machines, steps, sampler, sys.version, *_versions()]
+    facts = [machines, steps, sampler, sys.version, *_versions(), os.environ.get("ANDROID_NDK_HOME")]
     digest.update("\0".join(map(str, facts)).encode())
     digest.update(_sources_digest())
     return digest.hexdigest()

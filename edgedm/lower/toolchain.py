@@ -32,7 +32,7 @@ LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,noexecstack", 
 
 def zig_cc(arguments: Sequence[str], folder: Path) -> None:
     """Run `zig cc` in `folder`; ToolchainError if zig is missing or refuses."""
-    _zig(["cc", *arguments], folder)
+    zig(["cc", *arguments], folder)
 
 
 def merge_objects(objects: Sequence[str], output: str, folder: Path) -> None:
@@ -42,11 +42,11 @@ def merge_objects(objects: Sequence[str], output: str, folder: Path) -> None:
     Raises ToolchainError if the linker refuses.
     """
     if (folder / objects[0]).read_bytes()[:4] == WASM_MAGIC:
-        _zig(["wasm-ld", "-r", "-o", output, *objects], folder)
+        zig(["wasm-ld", "-r", "-o", output, *objects], folder)
         return
     script = folder / "discard.ld"
     script.write_text("SECTIONS { /DISCARD/ : { *(.debug_*) } }\n")
-    _zig(["ld.lld", "-r", "-T", script.name, "-o", output, *objects], folder)
+    zig(["ld.lld", "-r", "-T", script.name, "-o", output, *objects], folder)
 
 
 def compile_objects(sources: Sequence[str], folder: Path, triple: str, definitions: Sequence[str]) -> list[str]:
@@ -74,7 +74,8 @@ def zig_version() -> str:
     return importlib.metadata.version("ziglang")
 
 
-def _zig(arguments: Sequence[str], folder: Path) -> None:
+def zig(arguments: Sequence[str], folder: Path) -> None:
+    """Run a command of zig in `folder`; ToolchainError if zig is missing or refuses."""
     if importlib.util.find_spec("ziglang") is None:
         raise ToolchainError("the C compiler is missing: pip install 'edgedm[compile]' (package ziglang)")
     cache = cache_folder() / "zig"

@@ -24,7 +24,8 @@ def choose(bundle: Bundle, variant: str | None = None) -> Bundle:
 
 def is_local(bundle: Bundle) -> bool:
     """Whether the bundle's library can be loaded here; otherwise its programs run under an emulator, if at all."""
-    return runs_natively(resolve(choose(bundle).manifest.target.name))
+    target = resolve(choose(bundle).manifest.target.name)
+    return target.base.system == "linux" and runs_natively(target)
 
 
 def emulator_of(bundle: Bundle) -> tuple[str, ...]:

@@ -1,0 +1,3 @@
+#pragma once
+#include <linux/auxvec.h>
+unsigned long getauxval(unsigned long type);

@@ -1,0 +1,88 @@
+"""Android: the processors of arm.py and x86.py under its triples, which reserve what its C library does (x18).
+
+What an Android system of an ABI may count on is the base level: NEON on ARM, SSE4.2 and POPCNT (x86-64-v2) on x86-64.
+Programs are static Linux ones, for `adb shell`; the shared library is Android's: see edgedm/android.
+"""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgedm.targets import arm, x86
+from edgedm.targets.level import Core, Level
+
+SYSTEM = "android"
+# Of programs; as those of Linux, and they run where pages have 16 KiB too.
+_LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=16384")
+_SOFT = ("-mcpu=generic+v7a+neon", "-mfloat-abi=softfp")  # of ARMv7: floats are passed as integers are
+
+
+def _of(base: Level, name: str, triple: str, extras: tuple[str, ...], **changed: Any) -> Level:
+    return replace(
+        base,
+        name=name,
+        system=SYSTEM,
+        triple=triple,
+        extras={extra: base.extras[extra] for extra in extras},
+        library_triple="",  # see edgedm/android/abi.py
+        **{"link_flags": _LINK, **changed},
+    )
+
+
+ARM64 = _of(arm.AARCH64, "android-arm64", "aarch64-none-linux-android24", tuple(arm.AARCH64.extras))
+
+# Programs too: they share the kernels with the library.
+ARMV7 = _of(
+    arm.ARMV7,
+    "android-armv7",
+    "armv7a-none-linux-androideabi24",
+    tuple(arm.ARMV7.extras),
+    abi=(("mfloat-abi", "soft"),),
+    program_triple="arm-linux-musleabi",
+    c_flags=_SOFT,
+    link_flags=(*_LINK, *_SOFT),
+)
+
+X86_64 = tuple(
+    _of(
+        x86.LEVELS[f"x86-64-{number}"],
+        "android-x86_64" if number == "v2" else f"android-x86_64-{number}",
+        "x86_64-none-linux-android24",
+        x86.extras_of(f"x86-64-{number}"),
+        program_triple="x86_64-linux-musl",
+    )
+    for number in ("v2", "v3", "v4")
+)
+
+LEVELS = {level.name: level for level in (ARM64, ARMV7, *X86_64)}
+COMBINATIONS = (
+    *(f"android-arm64{extras}" for extras in ("", "+dotprod", "+dotprod+i8mm")),
+    "android-armv7+neon",
+    *(level.name for level in X86_64),
+    "android-x86_64-v4+vnni",
+)
+
+# An Apple core runs no Android.
+CORES = {
+    f"android-{name}": Core(ARM64.name, core.extras, core.cpu)
+    for name, core in arm.CORES.items()
+    if not name.startswith("apple")
+}
+
+
+def javac() -> str | None:
+    """Where Java's compiler is: in JAVA_HOME or the search path; None if there is none."""
+    home = os.environ.get("JAVA_HOME")
+    if home and (Path(home) / "bin/javac").is_file():
+        return str(Path(home) / "bin/javac")
+    return shutil.which("javac")
+
+
+def needs() -> str:
+    """What builds an app's library and AAR, in words, and whether that is here."""
+    named = os.environ.get("ANDROID_NDK_HOME")
+    library = f"the NDK in {named}" if named else "pip packages"
+    java = "which is here" if javac() else "which is missing: install a JDK"
+    return f"the library by {library}; for an AAR javac, {java}"
