@@ -32,9 +32,9 @@ def bench(
     Raises `UnsupportedError` for an unknown engine, layer or variant, `ToolchainError` for an engine asked for by name
     that is missing or fails.
     """
-    if sum((bundle is not None, bool(layers), machine)) != 1 or (calls and bundle is None):
+    if sum((bundle is not None, bool(layers), machine)) != 1 or ((calls or variant is not None) and bundle is None):
         raise InvalidModelError(
-            "bench: give one of a bundle, layers (KIND:INxOUTxHEIGHT) and the machine; calls need a bundle"
+            "bench: give one of a bundle, layers (KIND:INxOUTxHEIGHT) and the machine; calls and variant need a bundle"
         )
     if machine:
         if against is not None or threads is not None:

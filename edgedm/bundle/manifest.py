@@ -140,12 +140,17 @@ class Manifest(_Record):
         return files
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _consistent(self) -> Self:
         names = self.variants()
         if len(set(names)) < len(names):
             raise ValueError(f"variants {', '.join(names)}: a name stands twice")
         if self.others and (self.slow is None or self.kernel_bytes is None or not self.sections):
             raise ValueError("several variants, but slow, kernel_bytes or sections is not recorded")
+        for section in self.sections:
+            if section.offset + section.bytes > self.weights_bytes:
+                raise ValueError(f"sections: bytes {section.offset}.. of {self.weights_bytes} of weights")
+            if strange := sorted(set(section.variants) - set(names)):
+                raise ValueError(f"sections: variants {', '.join(strange)} of {', '.join(names)}")
         return self
 
     def variants(self) -> list[str]:
