@@ -15,7 +15,7 @@ from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError
 from edgedm.outcome import Outcome
 
 OK, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-_PLACES = ("output", "runs", "log", "dump")  # options that name what is written
+_PLACES = ("output", "runs", "log", "dump", "html", "markdown", "junit")  # options that name what is written
 
 _EXTRA_OF = {
     "torch": "train",
@@ -28,6 +28,7 @@ _EXTRA_OF = {
     "onnxsim": "compile",
     "tvm": "compile",
     "ziglang": "compile",
+    "elftools": "compile",
     "jinja2": "compile",
     "rich": "compile",
     "PIL": "train",

@@ -7,40 +7,80 @@ from edgedm.cli.preset import preset_options
 from edgedm.cli.signature import signed_bundles
 from edgedm.outcome import Outcome
 
-LEVELS = ("weights", "op", "pass", "layer", "step", "trajectory")
+LEVELS = ("weights", "op", "pass", "layer", "step", "trajectory", "distribution")
 
 
 def _show(outcome: Outcome) -> None:
     from edgedm.verify import render
 
     render(outcome)
+    for path in outcome.details.get("written", []):
+        click.echo(f"wrote {path}")
 
 
 @click.command(name="verify", short_help="parity with PyTorch; exit code 0 or 1")
 @click.argument("artefact", metavar="BUNDLE|GRAPH", type=click.Path())
 @click.option("--against", required=True, help="The checkpoint that it was made from.")
+@click.option("--gate", type=click.Path(), help="A gate file (TOML): thresholds, levels, schedule.")
 @click.option("--level", "levels", multiple=True, type=click.Choice(LEVELS), help="Only these levels.")
-@click.option("--timesteps", type=click.IntRange(1), default=4, show_default=True, help="Of level layer.")
+@click.option("--steps", type=click.IntRange(1), help="Of the schedule; 50 unless the gate says.")
+@click.option("--sampler", type=click.Choice(("ddim", "ddpm", "dpm-solver++")), help="ddim unless the gate says.")
+@click.option("--images", type=click.IntRange(1), help="Trajectories; 10 unless the gate says.")
+@click.option(
+    "--timesteps",
+    type=click.IntRange(1),
+    help="Of level layer, with all layers at each; all of the schedule by turns unless given.",
+)
 @click.option("--sample", type=click.IntRange(1), help="Of a big model: N kernels, and N layers a timestep.")
+@click.option("--features", type=click.Path(), help="Of level distribution: a network (ONNX) that judges images.")
+@click.option("--chain", type=click.Path(), help="Graphs of `optimize --dump`, to find the pass that broke parity.")
+@click.option("--html", type=click.Path(), help="Write a page with images, plots and tables.")
+@click.option("--markdown", type=click.Path(), help="Write the same as Markdown.")
+@click.option("--junit", type=click.Path(), help="Write JUnit XML.")
 @preset_options
 @verb(_show)
 @signed_bundles
 def command(
     artefact: str,
     against: str,
+    gate: str | None,
     levels: tuple[str, ...],
-    timesteps: int,
+    steps: int | None,
+    sampler: str | None,
+    images: int | None,
+    timesteps: int | None,
     sample: int | None,
+    features: str | None,
+    chain: str | None,
+    html: str | None,
+    markdown: str | None,
+    junit: str | None,
     method: str | None,
     policy: str | None,
     options: tuple[str, ...],
 ) -> Outcome:
     """Hold a bundle, or an ONNX graph under ONNX Runtime, against the torch checkpoint it was made from.
 
-    Exit code 1 if a level fails. Levels op and pass are those of a bundle, weights that of a graph.
+    Exit code 1 if a level or a threshold of the gate fails. Levels op and pass are those of a bundle, weights that of
+    a graph; level distribution runs where it is named, here or in the gate file.
     """
     from edgedm.models.preset_reference import with_method
     from edgedm.verify import verify
 
     checkpoint = with_method(against, method, policy, options)
-    return verify(artefact, checkpoint, levels=levels or None, timesteps=timesteps, sample=sample)
+    return verify(
+        artefact,
+        checkpoint,
+        levels=levels or None,
+        steps=steps,
+        sampler=sampler,
+        images=images,
+        timesteps=timesteps,
+        sample=sample,
+        gate=gate,
+        features=features,
+        chain=chain,
+        html=html,
+        markdown=markdown,
+        junit=junit,
+    )

@@ -1,11 +1,13 @@
 """Parity: hold a bundle or a graph against the torch checkpoint that it was made from.
 
-verify(artefact, against)  the verb: levels op, pass, layer, step and trajectory; of a graph weights for op and pass
+verify(artefact, against)  the verb: levels op, pass, layer, step, trajectory and distribution; of a graph weights for
+                           op and pass
 render(outcome)            its table on the terminal
 """
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from edgedm.callable_module import make_callable
@@ -13,25 +15,34 @@ from edgedm.outcome import Outcome
 
 if TYPE_CHECKING:
     from edgedm.models import Checkpoint
+    from edgedm.verify.gate import Gate
 
 make_callable(__name__)
 
 __all__ = ["GRAPH_LEVELS", "LEVELS", "render", "verify"]
 
-LEVELS = ("op", "pass", "layer", "step", "trajectory")
-GRAPH_LEVELS = ("weights", "layer", "step", "trajectory")
+LEVELS = ("op", "pass", "layer", "step", "trajectory", "distribution")
+GRAPH_LEVELS = ("weights", "layer", "step", "trajectory", "distribution")
+
+Place = str | os.PathLike[str]
 
 
 def verify(
-    artefact: str | os.PathLike[str],
-    against: "Checkpoint | str | os.PathLike[str]",
+    artefact: Place,
+    against: "Checkpoint | Place",
     *,
     levels: Sequence[str] | None = None,
-    steps: int = 50,
-    sampler: str = "ddim",
-    images: int = 10,
-    timesteps: int = 4,
+    steps: int | None = None,
+    sampler: str | None = None,
+    images: int | None = None,
+    timesteps: int | None = None,
     sample: int | None = None,
+    gate: "Gate | Place | None" = None,
+    features: Place | None = None,
+    chain: Place | None = None,
+    html: Place | None = None,
+    markdown: Place | None = None,
+    junit: Place | None = None,
 ) -> Outcome:
     """Hold a bundle, or a graph (a file that ends in .onnx, exported or optimised, under ONNX Runtime), against the
     checkpoint `against` (a folder, `zoo:NAME`, or one in memory).
@@ -40,9 +51,10 @@ def verify(
     |---|---|
     | op | every kernel against its op's ONNX function, on inputs that try it |
     | pass | the graph before against after, for every pass, on a fresh export of `against` |
-    | layer | every kernel call on the reference's own inputs: decisions, accumulators, rounding |
+    | layer | every kernel call on the reference's own inputs: decisions, accumulators, rounding, constants |
     | step | single steps: our error against torch float64 beside torch float32's |
-    | trajectory | the same for `images` whole trajectories of `steps` steps from the same noise |
+    | trajectory | the same for `images` whole trajectories of `steps` steps from the same noise; the sampler itself |
+    | distribution | torch's samples against ours as sets: Frechet distance, precision and recall of their features |
 
     Of a graph:
 
@@ -52,24 +64,71 @@ def verify(
     | layer | every low-bit layer alone, on torch's inputs: codes and products against torch float64 |
     | step | every step of the schedule, as above |
     | trajectory | as above |
+    | distribution | as above |
 
-    Level layer takes `timesteps` of the schedule's steps, spread evenly; `steps` of them are all. For a big model
-    `sample` takes that many kernels at level op, and that many layers (of a bundle: calls of each graph) at each
-    timestep of level layer, other ones at each, in place of all; the figures `left_out` say how many it never took.
+    Level layer visits every step of the schedule, with so many layers at each that all come up at about ten of them;
+    or `timesteps` of the steps, spread evenly, with all layers. For a big model `sample` takes that many kernels at
+    level op, and that many layers (of a bundle: calls of each graph) at each step of level layer, other ones at each,
+    in place of all; the figures `left_out` say how many it never took. Level distribution takes minutes and runs where
+    it is named, by `levels`, by a table of the gate file, or by `features`, a network (ONNX) that judges the images.
 
-    `levels` are some of `LEVELS` or, of a graph, of `GRAPH_LEVELS`; all by default. `ok` is False if any level is
-    off; `details["first_failure"]` then says where first, what was expected and what came. Figures are
-    `<level>.<name>`; `details["levels"]` holds a row for everything that was compared. Raises `InvalidModelError`
-    for a file or checkpoint that is broken or of another model, `UnsupportedError` for an unknown level, a
-    schedule outside the trained timesteps, fewer than the ten images that a fault takes to show, or a sample of none.
+    `gate` is a gate file, which sets thresholds and may name any of the arguments above (`edgedm.verify.gate`);
+    arguments go before what it says. `levels` are some of `LEVELS` or, of a graph, of `GRAPH_LEVELS`. `ok` is False if
+    any level that the gate requires is off, or any threshold; `details["first_failure"]` then says where first, what
+    was expected and what came, and what introduced it: the pass, by bisection over a pipeline that is run again on
+    `against` (or over the graphs in the folder `chain`, from `edgedm optimize --dump`), or the kernel, or the runtime.
+    Figures are `<level>.<name>`; `details["levels"]` holds a row for everything that was compared.
+
+    `html`, `markdown` and `junit` are files to write: a page with images, plots and tables, the same as text, and what
+    a CI shows. Raises `InvalidModelError` for a file or checkpoint that is broken or of another model,
+    `UnsupportedError` for an unknown level, a schedule outside the trained timesteps, fewer than the ten images that a
+    fault takes to show, a sample of none, or images for which there are no features.
     """
+    from edgedm.atomic import atomic_file, check_place
+    from edgedm.verify.request import request_of
+
+    for place in (html, markdown, junit):
+        if place is not None:
+            check_place(place)
+    request = request_of(
+        levels,
+        steps,
+        sampler,
+        images,
+        timesteps,
+        sample,
+        features,
+        chain,
+        gate,
+        illustrated=html is not None or markdown is not None,
+    )
     if os.fspath(artefact).endswith(".onnx"):
         from edgedm.verify.graph_main import run as run_graph
 
-        return run_graph(artefact, against, levels or GRAPH_LEVELS, steps, sampler, images, timesteps, sample)
-    from edgedm.verify.main import run
+        finished = run_graph(artefact, against, request)
+    else:
+        from edgedm.verify.main import run
 
-    return run(artefact, against, levels or LEVELS, steps, sampler, images, timesteps, sample)
+        finished = run(artefact, against, request)
+    outcome = finished.outcome
+    written: dict[str, bytes] = {}
+    if html is not None or markdown is not None:
+        from edgedm.report import html_page, markdown_page
+
+        if html is not None:
+            written[os.fspath(html)] = html_page(outcome, finished.evidence).encode()
+        if markdown is not None:
+            written[os.fspath(markdown)] = markdown_page(outcome, finished.evidence).encode()
+    if junit is not None:
+        from edgedm.verify.junit import junit as as_junit
+
+        written[os.fspath(junit)] = as_junit(outcome)
+    with ExitStack() as stack:  # all are written before the first one appears
+        for path, data in written.items():
+            stack.enter_context(atomic_file(path)).write_bytes(data)
+    if written:
+        outcome.details["written"] = list(written)
+    return outcome
 
 
 def render(outcome: Outcome, every_row: bool = False) -> None:

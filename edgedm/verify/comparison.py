@@ -110,7 +110,8 @@ def relative_error(actual: NDArray[np.floating], reference: NDArray[np.floating]
     """RMS of the difference over RMS of the reference, both taken as float64; infinite if not finite."""
     actual, reference = np.asarray(actual, np.float64), np.asarray(reference, np.float64)
     power = float(np.sqrt(np.mean(reference**2)))
-    error = float(np.sqrt(np.mean((actual - reference) ** 2)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = float(np.sqrt(np.mean((actual - reference) ** 2)))
     if not math.isfinite(error):
         return math.inf
     return error / power if power > 0 else (0.0 if error == 0 else math.inf)

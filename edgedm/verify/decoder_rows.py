@@ -28,8 +28,13 @@ class Decodes(Protocol):
         """The image f32[3, H, W] of a latent f32[C, h, w]."""
 
 
-def with_decoder(level: Level, runner: Decodes, reference: TorchReference, latents: Array) -> Level:
-    """The level with a row for the decoder, if the model has one; `latents` are torch's, [N, C, h, w]."""
+def with_decoder(
+    level: Level, runner: Decodes, reference: TorchReference, latents: Array, most: float = RATIO
+) -> Level:
+    """The level with a row for the decoder, if the model has one; `latents` are torch's, [N, C, h, w].
+
+    `most` is how many times torch float32's error ours may be.
+    """
     if not reference.decodes:
         return level
     ours, torch32 = [], []
@@ -38,13 +43,13 @@ def with_decoder(level: Level, runner: Decodes, reference: TorchReference, laten
         exact = reference.decode(64, given)
         ours.append(relative_error(runner.decode(given), exact))
         torch32.append(relative_error(reference.decode(32, given), exact))
-    ratio, above, chance = sign_test(ours, torch32)
+    ratio, above, chance = sign_test(ours, torch32, most)
     note = ""
     if not all(map(math.isfinite, ours)):
         note = "not finite"
     elif chance < CHANCE:
         note = (
-            f"error above {RATIO:g} times torch float32's in {above} of {len(ours)} images, typically "
+            f"error above {most:g} times torch float32's in {above} of {len(ours)} images, typically "
             f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}"
         )
     figures = {

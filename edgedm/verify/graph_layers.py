@@ -7,7 +7,7 @@ layer on the same numbers. What the passes fused into other nodes has no ends of
 no layer of integers, so one that has no ends is off, as is any layer of an exported graph.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -37,10 +37,14 @@ _BINARY_WEIGHTS = (BinaryWeightConv2d, BinaryWeightLinear)
 
 
 def graph_layer_level(
-    graph: WholeGraph, reference: TorchReference, moments: Sequence[tuple[Moment, int]], sample: int | None = None
+    graph: WholeGraph,
+    reference: TorchReference,
+    moments: Sequence[tuple[Moment, int]],
+    share: Callable[[int], int | None] = lambda _: None,
 ) -> Level:
-    """Judge every layer at all `moments`, each with the number of the image; or `sample` of them, others at each."""
+    """Judge every layer at all `moments`, each with the number of the image; or `share` of their number at each."""
     bench = _Bench(graph, reference)
+    sample = share(len(bench.layers))
     chosen = deal(list(bench.layers), lambda path: type(bench.layers[path]).__name__, len(moments), sample)
     for (moment, image), paths in zip(moments, chosen, strict=True):
         bench.run(moment, image, paths)

@@ -2,68 +2,58 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from edgedm import progress
-from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.errors import InvalidModelError
 from edgedm.models import Checkpoint
-from edgedm.outcome import Outcome
 from edgedm.verify import GRAPH_LEVELS
+from edgedm.verify.blame import blame_graph
 from edgedm.verify.contents_level import contents_level
 from edgedm.verify.decoder_rows import with_decoder
+from edgedm.verify.distribution_level import distribution_level, fits
+from edgedm.verify.evidence import Evidence
+from edgedm.verify.facts import graph_facts, graph_sizes
+from edgedm.verify.finish import Finished, finish
 from edgedm.verify.graph_layers import graph_layer_level
-from edgedm.verify.report import Level, outcome_of
-from edgedm.verify.run_level import Runs, check_counts, draw_runs, step_level, trajectory_level, visit_moments
+from edgedm.verify.report import Level, Row
+from edgedm.verify.request import Request
+from edgedm.verify.run_level import Runs, draw_runs, step_level, trajectory_level, visit_moments
 from edgedm.verify.torch_reference import TorchReference
 from edgedm.verify.whole_graph import GraphRunner, WholeGraph
 
 
-def run(
-    path: str | os.PathLike[str],
-    against: Checkpoint | str | os.PathLike[str],
-    levels: Sequence[str],
-    steps: int,
-    sampler: str,
-    images: int,
-    timesteps: int,
-    sample: int | None,
-) -> Outcome:
+def run(path: str | os.PathLike[str], against: Checkpoint | str | os.PathLike[str], request: Request) -> Finished:
     """See `edgedm.verify`."""
-    unknown = sorted(set(levels) - set(GRAPH_LEVELS))
-    if unknown:
-        raise UnsupportedError(
-            f"levels of a graph: expected some of {', '.join(GRAPH_LEVELS)}, got {', '.join(unknown)}"
-        )
-    check_counts(timesteps, sample)
+    names = request.chosen(GRAPH_LEVELS, "a graph")
     graph = WholeGraph(path)
+    if request.levels is None and not fits(graph.info.config, request):
+        names.remove("distribution")
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
     reference = TorchReference(checkpoint)
     _check_same_model(reference, graph, Path(path))
-    examination = _Examination(graph, reference, steps, sampler, images, timesteps, sample)
-    found = [examination.level(name) for name in GRAPH_LEVELS if name in levels]
-    named = checkpoint if isinstance(checkpoint, str) else "(a checkpoint in memory)"
-    return outcome_of(found, os.fspath(path), named)
+    examination = Examination(graph, checkpoint, reference, request)
+    found = [examination.level(name) for name in names]
+    examination.illustrate()
+
+    def blame(_level: Level, row: Row) -> str:
+        return blame_graph(examination, row)
+
+    return finish(found, examination.tables, examination.evidence, os.fspath(path), checkpoint, request, blame)
 
 
-class _Examination:
+class Examination:
     """What the levels share: the graph, and torch's runs, drawn once when first needed."""
 
     def __init__(
-        self,
-        graph: WholeGraph,
-        reference: TorchReference,
-        steps: int,
-        sampler: str,
-        images: int,
-        timesteps: int,
-        sample: int | None,
+        self, graph: WholeGraph, checkpoint: Checkpoint | str, reference: TorchReference, request: Request
     ) -> None:
-        self.graph, self.reference = graph, reference
-        self.timesteps, self.sample = timesteps, sample
-        self.steps, self.sampler, self.images = steps, sampler, images
+        self.graph, self.checkpoint, self.reference, self.request = graph, checkpoint, reference, request
+        self.tables = request.tables(reference.config.method)
+        self.evidence = Evidence()
         self.runner = GraphRunner(graph, reference.null_class)
 
     def level(self, name: str) -> Level:
@@ -76,29 +66,52 @@ class _Examination:
     @cached_property
     def runs(self) -> Runs:
         """Trajectories of the checkpoint in torch; every step is kept."""
-        return draw_runs(self.reference, self.images, self.steps, self.sampler, range(self.steps))
+        asked = self.request
+        return draw_runs(self.reference, asked.images, asked.steps, asked.sampler, range(asked.steps))
 
     def weights(self) -> Level:
+        """What is stored, bit for bit."""
         return contents_level(self.graph, self.reference.modules[32], self.reference.schedule.num_train_timesteps)
 
     def layer(self) -> Level:
-        moments, images = visit_moments(self.reference, self.steps, self.timesteps)
+        """Every low-bit layer alone."""
+        asked = self.request
+        moments, images = visit_moments(self.reference, asked.steps, asked.visits())
         fed = list(zip(moments, images, strict=True))
-        return graph_layer_level(self.graph, self.reference, fed, self.sample)
+        return graph_layer_level(self.graph, self.reference, fed, asked.layers_a_visit)
 
     def step(self) -> Level:
-        level = step_level(self.runner, self.graph.states, self.reference, self.runs, self.runner.undecided)
-        return with_decoder(level, self.runner, self.reference, self.runs.float32.images[-1])
+        """Single steps, and the decoder of a latent model."""
+        most, undecided = self.tables.step.ratio, self.runner.undecided
+        level = step_level(self.runner, self.graph.states, self.reference, self.runs, undecided, most)
+        return with_decoder(level, self.runner, self.reference, self.runs.float32.images[-1], most)
 
     def trajectory(self) -> Level:
-        return trajectory_level(self.runner, self.reference, self.runs, self.steps, self.sampler)
+        """Whole trajectories."""
+        asked, most = self.request, self.tables.trajectory.ratio
+        return trajectory_level(
+            self.runner, self.reference, self.runs, asked.steps, asked.sampler, most=most, seen=self.evidence
+        )
+
+    def distribution(self) -> Level:
+        """Samples as sets."""
+        return distribution_level(self.runner, self.runner, self.reference, self.request, self.tables.distribution)
+
+    def illustrate(self) -> None:
+        """Measure what only reports ask for."""
+        if self.request.illustrated:
+            self.evidence.facts = graph_facts(self.graph.path, self.checkpoint)
+            self.evidence.sizes = graph_sizes(self.graph)
+            if self.reference.decodes:
+                self.evidence.decoded(lambda x: self.reference.decode(32, x), self.runner.decode)
 
 
-_LEVELS: dict[str, Callable[[_Examination], Level]] = {
-    "weights": _Examination.weights,
-    "layer": _Examination.layer,
-    "step": _Examination.step,
-    "trajectory": _Examination.trajectory,
+_LEVELS: dict[str, Callable[[Examination], Level]] = {
+    "weights": Examination.weights,
+    "layer": Examination.layer,
+    "step": Examination.step,
+    "trajectory": Examination.trajectory,
+    "distribution": Examination.distribution,
 }
 
 

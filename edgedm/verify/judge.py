@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgedm.ops import DOMAIN, ONNX_OPSET, attach_functions, infer_shapes
-from edgedm.verify.comparison import Flips, count_flips, worst_use
+from edgedm.verify.comparison import Flips, count_flips, relative_error, worst_use
 from edgedm.verify.graphs import Part
 from edgedm.verify.rounding import Bounded
 
@@ -39,6 +39,7 @@ class Verdict:
     use: float  # worst error of a float output over its bound
     operations: int  # n of that bound
     flips: Flips
+    error: float | None = None  # largest relative error of a float output against float64; None: no floats
 
 
 def judge(
@@ -60,10 +61,12 @@ def judge(
     codes = _bits if op in _PACKING else _whole
     complaints: list[str | None] = []
     use, operations, flips = 0.0, 0, Flips()
+    errors: list[float] = []
     for name, array in got.items():
         low, high = ends[0][name].value, ends[1][name].value
         if array.dtype.kind == "f":
             complaint, share, found = judge_floats(array, middle[name], low, high)
+            errors.append(relative_error(array, middle[name].value.reshape(array.shape)))
             use, operations, flips = max(use, share), max(operations, middle[name].operations), flips + found
         elif inside:
             top = np.minimum(high, ceiling[name]) if ceiling and name in ceiling else high
@@ -74,7 +77,7 @@ def judge(
         complaints.append(_at(name, complaint))
     if op in DECIDES_INSIDE and len(got) > 1:
         complaints.append(_own_decision(part, feeds, got))
-    return Verdict(next((each for each in complaints if each), None), use, operations, flips)
+    return Verdict(next((each for each in complaints if each), None), use, operations, flips, max(errors, default=None))
 
 
 def _bits(array: Array) -> NDArray[np.int64]:

@@ -7,17 +7,19 @@ ONNX function, without exception; (b) its accumulator equals the int64 result on
 own inside; they are judged where they meet a named value again.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgedm import progress
 from edgedm.bundle import Node, Operand
 from edgedm.errors import InvalidModelError
 from edgedm.verify.attempt import as_graph, attempt
-from edgedm.verify.comparison import Flips
+from edgedm.verify.comparison import Flips, snr_db
 from edgedm.verify.graphs import Graph
 from edgedm.verify.judge import Verdict, judge
 from edgedm.verify.op_level import kind_of
@@ -39,6 +41,20 @@ class _Slot:
     sources: frozenset[str]  # the named values that it was computed from; of a named value: its names
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A step of one image, and every graph's feeds there in the lowered graph's layout."""
+
+    step: int
+    image: int
+    feeds: Mapping[str, Mapping[str, Array]]
+
+    @property
+    def name(self) -> str:
+        """Which step of which image, for complaints."""
+        return f"step {self.step}, image {self.image}"
+
+
 @dataclass
 class _Tally:
     """What one kernel call did at all moments."""
@@ -48,6 +64,14 @@ class _Tally:
     flips: Flips = field(default_factory=Flips)
     accumulators: int = 0
     complaint: str = ""
+    moments: list[dict[str, float]] = field(default_factory=list)
+
+    def record(self, moment: Moment, verdict: Verdict) -> None:
+        """Keep what the call did at one moment, for the plots over timesteps."""
+        found = {"step": float(moment.step), "codes": float(verdict.flips.codes), "flips": float(verdict.flips.total)}
+        if verdict.error is not None:
+            found["snr_db"] = snr_db(verdict.error)
+        self.moments.append(found)
 
     def add(self, verdict: Verdict, where: str) -> None:
         self.use, self.operations = max(self.use, verdict.use), max(self.operations, verdict.operations)
@@ -59,21 +83,23 @@ class _Tally:
 def layer_level(
     probe: Probe,
     graphs: Mapping[str, Graph],
-    moments: Sequence[tuple[str, Mapping[str, Mapping[str, Array]]]],
-    sample: int | None = None,
+    moments: Sequence[Moment],
+    share: Callable[[int], int | None] = lambda _: None,
 ) -> Level:
-    """Judge calls at all `moments`: (name, {graph: its feeds in the lowered graph's layout}).
+    """Judge calls at all `moments`, and the constants that every call reads.
 
-    Every call of a graph at each, or `sample` of them, other ones at each moment.
+    Every call of a graph at each moment, or `share` of their number, other ones at each.
     """
     rows: list[Row] = []
     low_bit = 0
-    flips, accumulators, unnamed, left_out = Flips(), 0, 0, 0
+    flips, accumulators, unnamed, left_out, constants = Flips(), 0, 0, 0, 0
     for name in graphs:
         teacher = _Teacher(probe, graphs[name], probe.calls(name))
-        for (moment, feeds), chosen in zip(moments, deal(teacher.calls, kind_of, len(moments), sample), strict=True):
-            teacher.run(moment, feeds[name], {node.index for node in chosen})
+        dealt = deal(teacher.calls, kind_of, len(moments), share(len(teacher.calls)))
+        for moment, chosen in zip(moments, dealt, strict=True):
+            teacher.run(moment, moment.feeds[name], {node.index for node in chosen})
         for node in teacher.calls:
+            constants += teacher.judge_constants(node)
             tally = teacher.tallies.get(node.index)
             if tally is None:
                 unnamed += node.index in teacher.judged
@@ -86,6 +112,7 @@ def layer_level(
         "low_bit_layers": float(low_bit),
         "accumulators": float(accumulators),
         "worst_use_of_bound": max((row.figures["use of bound"] for row in rows), default=0.0),
+        "constants": float(constants),
         "codes": float(flips.codes),
         "flips": float(flips.total),
         "inside_segments": float(unnamed),
@@ -100,7 +127,7 @@ def _row(node: Node, tally: _Tally) -> Row:
     figures = {"n": float(tally.operations), "use of bound": tally.use}
     if tally.flips.codes:
         figures |= {"codes": float(tally.flips.codes), "flips": float(tally.flips.total)}
-    return Row(name, not complaint, figures, complaint)
+    return Row(name, not complaint, figures, complaint, tuple(tally.moments))
 
 
 class _Teacher:
@@ -112,9 +139,35 @@ class _Teacher:
         self.judged: set[int] = set()
         self._names = _names_of_results(probe, calls)
 
-    def run(self, moment: str, feeds: Mapping[str, Array], chosen: Collection[int]) -> None:
+    def judge_constants(self, node: Node) -> int:
+        """Hold what a call reads from the weights against the graph, where both have it in one form; returns how many.
+
+        A vector has one layout, so its bits must be the graph's; numbers of a kernel's own layout are the graph's in
+        another order. Packed and padded weights are left to the products, which are judged by what they give.
+        """
+        compared = 0
+        for operand in node.inputs:
+            own = self.graph.constants.get(operand.name) if operand.source == "weights" else None
+            if own is None or str(own.dtype) != operand.dtype or own.size != math.prod(operand.shape):
+                continue
+            held, own = self.probe.constant(operand).reshape(-1), own.reshape(-1)
+            if max(operand.shape, default=1) != own.size:
+                if own.dtype != np.float32:
+                    continue
+                held, own = np.sort(held), np.sort(own)
+            compared += 1
+            off = np.flatnonzero(held.view(f"u{own.itemsize}") != own.view(f"u{own.itemsize}"))
+            if off.size:
+                tally = self.tallies.setdefault(node.index, _Tally())
+                tally.complaint = tally.complaint or (
+                    f"constant {operand.name}: {off.size} of {own.size} are other numbers, first at {off[0]}: "
+                    f"expected {own[off[0]]:.9g}, got {held[off[0]]:.9g}"
+                )
+        return compared
+
+    def run(self, moment: Moment, feeds: Mapping[str, Array], chosen: Collection[int]) -> None:
         """Judge the calls whose numbers are `chosen`; others run only where nothing names what they make."""
-        progress.stage(f"ONNX Runtime runs {self.calls[0].graph} at {moment}")
+        progress.stage(f"ONNX Runtime runs {self.calls[0].graph} at {moment.name}")
         values = self.graph.run(feeds)
         self.judged.update(chosen)
         ports = self.probe.manifest.inputs[self.calls[0].graph]
@@ -140,13 +193,15 @@ class _Teacher:
     def _named(self, name: str, values: Mapping[str, Array]) -> _Slot:
         return _Slot(values[name], frozenset(self.graph.aliases(name)))
 
-    def _judge_op(self, node: Node, values: Mapping[str, Array], results: Sequence[Array], moment: str) -> None:
+    def _judge_op(self, node: Node, values: Mapping[str, Array], results: Sequence[Array], moment: Moment) -> None:
         tally = self.tallies.setdefault(node.index, _Tally())
         onnx_node = self.graph.node(node.outputs[0].name)
         names = [name for name in dict.fromkeys(onnx_node.input) if name not in self.graph.constants]
         got = {name: as_graph(self.graph, name, result) for name, result in zip(onnx_node.output, results, strict=True)}
         part = self.graph.part(names, list(onnx_node.output))
-        tally.add(judge(node.op, part, {name: values[name] for name in names}, got), moment)
+        judged = judge(node.op, part, {name: values[name] for name in names}, got)
+        tally.add(judged, moment.name)
+        tally.record(moment, judged)
         if node.op in LOW_BIT:
             subject = Subject.of(onnx_node, self.graph.types, self.graph.constants)
             given = {role: values[subject.names[role]] for role in subject.runtime()}
@@ -154,7 +209,7 @@ class _Teacher:
             verdict = attempt(self.probe, self.graph, node, subject, neutral(subject, integers))
             if verdict is not None:
                 tally.accumulators += 1
-                tally.add(verdict, f"{moment}, accumulator")
+                tally.add(verdict, f"{moment.name}, accumulator")
 
     def _judge_fused(
         self,
@@ -163,7 +218,7 @@ class _Teacher:
         name: str,
         values: Mapping[str, Array],
         result: Array,
-        moment: str,
+        moment: Moment,
     ) -> bool:
         """Judge a named result of fused standard ops; False if the graph has no path from what was fed."""
         try:
@@ -172,7 +227,9 @@ class _Teacher:
             return False
         tally = self.tallies.setdefault(node.index, _Tally())
         got = {name: as_graph(self.graph, name, result)}
-        tally.add(judge("", part, {each: values[each] for each in sources}, got), moment)
+        judged = judge("", part, {each: values[each] for each in sources}, got)
+        tally.add(judged, moment.name)
+        tally.record(moment, judged)
         return True
 
 

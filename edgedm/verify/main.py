@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -10,20 +10,27 @@ import numpy as np
 
 from edgedm import progress
 from edgedm.bundle import Bundle, load
-from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.bundle.manifest import GraphName
+from edgedm.errors import InvalidModelError
 from edgedm.export.graph_io import load_graph
 from edgedm.models import Checkpoint
-from edgedm.outcome import Outcome
 from edgedm.verify import LEVELS
+from edgedm.verify.blame import blame_bundle
 from edgedm.verify.by_labels import ByLabels
 from edgedm.verify.decoder_rows import with_decoder
+from edgedm.verify.distribution_level import distribution_level, fits
+from edgedm.verify.evidence import Evidence
+from edgedm.verify.facts import bundle_facts, bundle_sizes, step_speed
+from edgedm.verify.finish import Finished, finish
 from edgedm.verify.graphs import Graph
-from edgedm.verify.layer_level import layer_level
+from edgedm.verify.layer_level import Moment, layer_level
 from edgedm.verify.op_level import op_level
 from edgedm.verify.pass_level import pass_level
 from edgedm.verify.probe import Probe, open_probe
-from edgedm.verify.report import Level, outcome_of
-from edgedm.verify.run_level import Runner, Runs, check_counts, draw_runs, step_level, trajectory_level, visit_moments
+from edgedm.verify.report import Level, Row
+from edgedm.verify.request import Request
+from edgedm.verify.run_level import Runs, draw_runs, step_level, trajectory_level, visit_moments
+from edgedm.verify.sampler_rows import sampler_rows
 from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import TorchReference
 
@@ -32,49 +39,40 @@ MOMENTS = 8
 
 
 def run(
-    bundle_path: str | os.PathLike[str],
-    against: Checkpoint | str | os.PathLike[str],
-    levels: Sequence[str],
-    steps: int,
-    sampler: str,
-    images: int,
-    timesteps: int,
-    sample: int | None,
-) -> Outcome:
+    bundle_path: str | os.PathLike[str], against: Checkpoint | str | os.PathLike[str], request: Request
+) -> Finished:
     """See `edgedm.verify`."""
-    unknown = sorted(set(levels) - set(LEVELS))
-    if unknown or not levels:
-        raise UnsupportedError(f"levels: expected some of {', '.join(LEVELS)}, got {', '.join(unknown) or 'none'}")
-    check_counts(timesteps, sample)
+    names = request.chosen(LEVELS, "a bundle")
     bundle = load(bundle_path)
+    if request.levels is None and not fits(bundle.manifest.config, request):
+        names.remove("distribution")
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
-    names: list[str] = [name for name in ("prepare", "step", "decoder") if name in bundle.manifest.inputs]
-    graphs = {name: _graph(bundle, name) for name in names}
+    names_of_graphs: tuple[GraphName, ...] = ("prepare", "step", "decoder")
+    graphs: dict[str, Graph] = {
+        name: _graph(bundle, name) for name in names_of_graphs if name in bundle.manifest.inputs
+    }
     with open_probe(bundle) as probe:
-        examination = _Examination(probe, checkpoint, graphs, steps, sampler, images, timesteps, sample)
-        found = [examination.level(name) for name in LEVELS if name in levels]
-    named = checkpoint if isinstance(checkpoint, str) else "(a checkpoint in memory)"
-    return outcome_of(found, str(bundle.path), named)
+        examination = Examination(probe, checkpoint, graphs, request)
+        found = [examination.level(name) for name in names]
+        examination.illustrate()
+
+        def blame(level: Level, row: Row) -> str:
+            return blame_bundle(examination, level, row)
+
+        return finish(
+            found, examination.tables, examination.evidence, os.fspath(bundle_path), checkpoint, request, blame
+        )
 
 
-class _Examination:
+class Examination:
     """What the levels share: the opened bundle, its graphs, and torch's runs, drawn once when first needed."""
 
     def __init__(
-        self,
-        probe: Probe,
-        checkpoint: Checkpoint | str,
-        graphs: Mapping[str, Graph],
-        steps: int,
-        sampler: str,
-        images: int,
-        timesteps: int,
-        sample: int | None,
+        self, probe: Probe, checkpoint: Checkpoint | str, graphs: Mapping[str, Graph], request: Request
     ) -> None:
-        self.checkpoint, self.graphs = checkpoint, graphs
-        self.steps, self.sampler, self.images = steps, sampler, images
-        self.timesteps, self.sample = timesteps, sample
-        self.probe = probe
+        self.probe, self.checkpoint, self.graphs, self.request = probe, checkpoint, graphs, request
+        self.tables = request.tables(str(probe.manifest.config["method"]))
+        self.evidence = Evidence()
 
     def level(self, name: str) -> Level:
         """Run one level and time it."""
@@ -93,45 +91,79 @@ class _Examination:
     @cached_property
     def runs(self) -> Runs:
         """Trajectories of the checkpoint in torch."""
-        keep = sorted({int(step) for step in np.linspace(0, self.steps - 1, MOMENTS).round()})
-        return draw_runs(self.reference, self.images, self.steps, self.sampler, keep)
+        asked = self.request
+        keep = sorted({int(step) for step in np.linspace(0, asked.steps - 1, MOMENTS).round()})
+        return draw_runs(self.reference, asked.images, asked.steps, asked.sampler, keep)
 
     @cached_property
-    def runner(self) -> Runner:
+    def runner(self) -> "Probe | ByLabels":
         """The bundle, drawing by labels."""
         shape = self.reference.condition_shape
         return self.probe if shape is None else ByLabels(self.probe, self.reference.null_class, shape)
 
     def op(self) -> Level:
-        return op_level(self.probe, self.graphs, self.sample)
+        """Every kernel on trials."""
+        return op_level(self.probe, self.graphs, self.request.sample)
 
     def passes(self) -> Level:
-        return pass_level(self.checkpoint, self.graphs, self.steps, self.sampler)
+        """The pipeline once more."""
+        return pass_level(self.checkpoint, self.graphs, self.request.steps, self.request.sampler)
 
     def layer(self) -> Level:
         """Torch takes a step a moment, in float32 alone, whatever the other levels need of it."""
-        moments, images = visit_moments(self.reference, self.steps, self.timesteps)
+        asked = self.request
+        moments, images = visit_moments(self.reference, asked.steps, asked.visits())
         fed = [
-            (f"step {moment.step}, image {image}", teacher_feeds(self.graphs, moment, image))
+            Moment(moment.step, image, teacher_feeds(self.graphs, moment, image))
             for moment, image in zip(moments, images, strict=True)
         ]
-        return layer_level(self.probe, self.graphs, fed, self.sample)
+        return layer_level(self.probe, self.graphs, fed, asked.layers_a_visit)
 
     def step(self) -> Level:
-        states = [port.name for port in self.probe.manifest.states()]
-        level = step_level(self.runner, states, self.reference, self.runs)
-        return with_decoder(level, self.probe, self.reference, self.runs.float32.images[-1])
+        """Single steps, and the decoder of a latent model."""
+        states, most = [port.name for port in self.probe.manifest.states()], self.tables.step.ratio
+        level = step_level(self.runner, states, self.reference, self.runs, most=most)
+        return with_decoder(level, self.probe, self.reference, self.runs.float32.images[-1], most)
 
     def trajectory(self) -> Level:
-        return trajectory_level(self.runner, self.reference, self.runs, self.steps, self.sampler, self.probe.sample)
+        """Whole trajectories, and the sampler that ships."""
+        asked = self.request
+        level = trajectory_level(
+            self.runner,
+            self.reference,
+            self.runs,
+            asked.steps,
+            asked.sampler,
+            self.probe.sample,
+            self.tables.trajectory.ratio,
+            self.evidence,
+        )
+        return replace(level, rows=(*level.rows, *sampler_rows(self.runner, self.probe, self.reference)))
+
+    def distribution(self) -> Level:
+        """Samples as sets."""
+        return distribution_level(self.runner, self.probe, self.reference, self.request, self.tables.distribution)
+
+    def illustrate(self) -> None:
+        """Measure what only gates and reports ask for."""
+        size, speed = self.tables.size, self.tables.speed
+        if self.request.illustrated or size != type(size)():
+            self.evidence.sizes = bundle_sizes(self.probe.bundle)
+        if self.request.illustrated or speed != type(speed)():
+            self.evidence.speed = step_speed(self.probe, self.runner, self.reference)
+        if self.request.illustrated:
+            self.evidence.facts = bundle_facts(self.probe.bundle, self.checkpoint)
+            if self.reference.decodes:
+                self.evidence.decoded(lambda x: self.reference.decode(32, x), self.probe.decode)
 
 
-_LEVELS: dict[str, Callable[[_Examination], Level]] = {
-    "op": _Examination.op,
-    "pass": _Examination.passes,
-    "layer": _Examination.layer,
-    "step": _Examination.step,
-    "trajectory": _Examination.trajectory,
+_LEVELS: dict[str, Callable[[Examination], Level]] = {
+    "op": Examination.op,
+    "pass": Examination.passes,
+    "layer": Examination.layer,
+    "step": Examination.step,
+    "trajectory": Examination.trajectory,
+    "distribution": Examination.distribution,
 }
 
 

@@ -56,8 +56,8 @@ def _row(verdict: Mapping[str, Any]) -> Row:
     return Row(f"{verdict['name']} ({kind})", verdict["failure"] is None, figures, verdict["failure"] or "")
 
 
-def constants_row(fresh: Mapping[str, ir.Model], graphs: Mapping[str, Graph]) -> Row:
-    """Compare the constants of the bundle's graphs with those of `fresh`, which is lowered in place, bit for bit.
+def constants_row(fresh: Mapping[str, ir.Model], graphs: Mapping[str, Graph], lowered: bool = True) -> Row:
+    """Compare the constants of the bundle's graphs with those of `fresh`, which is `lowered` in place, bit for bit.
 
     The checkpoint's integers, and the weights that run as floats, must all be there. Any other constant (floats that no
     phase made, shapes, edges) is compared where the bundle's graph has its name, since lowering drops some. What
@@ -66,7 +66,7 @@ def constants_row(fresh: Mapping[str, ir.Model], graphs: Mapping[str, Graph]) ->
     compared, note = 0, ""
     for name, model in fresh.items():
         before = set(model.graph.initializers)
-        for phase in (WidenCodes(), SplitGemm()):
+        for phase in (WidenCodes(), SplitGemm()) if lowered else ():
             phase(model)
         for key, value in model.graph.initializers.items():
             if value.const_value is None:

@@ -1,6 +1,7 @@
 """What a parity level found, and how it is shown on a terminal."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ class Row:
     ok: bool
     figures: dict[str, float] = field(default_factory=dict)
     note: str = ""  # where it fails: where, expected, got
+    moments: tuple[dict[str, float], ...] = ()  # what it did at each step that was looked at: step, snr_db, flips ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Level:
     rows: tuple[Row, ...]
     figures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    required: bool = True  # False: shown, but does not decide
 
     @property
     def ok(self) -> bool:
@@ -42,8 +45,17 @@ UNBOUNDED = 1e300
 """Stands for infinity and NaN in figures: JSON has neither."""
 
 
-def outcome_of(levels: list[Level], bundle: str, against: str) -> Outcome:
-    """Gather the levels into what `verify` returns; figures are `<level>.<name>`."""
+def outcome_of(
+    levels: Sequence[Level],
+    artefact: str,
+    against: str,
+    gates: Sequence[Row] = (),
+    blame: Callable[[Level, Row], str] | None = None,
+) -> Outcome:
+    """Gather the levels into what `verify` returns; figures are `<level>.<name>`.
+
+    `gates` are thresholds of a team's own, each a row. `blame` says what introduced the first row that is off.
+    """
     figures: dict[str, float] = {}
     for level in levels:
         figures[f"{level.name}.ok"] = float(level.ok)
@@ -51,25 +63,47 @@ def outcome_of(levels: list[Level], bundle: str, against: str) -> Outcome:
         figures[f"{level.name}.failed"] = float(sum(not row.ok for row in level.rows))
         figures[f"{level.name}.seconds"] = level.seconds
         figures |= {f"{level.name}.{name}": value for name, value in _finite(level.figures).items()}
-    failed = next((level for level in levels if not level.ok), None)
     details: dict[str, Any] = {
-        "bundle": bundle,
+        "artefact": artefact,
         "against": against,
         "levels": [_level_details(level) for level in levels],
+        "gates": [_row_details(row) for row in gates],
     }
+    failed = next((level for level in levels if level.required and not level.ok), None)
+    gate = next((row for row in gates if not row.ok), None)
     if failed is not None:
-        row = failed.first_failure
+        row = failed.first_failure or Row("(nothing was compared)", False)
+        cause = blame(failed, row) if blame else "not looked for"
         details["first_failure"] = {
             "level": failed.name,
-            "where": row.name if row else "(nothing was compared)",
-            "what": row.note if row else "",
+            "where": row.name,
+            "what": row.note,
+            "introduced_by": cause,
         }
-    return Outcome(ok=bool(levels) and failed is None, figures=figures, details=details)
+    elif gate is not None:
+        details["first_failure"] = {
+            "level": "gates",
+            "where": gate.name,
+            "what": gate.note,
+            "introduced_by": "the gate file: the levels themselves hold",
+        }
+    return Outcome(ok=bool(levels) and failed is None and gate is None, figures=figures, details=details)
 
 
 def _level_details(level: Level) -> dict[str, Any]:
-    rows = [{"name": row.name, "ok": row.ok, "note": row.note, "figures": _finite(row.figures)} for row in level.rows]
-    return {"name": level.name, "ok": level.ok, "demand": level.demand, "rows": rows, "figures": _finite(level.figures)}
+    return {
+        "name": level.name,
+        "ok": level.ok,
+        "required": level.required,
+        "demand": level.demand,
+        "rows": [_row_details(row) for row in level.rows],
+        "figures": _finite(level.figures),
+    }
+
+
+def _row_details(row: Row) -> dict[str, Any]:
+    found = {"name": row.name, "ok": row.ok, "note": row.note, "figures": _finite(row.figures)}
+    return found | ({"moments": [_finite(each) for each in row.moments]} if row.moments else {})
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float]:
@@ -83,15 +117,18 @@ def render(outcome: Outcome, every_row: bool = False) -> None:
     from rich.table import Table
 
     console = Console()
-    summary = Table(title=f"parity of {outcome.details['bundle']} with {outcome.details['against']}")
+    summary = Table(title=f"parity of {outcome.details['artefact']} with {outcome.details['against']}")
     for heading in ("level", "", "compared", "demand", "figures"):
         summary.add_column(heading, overflow="fold")
     for level in outcome.details["levels"]:
         failed = sum(not row["ok"] for row in level["rows"])
         compared = f"{len(level['rows'])}" + (f" ({failed} off)" if failed else "")
         shown = "\n".join(f"{name} {number(value)}" for name, value in level["figures"].items())
-        summary.add_row(level["name"], _mark(level["ok"]), compared, level["demand"], shown)
+        name = level["name"] if level["required"] else f"{level['name']} (not required)"
+        summary.add_row(name, _mark(level["ok"]), compared, level["demand"], shown)
     console.print(summary)
+    if outcome.details["gates"]:
+        console.print(_rows_table("gates", outcome.details["gates"]))
     for level in outcome.details["levels"]:
         rows = [row for row in level["rows"] if every_row or not row["ok"]]
         if rows:
@@ -105,6 +142,7 @@ def render(outcome: Outcome, every_row: bool = False) -> None:
             f"[red]first off[/red] at level {failure['level']}: {escape(failure['where'])}: {escape(failure['what'])}",
             highlight=False,
         )
+        console.print(f"introduced by: {escape(failure['introduced_by'])}", highlight=False)
     console.print("[green]parity holds[/green]" if outcome.ok else "[red]parity does not hold[/red]")
 
 

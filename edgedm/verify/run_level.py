@@ -29,6 +29,7 @@ from edgedm import progress
 from edgedm.diffusion.sampler import trajectory
 from edgedm.errors import UnsupportedError
 from edgedm.verify.comparison import at_least, psnr_db, relative_error, snr_db
+from edgedm.verify.evidence import Evidence
 from edgedm.verify.report import Level, Row
 from edgedm.verify.torch_reference import Moment, TorchReference, Trajectories
 
@@ -82,13 +83,6 @@ def _labels(reference: TorchReference, images: int) -> tuple[list[int], list[tup
     return labels, [(SEED, image) for image in range(images)]
 
 
-def check_counts(timesteps: int, sample: int | None) -> None:
-    """Raise `UnsupportedError` where nothing would be looked at."""
-    for name, count in (("timesteps", timesteps), ("sample", 1 if sample is None else sample)):
-        if count < 1:
-            raise UnsupportedError(f"{name}: expected at least 1, got {count}")
-
-
 def visit_moments(reference: TorchReference, steps: int, count: int) -> tuple[list[Moment], list[int]]:
     """`count` moments spread over a schedule, in float32, and the number of the image to look at in each.
 
@@ -121,8 +115,11 @@ def step_level(
     reference: TorchReference,
     runs: Runs,
     undecided: Callable[[int], bool] | None = None,
+    most: float = RATIO,
 ) -> Level:
     """Single steps from moments of the float32 trajectories: the output, and the state that each leaves.
+
+    `most` is how many times torch float32's error ours may be.
 
     `states` names the graph's state inputs in the order of the checkpoint's taps. `undecided` tells of a timestep
     whether rounding may take a decision of its own path, which all images share, either way.
@@ -139,11 +136,11 @@ def step_level(
             )
             where = f"image {image}, step {moment.step}"
             name = f"eps, step {moment.step} (timestep {moment.timestep})"
-            errors.add(name, output, single[image], exact[image], where)
+            errors.add(name, output, single[image], exact[image], where, moment)
             for state, true, torch32 in zip(states, exact_state, single_state, strict=True):
                 errors.add(f"{state}.next", after[f"{state}.next"][0], torch32[image], true[image], where)
-    demand = f"error at most {RATIO:g} times torch float32's, same inputs"
-    level = _level("step", demand, errors, [name for name in errors.ours if name.startswith("eps")])
+    demand = f"error at most {most:g} times torch float32's, same inputs"
+    level = _level("step", demand, errors, most, [name for name in errors.ours if name.startswith("eps")])
     timesteps = {f"(timestep {moment.timestep})": moment.timestep for moment in moments}
     return level if undecided is None else without_coins(level, timesteps, undecided)
 
@@ -162,11 +159,19 @@ def without_coins(level: Level, timesteps: Mapping[str, int], undecided: Callabl
 
 
 def trajectory_level(
-    runner: Runner, reference: TorchReference, runs: Runs, steps: int, sampler: str, sample: Sample | None = None
+    runner: Runner,
+    reference: TorchReference,
+    runs: Runs,
+    steps: int,
+    sampler: str,
+    sample: Sample | None = None,
+    most: float = RATIO,
+    seen: Evidence | None = None,
 ) -> Level:
     """Whole trajectories from the same noise: the images at five points along the way, the last one included.
 
-    `sample` is the runner's own sampler, if it has one: its image must be the one of its steps, bit by bit.
+    `sample` is the runner's own sampler, if it has one: its image must be the one of its steps, bit by bit. `seen`
+    takes the images that a report shows.
     """
     points = sorted({int(point) for point in np.linspace(0, steps, 6).round()[1:]})
     errors, psnr, unlike = _Errors(), [], []
@@ -176,12 +181,15 @@ def trajectory_level(
         for point in points:
             exact, torch32 = (each.images[point][image] for each in (runs.float64, runs.float32))
             errors.add(f"after step {point}", mine[point], torch32, exact, f"image {image}")
+        if seen is not None:
+            torchs = [each[image] for each in runs.float32.images]
+            seen.add(runs.labels[image], torchs, mine)
         psnr.append(psnr_db(mine[-1], runs.float64.images[-1][image], IMAGE_SPAN))
         if sample and not np.array_equal(mine[-1].view(np.uint32), sample(1, SEED, image)[0].view(np.uint32)):
             unlike.append(str(image))
-    demand = f"error at most {RATIO:g} times torch float32's, same noise"
+    demand = f"error at most {most:g} times torch float32's, same noise"
     demand += "; edm_sample is edm_step bit for bit" if sample else ""
-    level = _level("trajectory", demand, errors, [f"after step {points[-1]}"])
+    level = _level("trajectory", demand, errors, most, [f"after step {points[-1]}"])
     note = f"edm_sample and numpy's sampler over edm_step differ in image {', '.join(unlike)}" if unlike else ""
     sampled = (Row("edm_sample", not note, {"runs": float(len(runs.labels))}, note),) if sample else ()
     rows = (*level.rows, *sampled)
@@ -211,30 +219,35 @@ class _Errors:
         self.ours: dict[str, list[float]] = {}
         self.torch32: dict[str, list[float]] = {}
         self.where: dict[str, list[str]] = {}
+        self.moments: dict[str, Moment] = {}
 
-    def add(self, name: str, ours: Array, torch32: Array, exact: Array, where: str) -> None:
+    def add(
+        self, name: str, ours: Array, torch32: Array, exact: Array, where: str, moment: Moment | None = None
+    ) -> None:
+        if moment is not None:
+            self.moments[name] = moment
         self.ours.setdefault(name, []).append(relative_error(ours, exact))
         self.torch32.setdefault(name, []).append(relative_error(torch32, exact))
         self.where.setdefault(name, []).append(where)
 
 
-def sign_test(ours: Sequence[float], torch32: Sequence[float]) -> tuple[float, int, float]:
-    """Median of the run-by-run ratios, runs in which ours exceeds `RATIO` times torch's, and their probability."""
+def sign_test(ours: Sequence[float], torch32: Sequence[float], most: float = RATIO) -> tuple[float, int, float]:
+    """Median of the run-by-run ratios, runs in which ours exceeds `most` times torch's, and their probability."""
     ratios = [max(mine, FLOOR) / max(theirs, FLOOR) for mine, theirs in zip(ours, torch32, strict=True)]
-    above = sum(not ratio <= RATIO for ratio in ratios)
+    above = sum(not ratio <= most for ratio in ratios)
     return statistics.median(ratios), above, at_least(above, len(ratios))
 
 
-def _row(name: str, errors: _Errors) -> Row:
+def _row(name: str, errors: _Errors, most: float) -> Row:
     ours, torch32, where = errors.ours[name], errors.torch32[name], errors.where[name]
-    ratio, above, chance = sign_test(ours, torch32)
+    ratio, above, chance = sign_test(ours, torch32, most)
     note = ""
     broken = [place for place, error in zip(where, ours, strict=True) if not math.isfinite(error)]
     if broken:
         note = f"not finite at {broken[0]}"
     elif chance < CHANCE:
         note = (
-            f"error above {RATIO:g} times torch float32's in {above} of {len(ours)} runs, typically "
+            f"error above {most:g} times torch float32's in {above} of {len(ours)} runs, typically "
             f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}; first {where[0]}"
         )
     figures = {
@@ -246,15 +259,23 @@ def _row(name: str, errors: _Errors) -> Row:
         "worst": max(ours),
         "torch32 worst": max(torch32),
     }
-    return Row(name, not note, figures, note)
+    return Row(name, not note, figures, note, _moments(errors.moments.get(name), figures))
 
 
-def _level(name: str, demand: str, errors: _Errors, headline: Sequence[str]) -> Level:
+def _moments(moment: Moment | None, figures: Mapping[str, float]) -> tuple[dict[str, float], ...]:
+    """The row as a point over the timesteps, if it is one."""
+    if moment is None:
+        return ()
+    ratios = {"snr_db": snr_db(figures["error"]), "torch32_snr_db": snr_db(figures["torch32"])}
+    return ({"step": float(moment.step), "timestep": float(moment.timestep), **ratios},)
+
+
+def _level(name: str, demand: str, errors: _Errors, most: float, headline: Sequence[str]) -> Level:
     """A level whose figures are taken over the rows `headline`."""
-    rows = tuple(_row(each, errors) for each in errors.ours)
+    rows = tuple(_row(each, errors, most) for each in errors.ours)
     ours = [error for each in headline for error in errors.ours[each]]
     torch32 = [error for each in headline for error in errors.torch32[each]]
-    ratio, above, _ = sign_test(ours, torch32)
+    ratio, above, _ = sign_test(ours, torch32, most)
     figures = {
         "runs": float(len(ours)),
         "error.edgedm": statistics.median(ours),

@@ -18,7 +18,7 @@ STEPS = 10
 
 
 def check(path, method: str, *levels: str) -> Outcome:
-    return verify(path, tiny.checkpoint(method), levels=levels, steps=STEPS)
+    return verify(path, tiny.checkpoint(method), levels=levels, steps=STEPS, timesteps=4)
 
 
 def off(outcome: Outcome) -> dict[str, list[str]]:
@@ -170,6 +170,22 @@ def test_dilations_of_the_wrong_channels_are_found(bundle, tmp_path) -> None:
     faults.change_weights(broken, edit)
     rows = off(check(broken, "w4a4", "op", "layer"))
     assert len(rows["layer"]) == 1 and "GroupNormSiluQuantizeUniform" in rows["layer"][0]
+
+
+def test_one_slightly_changed_dilation_is_found_whatever_its_channel_carries(bundle, tmp_path) -> None:
+    """A tenth more changes no code of most inputs: what a kernel reads is held against the graph too."""
+
+    def edit(weights: np.ndarray, manifest) -> None:
+        place = operand(manifest, f"{LAYER}.dilation.divisor")
+        dilation = weights[place.offset : place.offset + 4 * place.shape[0]].view(np.float32)
+        dilation[3] *= np.float32(1.1)
+
+    broken = faults.copy(bundle("w4a4"), tmp_path / "b")
+    faults.change_weights(broken, edit)
+    outcome = verify(broken, tiny.checkpoint("w4a4"), levels=("layer",), steps=STEPS, timesteps=1)
+    (row,) = off(outcome)["layer"]
+    assert "GroupNormSiluQuantizeUniform" in row and "dilation.divisor" in row and "expected" in row
+    assert outcome.details["first_failure"]["introduced_by"].startswith("the constants that the kernel reads of Group")
 
 
 def test_padding_with_zeros_is_found(deployed, monkeypatch) -> None:

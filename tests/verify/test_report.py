@@ -1,6 +1,7 @@
 """What verify returns and prints."""
 
 import json
+from dataclasses import replace
 
 from edgedm.verify.report import UNBOUNDED, Level, Row, number, outcome_of, render
 
@@ -20,7 +21,27 @@ def test_the_first_row_that_is_off_is_named() -> None:
     outcome = outcome_of([GOOD, BAD], "b", "c")
     assert not outcome.ok
     failure = outcome.details["first_failure"]
-    assert failure == {"level": "layer", "where": "mid.conv1[0, 3]", "what": "expected -1, got [1]"}
+    assert failure["level"] == "layer" and failure["where"] == "mid.conv1[0, 3]"
+    assert failure["what"] == "expected -1, got [1]"
+
+
+def test_what_introduced_it_is_asked_for_the_first_row_that_is_off() -> None:
+    outcome = outcome_of([GOOD, BAD], "b", "c", blame=lambda level, row: f"{level.name} of {row.name}")
+    assert outcome.details["first_failure"]["introduced_by"] == "layer of mid.conv1[0, 3]"
+
+
+def test_a_level_that_is_not_required_is_shown_and_does_not_decide() -> None:
+    outcome = outcome_of([GOOD, replace(BAD, required=False)], "b", "c")
+    assert outcome.ok and "first_failure" not in outcome.details
+    assert outcome.figures["layer.ok"] == 0.0
+
+
+def test_a_gate_that_is_off_fails_a_run_whose_levels_hold() -> None:
+    gate = Row("layer.max_flip_share", False, {"allowed": 0.0, "actual": 1e-5}, "expected at most 0, got 1e-05")
+    outcome = outcome_of([GOOD], "b", "c", [gate])
+    assert not outcome.ok
+    assert outcome.details["first_failure"]["level"] == "gates"
+    assert outcome.details["first_failure"]["where"] == "layer.max_flip_share"
 
 
 def test_a_level_that_compared_nothing_does_not_hold() -> None:

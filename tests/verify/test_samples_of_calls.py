@@ -45,7 +45,7 @@ def test_level_layer_alone_needs_no_float64_of_torch(bundle, monkeypatch) -> Non
     monkeypatch.setattr(
         TorchReference, "_forward", lambda self, bits, *rest: widths.append(bits) or forward(self, bits, *rest)
     )
-    assert verify(bundle("bidm"), tiny.checkpoint("bidm"), levels=("layer",), steps=10).ok
+    assert verify(bundle("bidm"), tiny.checkpoint("bidm"), levels=("layer",), steps=10, timesteps=4).ok
     assert widths == [32] * 3  # from each of four moments to the next
 
 

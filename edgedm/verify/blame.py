@@ -1,0 +1,182 @@
+"""What introduced a failure: a pass, found by bisection; lowering; the kernel of one op; or the runtime.
+
+Levels op and layer hold a kernel against the bundle's own graph, so what is off there is the kernel. What is off with
+every kernel right came with the graph, unless the graph itself holds under ONNX Runtime: then the runtime is left.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgedm import progress
+from edgedm.export.decoder_file import load_decoder
+from edgedm.export.graph_io import graph_info, load_graph
+from edgedm.models import Checkpoint
+from edgedm.passes.pipeline import Schedule
+from edgedm.verify.bisect import Chain, Dumped, Rerun, first_off
+from edgedm.verify.conditions import text_condition
+from edgedm.verify.graphs import Graph
+from edgedm.verify.pass_level import constants_row
+from edgedm.verify.report import Level, Row
+from edgedm.verify.request import Request
+from edgedm.verify.run_level import Runner, Runs, step_level
+from edgedm.verify.teacher import teacher_feeds
+from edgedm.verify.torch_reference import Moment, TorchReference
+from edgedm.verify.whole_graph import GraphRunner, WholeGraph, feeds_of
+
+if TYPE_CHECKING:
+    from edgedm.verify.graph_main import Examination as GraphExamination
+    from edgedm.verify.main import Examination
+
+Array = NDArray[Any]
+
+
+def blame_bundle(examination: "Examination", level: Level, row: Row) -> str:
+    """What introduced the first row of a bundle that is off."""
+    if level.name == "pass":
+        return _of_pass(row)
+    if level.name in ("op", "layer"):
+        return _kernel(row)
+    if row.name == "noise" or row.name.startswith("edm_sample"):
+        return "the runtime: its sampler or its noise; the kernels that both sides ran are the same"
+    if row.name == "decoder":
+        return "the decoder: its graph or its kernels; levels pass, op and layer tell which"
+    search = _Search(examination.reference, examination.runs, row, examination.tables.step.ratio)
+    against, reference, request = examination.checkpoint, examination.reference, examination.request
+    found, fresh = _search(search, against, reference, request, _weights(examination))
+    if found is not None:
+        return found
+    states = [port.name for port in examination.probe.manifest.states()]
+    if not search.holds(LoweredRunner(examination.graphs, reference), states):
+        return f"lowering, or another graph than this pipeline makes: {fresh}"
+    for again in (examination.layer, examination.op):
+        off = again().first_failure
+        if off is not None:
+            return _kernel(off)
+    return "the runtime: carried state, rows of a step, labels or the sampler; graph and kernels hold"
+
+
+def blame_graph(examination: "GraphExamination", row: Row) -> str:
+    """What introduced the first row of a graph file that is off."""
+    graph = examination.graph
+    if graph.info.level == "exported":
+        return "export, or a change of the file after it"
+    if row.name == "decoder":
+        return "the decoder's graph: export, its simplification, or a change of the file"
+    search = _Search(examination.reference, examination.runs, row, examination.tables.step.ratio)
+
+    def compared(fresh: Path) -> str:
+        return _constants(fresh, {"step": graph, "prepare": graph}, lowered=False)
+
+    found, fresh = _search(search, examination.checkpoint, examination.reference, examination.request, compared)
+    return found or f"a change after the pipeline, all of whose graphs hold: {fresh}"
+
+
+def _kernel(row: Row) -> str:
+    what = "the constants that the kernel reads" if "constant " in row.note else "the kernel"
+    return f"{what} of {row.name}; the graph that it was compiled from is held to be right"
+
+
+def _of_pass(row: Row) -> str:
+    if row.name == "weights":
+        return "compile, or a change of the bundle: its graph is not what the pipeline makes of the checkpoint"
+    return f"pass {row.name.split(' ')[0]}"
+
+
+class LoweredRunner:
+    """Runs the graphs that a bundle was compiled from under ONNX Runtime, one teacher-forced step at a time."""
+
+    def __init__(self, graphs: Mapping[str, Graph], reference: TorchReference) -> None:
+        self.graphs, self.reference = graphs, reference
+        self._outputs = [item.name for item in graphs["step"].proto.graph.output]
+
+    def prepare(self, steps: int = 50, sampler: str = "ddim", *, label: int | None = None) -> object:
+        """Nothing to do: every step is given all that it needs."""
+
+    def run_step(self, step: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Whole trajectories are not run here."""
+        raise NotImplementedError(f"step {step}: lowered graphs run single steps")
+
+    def step(
+        self, timestep: int, x: NDArray[np.float32], label: int | None = None, state: Mapping[str, Array] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """The output at a timestep from a given state, and the next state."""
+        null, shape = self.reference.null_class, self.reference.condition_shape
+        number = null if label is None else label
+        texts = None if shape is None else text_condition(number, null, shape)[None]
+        given = tuple(np.asarray(each) for each in (state or {}).values())
+        moment = Moment(0, timestep, np.array([number], np.int64), x[None], given, state is not None, texts)
+        values = self.graphs["step"].run(teacher_feeds(self.graphs, moment, 0)["step"])
+        after = {name: np.moveaxis(values[name], -1, 1) for name in self._outputs[1:]}
+        return values[self._outputs[0]][0], after
+
+
+class _Search:
+    """Whether a graph's single steps are within tolerance, at the moment that was off, or at all that were kept."""
+
+    def __init__(self, reference: TorchReference, runs: Runs, row: Row, most: float) -> None:
+        self.reference, self.most = reference, most
+        steps = {int(moment["step"]) for moment in row.moments if "timestep" in moment}
+        kept = [moment for moment in runs.float32.moments if not steps or moment.step in steps]
+        self.runs = Runs(runs.labels, type(runs.float32)(runs.float32.images, kept), runs.float64)
+
+    def holds(self, runner: Runner, states: Sequence[str], undecided: Callable[[int], bool] | None = None) -> bool:
+        return step_level(runner, states, self.reference, self.runs, undecided, self.most).ok
+
+    def holds_file(self, path: Path) -> bool:
+        graph = WholeGraph(path)
+        runner = GraphRunner(graph, self.reference.null_class)
+        return self.holds(runner, graph.states, runner.undecided)
+
+    def feeds(self, path: Path) -> dict[str, Array]:
+        """The inputs of a graph file at the first moment, first image."""
+        graph, moment = WholeGraph(path), self.runs.float32.moments[0]
+        state = {name: each[:1] for name, each in zip(graph.states, moment.state, strict=False)}
+        text = None if moment.texts is None else moment.texts[0]
+        given = state if moment.has_state else None
+        return dict(feeds_of(graph, moment.timestep, moment.x[0], int(moment.labels[0]), given, text))
+
+
+def _search(
+    search: _Search,
+    checkpoint: Checkpoint | str,
+    reference: TorchReference,
+    request: Request,
+    compared: Callable[[Path], str],
+) -> tuple[str | None, str]:
+    """What in the chain of graphs is off first, or None; and what `compared` finds in the chain's last graph."""
+    with tempfile.TemporaryDirectory(prefix="edgedm-") as folder:
+        schedule = Schedule(
+            reference.schedule.timesteps(request.steps, request.sampler), reference.schedule.num_train_timesteps
+        )
+        chain: Chain
+        chain = Dumped(request.chain) if request.chain else Rerun(checkpoint, schedule, Path(folder))
+        number = first_off(chain, search.holds_file)
+        if number is None:
+            progress.stage("every graph of the pipeline holds")
+            return None, compared(chain.graph(len(chain.names) - 1))
+        if number == 0:
+            return "export: the exported graph is off before any pass", ""
+        region = chain.region(number, search.feeds(chain.graph(0)))
+        return f"pass {chain.names[number]}" + (f": {region}" if region else ""), ""
+
+
+def _weights(examination: "Examination") -> Callable[[Path], str]:
+    return lambda fresh: _constants(fresh, examination.graphs, lowered=True)
+
+
+def _constants(path: Path, graphs: Mapping[str, Graph], lowered: bool) -> str:
+    """Where the constants of the graphs differ from those of a fresh deployed graph at `path`."""
+    prepare = path.with_suffix(".prepare.onnx")
+    fresh = {"step": load_graph(path)}
+    if prepare.is_file():
+        fresh["prepare"] = load_graph(prepare)
+    decoder = load_decoder(path, graph_info(fresh["step"]).config)
+    if decoder is not None and "decoder" in graphs:
+        fresh["decoder"] = decoder
+    note = constants_row(fresh, graphs, lowered).note
+    return note or "the constants are those of a fresh graph, so nodes or attributes differ"
