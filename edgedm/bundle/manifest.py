@@ -149,7 +149,7 @@ class Manifest(_Record):
         for section in self.sections:
             if section.offset + section.bytes > self.weights_bytes:
                 raise ValueError(f"sections: bytes {section.offset}.. of {self.weights_bytes} of weights")
-            if strange := sorted(set(section.variants) - set(names)):
+            if self.others and (strange := sorted(set(section.variants) - set(names))):
                 raise ValueError(f"sections: variants {', '.join(strange)} of {', '.join(names)}")
         return self
 

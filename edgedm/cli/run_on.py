@@ -5,6 +5,7 @@ import click
 from edgedm.cli.common import show_figures, verb
 from edgedm.cli.schedule import MOST
 from edgedm.cli.signature import signed_bundles
+from edgedm.cli.variant import variant_option
 from edgedm.errors import InvalidModelError
 from edgedm.outcome import Outcome
 
@@ -19,13 +20,18 @@ def _show(outcome: Outcome) -> None:
 @click.argument("host")
 @click.argument("bundle", type=click.Path())
 @click.option("--threads", default="1,2", show_default=True, help="Thread counts, separated by commas.")
-@click.option("--steps", type=click.IntRange(1, MOST), help="Steps of the timed image; the bundle's own number.")
+@click.option("--steps", type=click.IntRange(1, MOST), help="Steps of the timed images; the bundle's own number.")
+@click.option("--images", type=click.IntRange(1, MOST), default=5, show_default=True, help="Timed images.")
+@variant_option
 @verb(_show)
 @signed_bundles
-def command(protocol: str, host: str, bundle: str, threads: str, steps: int | None) -> Outcome:
+def command(
+    protocol: str, host: str, bundle: str, threads: str, steps: int | None, images: int, variant: str | None
+) -> Outcome:
     """Copy BUNDLE to HOST by PROTOCOL, run its self-test and time it there, and bring the figures back.
 
-    HOST is what ssh takes, or a serial number of `adb devices`. Nothing is installed; what was copied is removed.
+    HOST is what ssh takes, or a serial number of `adb devices`. Nothing is installed; what was copied is removed. The
+    figures have the names that they have in `edgedm bench`. EDGEDM_FEATURES of this machine says nothing there.
     """
     from edgedm.runtime.remote import run_on
 
@@ -33,4 +39,4 @@ def command(protocol: str, host: str, bundle: str, threads: str, steps: int | No
         counts = tuple(int(count) for count in threads.split(","))
     except ValueError:
         raise InvalidModelError(f"--threads: expected numbers like 1,2, got {threads!r}") from None
-    return run_on(protocol, host, bundle, threads=counts, steps=steps)
+    return run_on(protocol, host, bundle, threads=counts, steps=steps, images=images, variant=variant)

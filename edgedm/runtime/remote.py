@@ -9,22 +9,23 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+import numpy as np
 
 from edgedm import progress
 from edgedm.bundle import Bundle, load
 from edgedm.errors import EdgedmError, ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
 
-_SHIPPED = ("bin/edgedm-sample", "weights.bin", "golden/golden.bin", "golden/layers.bin")  # the last where it is there
+_SHIPPED = ("bin/edgedm-sample", "weights.bin", "golden/golden.bin")
+_LAYERS = "golden/layers."  # of each variant, where they are there
 _UNREACHABLE = 255  # ssh's and adb's own exit code
 _CANNOT_EXECUTE = (126, 127)
 _SECONDS_TO_CONNECT = 15
-_TIMES = {
-    "startup_ms": re.compile(r"^start-up ([\d.]+) ms", re.MULTILINE),
-    "step_ms": re.compile(r"^step ([\d.]+) ms", re.MULTILINE),
-    "peak_kib": re.compile(r"^peak memory (\d+) KiB", re.MULTILINE),
-}
+_STARTUP = re.compile(r"^start-up ([\d.]+) ms", re.MULTILINE)
+_STEP = re.compile(r"^step ([\d.]+) ms", re.MULTILINE)
+_PEAK = re.compile(r"^peak memory (\d+) KiB", re.MULTILINE)
+_VARIANT = re.compile(r"^variant (\S+)$", re.MULTILINE)
 _ERRORS = re.compile(r"^timestep +\d+ +relative error (-?nan|-?inf|[\d.e+-]+)", re.MULTILINE)
 _SCRATCH = re.compile(r"^/[\w./-]*edgedm\.\w+$")
 
@@ -79,30 +80,41 @@ def run_on(
     *,
     threads: Sequence[int] = (1, 2),
     steps: int | None = None,
+    images: int = 5,
+    variant: str | None = None,
 ) -> Outcome:
     """Copy `bundle` to `host` (of ssh; a serial number of adb), run its self-test and time it there, and tidy up.
 
-    One image of `steps` steps (the bundle's own number where None) is drawn for every number of `threads`. Figures:
-    `self_test.steps`, `self_test.worst_error`, `step_ms.t<n>`, `startup_ms.t<n>` (processor time until the first step
-    begins), `peak_kib.t<n>`, `cores`; `details["machine"]` is what it says of itself. `ok` is False if the self-test
-    fails. Raises ToolchainError for a machine that cannot be reached or cannot run the target's programs,
-    InvalidModelError for an altered bundle, UnsupportedError for another protocol, EdgedmError for a program that
-    refuses to run there.
+    `images` images of `steps` steps (the bundle's own number where None) are drawn, each by a process of its own, with
+    every number of `threads` in turn. Figures, those of `edgedm.bench` under its names: `step_ms.edgedm.t<n>` (the
+    median of the images; `.decile1` and `.decile9` their spread), `bytes.peak_rss` (with the first number of threads;
+    `bytes.peak_rss.t<n>` with each), and `startup_ms.edgedm.t<n>` (processor time until the first step begins; median),
+    `self_test.ok`, `self_test.steps`, `self_test.worst_error`, `cores`. `details["machine"]` is what the machine says
+    of itself, `details["target"]` which variant of the bundle it runs: `variant`, or its best. `ok` is False if the
+    self-test fails. Raises ToolchainError for a machine that cannot be reached or cannot run the target's programs,
+    InvalidModelError for an altered bundle, UnsupportedError for another protocol or a variant that is not there,
+    EdgedmError for a program that refuses to run there.
     """
     if protocol not in PROTOCOLS:
         raise UnsupportedError(f"run-on: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if not host or host.startswith("-"):
         raise UnsupportedError(f"run-on: {host!r} is no name of a machine")
-    if not threads or min(threads) < 1 or (steps is not None and steps < 1):
-        raise UnsupportedError("run-on: threads and steps: expected numbers from 1 up")
+    if not threads or min(threads) < 1 or images < 1 or (steps is not None and steps < 1):
+        raise UnsupportedError("run-on: threads, steps and images: expected numbers from 1 up")
     opened, shell = load(bundle), PROTOCOLS[protocol](host)
+    if variant is not None:
+        opened = opened.of(variant)
     folder = shell.must(f"mktemp -d {shell.room}/edgedm.XXXXXX").strip()
     if not _SCRATCH.match(folder):
         raise ToolchainError(f"{shell.name}: `mktemp -d` gave {folder!r}, no folder")
     try:
         progress.stage(f"copying to {shell.name}:{folder}")
         shell.must(f"tar -x -f - -C {shlex.quote(folder)}", _archive(opened))
-        figures, details = _examine(shell, f"{folder}/bin/edgedm-sample", opened, threads, steps)
+        program = f"{folder}/bin/edgedm-sample{f' --variant {shlex.quote(variant)}' if variant else ''}"
+        figures, details = _examine(shell, program, opened)
+        label = "" if opened.manifest.null_class >= 0 or not opened.manifest.classes else " --label 0"
+        drawing = f"{program} -n 1{label}{f' --steps {steps}' if steps else ''} --times -o {folder}/image.npy"
+        figures |= _time(shell, drawing, opened, threads, images)
     finally:
         shell.run(f"rm -rf {shlex.quote(folder)}")
     return Outcome(bool(figures["self_test.ok"]), figures, {"bundle": str(opened.path), "host": shell.name, **details})
@@ -111,8 +123,8 @@ def run_on(
 def _archive(bundle: Bundle) -> bytes:
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for name in _SHIPPED:
-                if name in bundle.manifest.files:
+            for name in bundle.manifest.files:
+                if name in _SHIPPED or name.startswith(_LAYERS):
                     archive.add(bundle.path / name, name, filter=_anonymous)
         file.seek(0)
         return file.read()
@@ -125,31 +137,53 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def _examine(
-    shell: Shell, program: str, bundle: Bundle, threads: Sequence[int], steps: int | None
-) -> tuple[dict[str, float], dict[str, str]]:
+def _examine(shell: Shell, program: str, bundle: Bundle) -> tuple[dict[str, float], dict[str, str]]:
+    """What the machine is, and what the self-test says."""
     figures: dict[str, float] = {}
-    details = {"target": bundle.manifest.target.name, "machine": shell.must("uname -s -r -m").strip()}
+    details = {"machine": shell.must("uname -s -r -m").strip()}
     code, out, _ = shell.run("nproc")
     if not code and out.strip().isdigit():
         figures["cores"] = float(out)
     progress.stage("self-test")
     details["self_test"], passed = _run(shell, bundle, f"{program} --self-test")
+    ran = _VARIANT.search(details["self_test"])
+    details["target"] = ran[1] if ran else bundle.manifest.target.name
     errors = [float(each) for each in _ERRORS.findall(details["self_test"])]
     figures |= {"self_test.ok": float(passed), "self_test.steps": float(len(errors))}
     if errors:
         figures["self_test.worst_error"] = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
-    label = "" if bundle.manifest.null_class >= 0 or not bundle.manifest.classes else " --label 0"
-    for count in threads:
-        progress.stage(f"one image with {count} thread{'s' if count > 1 else ''}")
-        line = f"{program} -n 1 --threads {count}{label}{f' --steps {steps}' if steps else ''} --times"
-        text, drawn = _run(shell, bundle, f"{line} -o {Path(program).parent}/image.npy")
-        if not drawn:
-            raise EdgedmError(f"{shell.name}: `{line}` failed: {text.strip()[-500:]}")
-        for name, pattern in _TIMES.items():
-            if found := pattern.search(text):
-                figures[f"{name}.t{count}"] = float(found[1])
     return figures, details
+
+
+def _time(shell: Shell, drawing: str, bundle: Bundle, threads: Sequence[int], images: int) -> dict[str, float]:
+    """Draw image after image, each with every number of threads: what else the machine does meets all alike."""
+    said: dict[int, list[str]] = {count: [] for count in threads}
+    for number in range(images):
+        for count in threads:
+            progress.stage(f"image {number + 1} of {images} with {count} thread{'s' if count > 1 else ''}")
+            line = f"{drawing} --threads {count}"
+            text, drawn = _run(shell, bundle, line)
+            if not drawn:
+                raise EdgedmError(f"{shell.name}: `{line}` failed: {text.strip()[-500:]}")
+            said[count].append(text)
+    figures: dict[str, float] = {}
+    for count, texts in said.items():
+        step, startup, peak = (_numbers(pattern, texts) for pattern in (_STEP, _STARTUP, _PEAK))
+        if step:
+            low, middle, high = np.quantile(step, (0.1, 0.5, 0.9))
+            figures[f"step_ms.edgedm.t{count}"] = float(middle)
+            figures[f"step_ms.edgedm.t{count}.decile1"] = float(low)
+            figures[f"step_ms.edgedm.t{count}.decile9"] = float(high)
+        if startup:
+            figures[f"startup_ms.edgedm.t{count}"] = float(np.median(startup))
+        if peak:
+            figures[f"bytes.peak_rss.t{count}"] = max(peak) * 1024
+            figures.setdefault("bytes.peak_rss", max(peak) * 1024)
+    return figures
+
+
+def _numbers(pattern: re.Pattern[str], texts: Sequence[str]) -> list[float]:
+    return [float(found[1]) for text in texts if (found := pattern.search(text))]
 
 
 def _run(shell: Shell, bundle: Bundle, line: str) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from edgedm.bench.models import bench_model
 from edgedm.bundle import load
 from edgedm.bundle.store import MANIFEST
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
@@ -62,15 +63,37 @@ def room(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("protocol", "host"), [("ssh", "me@board"), ("adb", "phone")])
 def test_it_brings_back_the_self_test_and_the_times(tiny_bundle, protocol, host):
-    outcome = run_on(protocol, host, tiny_bundle, threads=(1, 2), steps=5)
+    outcome = run_on(protocol, host, tiny_bundle, threads=(1, 2), steps=5, images=3)
     assert outcome.ok
     figures = outcome.figures
     assert figures["self_test.steps"] == 3
     assert 0 <= figures["self_test.worst_error"] < 1e-3
     for count in (1, 2):
-        assert all(figures[f"{name}.t{count}"] > 0 for name in ("step_ms", "startup_ms", "peak_kib"))
+        step = f"step_ms.edgedm.t{count}"
+        assert 0 < figures[f"{step}.decile1"] <= figures[step] <= figures[f"{step}.decile9"]
+        assert figures[f"startup_ms.edgedm.t{count}"] > 0
+        assert figures[f"bytes.peak_rss.t{count}"] > 1 << 20
+    assert figures["bytes.peak_rss"] == figures["bytes.peak_rss.t1"]
     assert figures["cores"] >= 1
     assert outcome.details["machine"].startswith("Linux")
+    assert outcome.details["target"] == load(tiny_bundle).manifest.target.name
+
+
+def test_its_names_are_those_of_the_benchmark(tiny_bundle):
+    """One script reads both; what only one of the two knows has a name of its own."""
+    there = run_on("ssh", "board", tiny_bundle, threads=(1,), steps=2, images=1).figures
+    here = bench_model(tiny_bundle, ("none",), (1,), seconds=0.05).figures
+    shared = {"step_ms.edgedm.t1", "step_ms.edgedm.t1.decile1", "step_ms.edgedm.t1.decile9", "bytes.peak_rss"}
+    assert shared <= set(there) & set(here)
+
+
+def test_a_variant_can_be_named(tiny_bundle, tmp_path):
+    name = load(tiny_bundle).manifest.target.name
+    outcome = run_on("ssh", "board", tiny_bundle, threads=(1,), steps=2, images=1, variant=name)
+    assert outcome.details["target"] == name
+    assert (tmp_path / "log").read_text().count(f"--variant {name}") == 2  # the self-test and an image
+    with pytest.raises(UnsupportedError, match="variant 'none'"):
+        run_on("ssh", "board", tiny_bundle, variant="none")
 
 
 def test_only_what_runs_is_copied(tiny_bundle, tmp_path):
