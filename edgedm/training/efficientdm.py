@@ -15,9 +15,16 @@ from edgedm.training.trajectory import Samples, Steps, predictor
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+SMALLEST_LOSS = 1e-6  # mean squared error below which a balanced step stops gaining weight: of float32 against itself
+
 
 class TrajectoryDistillation(Objective):
     """sum over N, C, H, W of (output_q - output_fp)^2 at x_t, one optimiser step a denoising step.
+
+    With `options.balance` the sum is divided by its mean, a constant for the gradient. The error of the last steps is
+    hundreds of times that of the first ones, whose x_t is nearly the noise itself, so without it AdamW's second moment,
+    which a parameter shares over all timesteps, leaves the first steps next to no rate; but the first steps decide
+    what is drawn.
 
     x_T is drawn from N(0, I) and advanced by the teacher's output (DDIM with `options.eta`), so no data is needed
     and the student's errors don't lead the trajectory astray. A trajectory has one random class a image, a share
@@ -76,7 +83,9 @@ class TrajectoryDistillation(Objective):
             self.x = self.walk.advance(step, x, target, noise)
             self.step.fill_((step + 1) % len(self.walk))
         error = (self._output(self.student.record, x, timestep).float() - target).square()
-        return {"loss": error.sum(), "eps_mse": error.detach().mean()}
+        size = error.detach().mean()
+        weight = size.clamp(min=SMALLEST_LOSS).reciprocal() if self.options.balance else 1.0
+        return {"loss": weight * error.sum(), "eps_mse": size}
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Return one group a layer's update, one of the weight steps, one of the activation rows.

@@ -101,9 +101,10 @@ def test_the_trajectory_is_the_teachers_by_the_formulas_of_ddim(base, guidance):
         assert torch.equal(objective.labels, labels) and int(objective.step) == (step + 1) % STEPS
 
 
-@pytest.mark.parametrize("guidance", [1.0, 1.5])
-def test_the_loss_has_the_formulas_gradient_in_both_halves_of_a_guided_call(base, guidance):
-    student, objective, _ = calibrated(base, guidance=guidance)
+@pytest.mark.parametrize(("guidance", "balance"), [(1.0, False), (1.5, False), (1.0, True)])
+def test_the_loss_has_the_formulas_gradient_in_both_halves_of_a_guided_call(base, guidance, balance):
+    """Balanced, the gradient is that of the sum divided by its mean, as if the mean were a constant."""
+    student, objective, _ = calibrated(base, guidance=guidance, balance=balance)
     found = {}
 
     def keep(name):
@@ -125,9 +126,11 @@ def test_the_loss_has_the_formulas_gradient_in_both_halves_of_a_guided_call(base
         conditional, free = output[:3], output[3:]
         return free + guidance * (conditional - free)
 
-    error = 2 * (guided(found["ours"]) - guided(found["theirs"]))
+    difference = guided(found["ours"]) - guided(found["theirs"])
+    size = np.mean(difference**2) if balance else 1
+    error = 2 * difference
     expected = error if guidance == 1.0 else np.concatenate([guidance * error, (1 - guidance) * error])
-    np.testing.assert_allclose(found["ours"].grad, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(size * found["ours"].grad.numpy(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_only_updates_weight_steps_and_the_current_rows_are_trained(base):

@@ -59,6 +59,10 @@ class EfficientDMOptions(Options):
     step_rate: float = Field(1e-5, ge=0.0, description="learning rate of the weight steps (the release: 1e-6)")
     activation_rate: float = Field(1e-3, ge=0.0, description="learning rate of the activation rows (the release: 5e-4)")
     zero_learning: bool = Field(True, description="train the activations' zero points too")
+    balance: bool = Field(
+        False,
+        description="divide each step's loss by its size, so that all timesteps count alike (ours, not the paper's)",
+    )
 
 
 class TimestepTable(ActivationTable):
