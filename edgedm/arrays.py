@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedm.errors import InvalidModelError
+from edgedm.files import check_regular
 
 # what numpy lets escape for a file that is no .npy array or has a hostile header; the rest are ValueErrors
 _BROKEN = (
@@ -29,8 +30,11 @@ def read_array(path: str | os.PathLike[str], what: str, *shapes: tuple[int, ...]
     Raises `InvalidModelError` for a file that is none, of another dtype or shape, or holds values that are not finite.
     """
     try:
+        check_regular(path)
         # mapped, so that a header which claims more than the file holds allocates nothing
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except InvalidModelError as error:
+        raise InvalidModelError(f"{what}: {error}") from error
     except OSError as error:
         raise InvalidModelError(f"{what}: {path}: {error.strerror or error}; expected a .npy array") from error
     except _BROKEN as error:

@@ -27,10 +27,12 @@ from edgedm.ops import DOMAIN, FUNCTIONS, ONNX_OPSET, VERSION, attach_functions,
 
 CONFIG_KEY, LEVEL_KEY, INPUTS_KEY = "edgedm.config", "edgedm.level", "edgedm.inputs"
 MODULE_KEY = "edgedm.module"  # on nodes: the torch module that a node comes from
+_PATH = "edgedm.path"  # in a loaded model's meta, which no file holds
 LEVELS = ("exported", "deployed", "prepare", "decoder")
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_VALUE_BYTES = 2**31  # of one activation; far above what the targets hold
+MAX_AXES = 16
 _IR_VERSIONS = range(8, 14)
 _DTYPES = {
     ir.DataType.FLOAT,
@@ -82,6 +84,7 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
         raise type(error)(f"{path}: {error}") from error
     except (ValidationError, onnx.shape_inference.InferenceError, ir.serde.SerdeError, ValueError) as error:
         raise InvalidModelError(f"{path}: not a valid ONNX graph: {error}; export it again") from error
+    model.meta[_PATH] = str(path)  # for what is said of it later
     return model
 
 
@@ -111,19 +114,19 @@ def serialize_graph(model: ir.Model) -> bytes:
 
 def graph_info(model: ir.Model) -> GraphInfo:
     """Read a graph's metadata; InvalidModelError where it is missing or broken."""
-    found = model.metadata_props
+    found, label = model.metadata_props, model.meta.get(_PATH, f"graph {model.graph.name!r}")
     missing = [key for key in (CONFIG_KEY, LEVEL_KEY, INPUTS_KEY) if key not in found]
     if missing:
-        raise InvalidModelError(f"graph {model.graph.name!r}: no metadata {missing}; write it with `edgedm export`")
+        raise InvalidModelError(f"{label}: no metadata {missing}; write it with `edgedm export`")
     try:
         config = parse_json(found[CONFIG_KEY])
         inputs = {str(entry["name"]): str(entry["role"]) for entry in parse_json(found[INPUTS_KEY])}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InvalidModelError(f"graph {model.graph.name!r}: broken metadata: {error!r}") from error
+        raise InvalidModelError(f"{label}: broken metadata: {error!r}") from error
     names = [value.name for value in model.graph.inputs]
     if found[LEVEL_KEY] not in LEVELS or not isinstance(config, dict) or sorted(inputs) != sorted(map(str, names)):
         raise InvalidModelError(
-            f"graph {model.graph.name!r}: expected a level of {LEVELS}, a config object and the inputs {names}; "
+            f"{label}: expected a level of {LEVELS}, a config object and the inputs {names}; "
             f"got level {found[LEVEL_KEY]!r} and inputs {sorted(inputs)}"
         )
     return GraphInfo(found[LEVEL_KEY], config, inputs)
@@ -191,6 +194,8 @@ def _check_tensors(proto: onnx.ModelProto) -> None:
     for name, tensor in _tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise UnsupportedError(f"tensor {name!r}: its data lie outside the file; store them inside")
+        if len(tensor.dims) > MAX_AXES:
+            raise UnsupportedError(f"tensor {name!r}: {len(tensor.dims)} axes; expected at most {MAX_AXES}")
         if any(dim < 0 for dim in tensor.dims):
             raise InvalidModelError(f"tensor {name!r}: negative dimension in {list(tensor.dims)}")
         if 0 in tensor.dims and list(tensor.dims) != [0]:  # [0]: an operand that is left out, such as Resize's roi

@@ -4,6 +4,7 @@ latent model `decoder.safetensors`. A folder of diffusers is read as one of full
 Nothing is unpickled, and nothing is loaded before names, shapes and dtypes match what the config says.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgedm.atomic import atomic_dir, read_mark
+from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models.attention import make_attention_explicit
 from edgedm.models.config import MAX_CONFIG_BYTES, CheckpointConfig, read_config
@@ -62,11 +64,14 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         return load_diffusers(folder)
     config = read_config(folder / CONFIG_FILE, _bounds(folder / CONFIG_FILE))
     try:
+        with contextlib.suppress(UnsupportedError):  # of a schedule that sampling refuses; its numbers are sound
+            NoiseSchedule.from_config(config.noise_schedule)
         check_weights(folder / CONFIG_FILE, config, tensor_entries(folder / WEIGHTS_FILE))
         module = skeleton(config)
         decoder = blank_decoder(config, folder / CONFIG_FILE, folder / DECODER_FILE)
-    except UnsupportedError as error:
-        raise InvalidModelError(f"{folder / CONFIG_FILE}: {error}") from error
+    except (UnsupportedError, InvalidModelError) as error:
+        named = str(error).startswith(str(folder))  # which of the files it is, where it is known
+        raise InvalidModelError(str(error) if named else f"{folder / CONFIG_FILE}: {error}") from error
     module.load_state_dict(read_tensors(folder / WEIGHTS_FILE, module.state_dict()))
     if decoder is not None:
         decoder.load_state_dict(read_tensors(folder / DECODER_FILE, decoder.state_dict()), assign=True)

@@ -20,10 +20,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.files import read_json
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target, resolve
 
@@ -37,9 +39,12 @@ _USES = {
     GENERIC: {"ssse3", "avx2", "avx512bw"},
 }
 _WINOGRAD = {"vnni", "avxvnni"}  # with which dot products of 3x3 kernels are Winograd's
-_PAIR = re.compile(r"W(\d+)A(\d+)")
-_SHAPE = re.compile(r"(\d+)x(\d+):(\d+)->(\d+)@(\d+)x(\d+)")
+_PAIR = re.compile(r"W(\d{1,3})A(\d{1,3})")
+_SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5}):([1-9]\d{0,5})->([1-9]\d{0,5})@([1-9]\d{0,5})x([1-9]\d{0,5})")
 
+MOST_BYTES, MOST_BITS = 16 << 20, 32
+
+Speed = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Speeds = Mapping[str, float]  # of families
 
 
@@ -49,14 +54,48 @@ class Crossover(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     machine: str
-    gmacs: dict[str, dict[str, dict[str, dict[str, float]]]]
-    limits: dict[str, dict[str, dict[str, float]]]
+    gmacs: dict[str, dict[str, dict[str, dict[str, Speed]]]]
+    limits: dict[str, dict[str, dict[str, Speed]]]
 
 
 @cache
 def table() -> Crossover:
     """The measurements that selection follows."""
-    return Crossover.model_validate_json(FILE.read_text())
+    return read_table(FILE)
+
+
+def read_table(path: Path) -> Crossover:
+    """Read measurements; `InvalidModelError` that names the file and the entry where selection could not follow them.
+
+    Every name is one that selection understands and every speed a positive number.
+    """
+    try:
+        found = Crossover.model_validate(read_json(path, MOST_BYTES))
+    except FileNotFoundError as error:
+        raise InvalidModelError(f"{path}: no such file") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidModelError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    try:
+        _check(found)
+    except (InvalidModelError, UnsupportedError) as error:
+        raise InvalidModelError(f"{path}: {error}") from error
+    return found
+
+
+def _check(found: Crossover) -> None:
+    for isa, pairs in found.gmacs.items():
+        resolve(isa)
+        for pair, shapes in pairs.items():
+            if not all(1 <= bits <= MOST_BITS for bits in _widths(pair)):
+                raise InvalidModelError(f"{isa}: widths {pair!r}: expected 1..{MOST_BITS} bits")
+            for shape, speeds in shapes.items():
+                _size(shape)
+                strange = sorted(speeds.keys() - _USES.keys())
+                if strange or not speeds:
+                    raise InvalidModelError(
+                        f"{isa} {pair} {shape}: family {strange[:1]}: expected of {', '.join(_USES)}"
+                    )
 
 
 def fastest(
@@ -117,7 +156,7 @@ def _nearest(shape: Convolution, names: Iterable[str]) -> str:
 def _size(name: str) -> tuple[float, ...]:
     found = _SHAPE.fullmatch(name)
     if not found:
-        raise InvalidModelError(f"{FILE.name}: shape {name!r}: expected 3x3:CHANNELS->OUT@HEIGHTxWIDTH")
+        raise InvalidModelError(f"{FILE.name}: shape {name!r:.40}: expected 3x3:CHANNELS->OUT@HEIGHTxWIDTH")
     kh, kw, channels, out_channels, height, width = (int(each) for each in found.groups())
     return math.log2(kh * kw * channels), math.log2(out_channels), math.log2(height * width)
 

@@ -10,6 +10,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,18 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse compressed records: torch writes none, and a small file could unpack to any size."""
+    """Refuse compressed records: torch writes none, and a small file could unpack to any size.
+
+    Also records that stand twice, of which readers take different ones.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+            twice = [name for name, count in Counter(archive.namelist()).items() if count > 1]
     except (zipfile.BadZipFile, *_BROKEN) as error:
         raise InvalidModelError(f"{path}: not a whole file of torch.save: {error}") from error
+    if twice:
+        raise InvalidModelError(f"{path}: not a whole file of torch.save: record {twice[0]!r} stands twice")
     if packed:
         raise InvalidModelError(f"{path}: record {packed[0]!r} is compressed; torch.save stores them as they are")
 

@@ -1,0 +1,122 @@
+"""Hostile files of torch.save, in the archive and the older form, and of safetensors, as authors' checkpoints."""
+
+import io
+import pickle
+import pickletools
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+NAME = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+def write(files: Path) -> None:
+    """Write `authors`."""
+    folder = files / "authors"
+    folder.mkdir(parents=True)
+    for name, data in attacks().items():
+        (folder / name).write_bytes(data)
+
+
+def attacks() -> dict[str, bytes]:
+    """File name -> contents."""
+    sound = archive(tensor_pickle(storage_numel=4, size=(4,), stride=(1,)), bytes(16))
+    return {
+        "code.pt": archive(b"cos\nsystem\n(S'true'\ntR.", b""),
+        "code-bare.pt": b"cos\nsystem\n(S'true'\ntR.",
+        "shape-beyond-storage.pt": archive(tensor_pickle(4, (1 << 40,), (1,)), bytes(16)),
+        "storage-beyond-record.pt": archive(tensor_pickle(1 << 40, (1 << 40,), (1,)), bytes(16)),
+        "product-wraps.pt": archive(tensor_pickle(4, (1 << 33, 1 << 33), (1, 1)), bytes(16)),
+        "negative-size.pt": archive(tensor_pickle(4, (-4,), (1,)), bytes(16)),
+        "negative-stride.pt": archive(tensor_pickle(4, (4,), (-1,)), bytes(16)),
+        "huge-bytes.pt": archive(b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x7f\x85R.", b""),
+        "huge-long.pt": archive(b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"\x01.", b""),
+        "huge-memo.pt": archive(b"\x80\x02]r\xff\xff\xff\x7f.", b""),
+        "deep.pt": archive(b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".", b""),
+        "shared-lists.pt": archive(laughs(40), b""),
+        "compressed.pt": archive(tensor_pickle(4, (4,), (1,)), bytes(1 << 16), zipfile.ZIP_DEFLATED),
+        "names-outside.pt": archive(tensor_pickle(4, (4,), (1,)), bytes(16), folder="../../x"),
+        "truncated.pt": sound[:-20],
+        "record-twice.pt": archive(tensor_pickle(4, (4,), (1,)), bytes(16), twice=True),
+        "directory-beyond-end.pt": sound[:-6] + struct.pack("<I", 2**31) + sound[-2:],
+        "tar.pt": tar_file(),
+        "length-beyond-end.safetensors": struct.pack("<Q", 1 << 50) + b"{}",
+        "name-twice.safetensors": safetensors(f'{{"a":{ENTRY},"a":{ENTRY}}}', bytes(4)),
+        "hole.safetensors": safetensors(f'{{"a":{ENTRY.replace("0,4", "4,8")}}}', bytes(8)),
+    }
+
+
+ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+
+
+def safetensors(header: str, body: bytes) -> bytes:
+    """A file with this header."""
+    return struct.pack("<Q", len(header)) + header.encode() + body
+
+
+def tensor_pickle(storage_numel: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    """The pickle of {NAME: tensor}, as torch writes it, with claims of its own."""
+
+    class Global:
+        def __init__(self, module: str, name: str) -> None:
+            self.module, self.name = module, name
+
+    class Storage:
+        pass
+
+    class Call:
+        def __reduce__(self) -> Any:
+            return rebuild, (Storage(), 0, size, stride, False, {})
+
+    def rebuild(*arguments: Any) -> None:
+        raise AssertionError("only pickled")
+
+    class Writer(pickle._Pickler):  # type: ignore[name-defined]  # the one in Python can be told how to save
+        def persistent_id(self, value: Any) -> Any:
+            kind = Global("torch", "FloatStorage")
+            return ("storage", kind, "0", "cpu", storage_numel) if isinstance(value, Storage) else None
+
+        def save(self, value: Any, save_persistent_id: bool = True) -> None:
+            if isinstance(value, Global):
+                self.write(f"c{value.module}\n{value.name}\n".encode())
+            elif value is rebuild:
+                self.write(b"ctorch._utils\n_rebuild_tensor_v2\n")
+            else:
+                super().save(value, save_persistent_id)
+
+    stream = io.BytesIO()
+    Writer(stream, protocol=2).dump({"state_dict": {NAME: Call()}})
+    return stream.getvalue()
+
+
+def laughs(levels: int) -> bytes:
+    """A list of two of the list before, `levels` times: 2**levels items for whoever copies them."""
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value, value]
+    return pickletools.optimize(pickle.dumps(value, protocol=2))
+
+
+def archive(
+    content: bytes, storage: bytes, method: int = zipfile.ZIP_STORED, folder: str = "x", twice: bool = False
+) -> bytes:
+    """An archive of torch.save."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as target:
+        records = [("data.pkl", content), ("byteorder", b"little"), ("data/0", storage), ("version", b"3\n")]
+        for name, data in [*records, *(records[:1] if twice else [])]:
+            target.writestr(zipfile.ZipInfo(f"{folder}/{name}"), data, method)
+    return stream.getvalue()
+
+
+def tar_file() -> bytes:
+    """The oldest form, a tar, with a link that leaves it."""
+    import tarfile
+
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as target:
+        link = tarfile.TarInfo("storages")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        target.addfile(link)
+    return stream.getvalue()
