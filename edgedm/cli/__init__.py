@@ -22,6 +22,7 @@ _VERBS = (
     "sample",
     "bench",
     "run-on",
+    "web",
     "inspect",
     "targets",
 )
