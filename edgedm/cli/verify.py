@@ -5,6 +5,7 @@ import click
 from edgedm.cli.common import verb
 from edgedm.cli.preset import preset_options
 from edgedm.cli.signature import signed_bundles
+from edgedm.cli.variant import variant_option
 from edgedm.outcome import Outcome
 
 LEVELS = ("weights", "op", "pass", "layer", "step", "trajectory", "distribution")
@@ -37,6 +38,7 @@ def _show(outcome: Outcome) -> None:
 @click.option("--html", type=click.Path(), help="Write a page with images, plots and tables.")
 @click.option("--markdown", type=click.Path(), help="Write the same as Markdown.")
 @click.option("--junit", type=click.Path(), help="Write JUnit XML.")
+@variant_option
 @preset_options
 @verb(_show)
 @signed_bundles
@@ -55,6 +57,7 @@ def command(
     html: str | None,
     markdown: str | None,
     junit: str | None,
+    variant: str | None,
     method: str | None,
     policy: str | None,
     options: tuple[str, ...],
@@ -83,4 +86,5 @@ def command(
         html=html,
         markdown=markdown,
         junit=junit,
+        variant=variant,
     )

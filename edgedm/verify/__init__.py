@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from edgedm.callable_module import make_callable
+from edgedm.errors import UnsupportedError
 from edgedm.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def verify(
     html: Place | None = None,
     markdown: Place | None = None,
     junit: Place | None = None,
+    variant: str | None = None,
 ) -> Outcome:
     """Hold a bundle, or a graph (a file that ends in .onnx, exported or optimised, under ONNX Runtime), against the
     checkpoint `against` (a folder, `zoo:NAME`, or one in memory).
@@ -79,10 +81,12 @@ def verify(
     `against` (or over the graphs in the folder `chain`, from `edgedm optimize --dump`), or the kernel, or the runtime.
     Figures are `<level>.<name>`; `details["levels"]` holds a row for everything that was compared.
 
+    Of a bundle with several variants of its kernels `variant` is examined; None: the one that runs here.
+
     `html`, `markdown` and `junit` are files to write: a page with images, plots and tables, the same as text, and what
     a CI shows. Raises `InvalidModelError` for a file or checkpoint that is broken or of another model,
-    `UnsupportedError` for an unknown level, a schedule outside the trained timesteps, fewer than the ten images that a
-    fault takes to show, a sample of none, or images for which there are no features.
+    `UnsupportedError` for an unknown level or variant, a schedule outside the trained timesteps, fewer than the ten
+    images that a fault takes to show, a sample of none, or images for which there are no features.
     """
     from edgedm.atomic import atomic_file, check_place
     from edgedm.verify.request import request_of
@@ -103,13 +107,15 @@ def verify(
         illustrated=html is not None or markdown is not None,
     )
     if os.fspath(artefact).endswith(".onnx"):
+        if variant is not None:
+            raise UnsupportedError(f"variant: {os.fspath(artefact)} is a graph, which has none")
         from edgedm.verify.graph_main import run as run_graph
 
         finished = run_graph(artefact, against, request)
     else:
         from edgedm.verify.main import run
 
-        finished = run(artefact, against, request)
+        finished = run(artefact, against, request, variant)
     outcome = finished.outcome
     written: dict[str, bytes] = {}
     if html is not None or markdown is not None:

@@ -14,6 +14,7 @@ from edgedm.bundle.manifest import GraphName
 from edgedm.errors import InvalidModelError
 from edgedm.export.graph_io import load_graph
 from edgedm.models import Checkpoint
+from edgedm.runtime.choice import choose
 from edgedm.verify import LEVELS
 from edgedm.verify.blame import blame_bundle
 from edgedm.verify.by_labels import ByLabels
@@ -39,11 +40,14 @@ MOMENTS = 8
 
 
 def run(
-    bundle_path: str | os.PathLike[str], against: Checkpoint | str | os.PathLike[str], request: Request
+    bundle_path: str | os.PathLike[str],
+    against: Checkpoint | str | os.PathLike[str],
+    request: Request,
+    variant: str | None = None,
 ) -> Finished:
     """See `edgedm.verify`."""
     names = request.chosen(LEVELS, "a bundle")
-    bundle = load(bundle_path)
+    bundle = choose(load(bundle_path), variant)
     if request.levels is None and not fits(bundle.manifest.config, request):
         names.remove("distribution")
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
