@@ -4,6 +4,9 @@ Readers see the old target or the new one, never a mixture, whatever kills the w
 """
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgedm.errors import InvalidModelError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 Strangeness = Callable[[Path], str | None]
 """What makes a folder one that isn't of our own making, in words that follow "it"; None for one of ours."""
@@ -60,33 +65,48 @@ def read_mark(path: Path, most_bytes: int) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def check_file_place(target: str | os.PathLike[str]) -> None:
+    """Raise `InvalidModelError` unless a file can be put at `target`: a folder or a file stands in the way."""
+    check_place(target)
+    if Path(target).is_dir():
+        raise InvalidModelError(f"{target}: is a folder; expected a name for a file")
+
+
 @contextlib.contextmanager
 def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path to write to; on success it replaces `target`, on any exception it is removed."""
     target = Path(target)
-    check_place(target)
-    if target.is_dir():
-        raise InvalidModelError(f"{target}: is a folder; expected a name for a file")
+    check_file_place(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(handle)
-    scratch = Path(name)
+    scratch = _scratch(target)
     try:
         yield scratch
-        _sync(scratch)
-        scratch.chmod(0o666 & ~_umask())
+        _settle(scratch)
         os.replace(scratch, target)
+        sync_folder(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def write_scratch(target: Path, data: bytes) -> Path:
+    """Write `data` whole to a new file beside `target`, to be renamed to it; nothing is left where that fails."""
+    scratch = _scratch(target)
+    try:
+        scratch.write_bytes(data)
+        _settle(scratch)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    return scratch
 
 
 @contextlib.contextmanager
 def atomic_dir(target: str | os.PathLike[str], strangeness: Strangeness | None = None) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it replaces `target`, on any exception it is removed.
 
-    An existing folder is replaced only if it is empty or nothing about it is strange: see `check_replaceable`.
-    An existing target is moved aside first, because a folder cannot be replaced in one system call; if the
-    second rename fails, the old folder is put back.
+    An existing folder is replaced only if it is empty or nothing about it is strange: see `check_replaceable`. Old and
+    new folder change names in one system call. Where the file system has none, the old one is moved aside first, under
+    a lock; if the second rename fails, it is put back.
     """
     target = Path(target)
     check_replaceable(target, strangeness)
@@ -95,17 +115,47 @@ def atomic_dir(target: str | os.PathLike[str], strangeness: Strangeness | None =
     try:
         yield scratch
         for path in scratch.rglob("*"):
-            if path.is_file() and not path.is_symlink():
+            if path.is_dir() or (path.is_file() and not path.is_symlink()):
                 _sync(path)
         scratch.chmod(0o777 & ~_umask())
-        _swap(scratch, target)
+        sync_folder(scratch)
+        with locked(target.parent):
+            check_replaceable(target, strangeness)  # another process may have put something there
+            _swap(scratch, target)
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder for a few renames; where the file system has no locks, go without."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in `folder` last; file systems that cannot do so for folders are let be."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _swap(scratch: Path, target: Path) -> None:
     if not target.exists():
         os.rename(scratch, target)
+        return
+    if _exchange(scratch, target):
         return
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
     old = aside / target.name
@@ -119,9 +169,37 @@ def _swap(scratch: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names at once; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _scratch(target: Path) -> Path:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(handle)
+    return Path(name)
+
+
+def _settle(scratch: Path) -> None:
+    """Have the contents on the disk before a name points to them, readable by whoever new files are."""
+    scratch.chmod(0o666 & ~_umask())
+    _sync(scratch)
+
+
 def _sync(path: Path) -> None:
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -2,18 +2,17 @@
 
 import os
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from edgedm import progress
-from edgedm.atomic import atomic_file
+from edgedm.atomic_files import write_together
 from edgedm.diffusion import SAMPLERS, NoiseSchedule
 from edgedm.errors import InvalidModelError, ParityError, UnsupportedError
 from edgedm.export.decoder_file import decoder_path, load_decoder
-from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, save_graph, serialize_graph
+from edgedm.export.graph_io import COMPANIONS, GraphInfo, graph_info, load_graph, save_graph, serialize_graph
 from edgedm.golden_file import read_golden
 from edgedm.outcome import Outcome
 from edgedm.passes.base import GraphPass, Report
@@ -94,9 +93,8 @@ def optimize(
     layers = Path(graph_path).with_suffix(".layers.safetensors")
     if layers.is_file():
         files[output.with_suffix(".layers.safetensors")] = layers.read_bytes()
-    with ExitStack() as stack:  # all are written before the first one appears
-        for path, data in files.items():
-            stack.enter_context(atomic_file(path)).write_bytes(data)
+    others = dict.fromkeys(output.with_suffix(suffix) for suffix in COMPANIONS)  # of an earlier run
+    write_together({output: step, **others, **files})
     figures["seconds"] = time.perf_counter() - started
     details |= {"check": _verdicts(checker), "written": [str(path) for path in files]}
     return Outcome(True, figures, details)

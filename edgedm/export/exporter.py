@@ -3,16 +3,15 @@
 import json
 import os
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from edgedm import progress
-from edgedm.atomic import atomic_file
+from edgedm.atomic_files import write_together
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export import golden
 from edgedm.export.decoder_file import DECODER_ROLES, decoder_path
-from edgedm.export.graph_io import GraphInfo, serialize_graph, set_graph_info
+from edgedm.export.graph_io import COMPANIONS, GraphInfo, serialize_graph, set_graph_info
 from edgedm.export.to_onnx import build_decoder_graph, build_graph
 from edgedm.models import Checkpoint, load
 from edgedm.outcome import Outcome
@@ -67,9 +66,8 @@ def run(checkpoint: Checkpoint | str | os.PathLike[str], output: str | os.PathLi
         decoder = build_decoder_graph(loaded.decoder, shape)
         set_graph_info(decoder, GraphInfo("decoder", config.model_dump(mode="json"), DECODER_ROLES))
         files[decoder_path(output)] = serialize_graph(decoder)
-    with ExitStack() as stack:  # all are written before the first one appears
-        for path, data in files.items():
-            stack.enter_context(atomic_file(path)).write_bytes(data)
+    others = dict.fromkeys(Path(output).with_suffix(suffix) for suffix in COMPANIONS)  # of an earlier export
+    write_together({Path(output): files[output], **others, **files})
     weights = {name: value.const_value.nbytes for name, value in model.graph.initializers.items() if value.const_value}
     figures = {
         "bytes.file": float(len(files[output])),

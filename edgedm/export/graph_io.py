@@ -21,12 +21,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx.checker import ValidationError
 
 from edgedm.atomic import atomic_file
+from edgedm.atomic_files import settle
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.files import parse_json
 from edgedm.ops import DOMAIN, FUNCTIONS, ONNX_OPSET, VERSION, attach_functions, infer_shapes
 
 CONFIG_KEY, LEVEL_KEY, INPUTS_KEY = "edgedm.config", "edgedm.level", "edgedm.inputs"
 MODULE_KEY = "edgedm.module"  # on nodes: the torch module that a node comes from
+COMPANIONS = (".golden.safetensors", ".layers.safetensors", ".decoder.onnx")  # files beside a graph, under its name
 _PATH = "edgedm.path"  # in a loaded model's meta, which no file holds
 LEVELS = ("exported", "deployed", "prepare", "decoder")
 
@@ -67,6 +69,7 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
     contents that edgedm doesn't handle, naming the node or tensor.
     """
     path = Path(path)
+    settle(path)
     proto = _parse(path)
     try:
         _check_imports(proto)

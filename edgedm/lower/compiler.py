@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
 
 from edgedm import progress
+from edgedm.atomic_files import settle
 from edgedm.bundle import Manifest, Port
 from edgedm.bundle import write as write_bundle
 from edgedm.bundle.manifest import GraphName, Schedule
@@ -65,6 +66,7 @@ def compile(
     if sampler not in SAMPLERS:
         raise UnsupportedError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
     graph_path, chosen = Path(graph_path), resolve_variants(target)
+    settle(graph_path)
     key = key_of(graph_path, chosen, steps, sampler) if cache else None
     kept = fetch(key, output) if key else None
     if kept is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from edgedm.atomic import atomic_file
 from edgedm.diffusion import NoiseSchedule
 from edgedm.images import write_images
 from edgedm.models import load
@@ -46,7 +47,8 @@ def evaluate(path: str, samples: int, pictures: Path | None = None, kinds: Seque
 
 def save_figures(figures: Mapping[str, Quality], path: Path) -> None:
     """Write the figures of one checkpoint as JSON."""
-    path.write_text(json.dumps({name: asdict(value) for name, value in figures.items()}, indent=1) + "\n")
+    with atomic_file(path) as scratch:
+        scratch.write_text(json.dumps({name: asdict(value) for name, value in figures.items()}, indent=1) + "\n")
 
 
 def quality_table(rows: Mapping[str, Mapping[str, Quality]]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgedm.atomic import atomic_file
+
 Cell = Mapping[str, Any]
 
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
@@ -169,5 +171,5 @@ def write_page(page: Path, text: str) -> None:
     """Replace what stands between the markers of a Markdown page; the rest is written by hand."""
     old = page.read_text(encoding="utf-8") if page.exists() else f"# Methods compared\n\n{BEGIN}\n{END}\n"
     head, _, rest = old.partition(BEGIN)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    with atomic_file(page) as scratch:
+        scratch.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")

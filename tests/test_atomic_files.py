@@ -1,0 +1,100 @@
+"""Files that belong together are all new or all old, whoever looks."""
+
+import json
+import os
+
+import pytest
+
+from edgedm import atomic_files
+from edgedm.atomic_files import settle, write_together
+from edgedm.errors import InvalidModelError
+
+NAMES = ("m.onnx", "m.prepare.onnx", "m.golden.safetensors")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def files(tmp_path):
+    return {tmp_path / name: name.encode() for name in NAMES}
+
+
+def test_all_appear_and_nothing_else(tmp_path, files):
+    write_together(files)
+    assert contents(tmp_path) == {name: name.encode() for name in NAMES}
+
+
+def test_a_companion_of_earlier_ones_goes(tmp_path, files):
+    write_together(files)
+    write_together({**files, tmp_path / NAMES[2]: None})
+    assert set(contents(tmp_path)) == set(NAMES[:2])
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_a_writer_that_ends_between_two_renames_has_written_all(tmp_path, files, stop, monkeypatch):
+    write_together(dict.fromkeys(files, b"old"))
+    done, real = [], os.replace
+
+    def replace(*names):
+        if len(done) == stop:
+            raise KeyboardInterrupt
+        done.append(names)
+        real(*names)
+
+    monkeypatch.setattr(atomic_files.os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        write_together(files)
+    monkeypatch.undo()
+    settle(tmp_path / NAMES[0])
+    found = contents(tmp_path)
+    if stop == 0:  # the journal was not there yet
+        assert {found.pop(name) for name in NAMES} == {b"old"}
+    else:
+        assert found == {name: name.encode() for name in NAMES}
+
+
+def test_the_next_writer_finishes_the_one_before(tmp_path, files, monkeypatch):
+    def stop(_main):
+        if atomic_files._journal(_main).is_file():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic_files, "_finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_together(files)
+    monkeypatch.undo()
+    assert not (tmp_path / NAMES[0]).exists()
+    write_together({tmp_path / NAMES[0]: b"newest"})
+    assert contents(tmp_path) == {**{name: name.encode() for name in NAMES}, NAMES[0]: b"newest"}
+
+
+def test_a_folder_in_the_way_is_named_before_anything_is_written(tmp_path, files):
+    (tmp_path / NAMES[1]).mkdir()
+    with pytest.raises(InvalidModelError, match=r"prepare\.onnx: is a folder"):
+        write_together(files)
+    assert [path.name for path in tmp_path.iterdir()] == [NAMES[1]]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [".m.onnx.x", "../other"],
+        ["../.m.onnx.x", "m.onnx"],
+        ["", "other"],
+        ["other", "m.onnx"],
+        [".m.onnx.x", "mm.onnx"],
+        ["", "/etc/passwd"],
+        [1, 2],
+        "m.onnx",
+    ],
+)
+def test_a_strange_journal_renames_and_removes_nothing(tmp_path, entry):
+    (tmp_path / "a").mkdir()
+    before = {tmp_path / "a" / name: name.encode() for name in ("other", "mm.onnx", ".m.onnx.x")}
+    for path in [*before, tmp_path / "other"]:
+        path.write_bytes(path.name.encode())
+    (tmp_path / "a/.m.onnx.commit").write_text(json.dumps({"files": [entry]}))
+    settle(tmp_path / "a/m.onnx")
+    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    assert (tmp_path / "other").read_bytes() == b"other"
