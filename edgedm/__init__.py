@@ -31,6 +31,7 @@ _VERBS = {
     "sample": ("edgedm.sampling", "sample"),
     "bench": ("edgedm.bench", ""),
     "run_on": ("edgedm.runtime.remote", "run_on"),
+    "package": ("edgedm.android.aar", "package"),
     "web": ("edgedm.web", ""),
     "inspect": ("edgedm.inspection", "inspect"),
     "targets": ("edgedm.targets", ""),

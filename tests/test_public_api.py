@@ -20,6 +20,7 @@ VERBS = {
     "sample": ["model", "output", "n", "steps", "sampler", "eta", "seed", "label", "guidance", "threads"],
     "bench": ["bundle", "layers", "against", "threads"],
     "run_on": ["protocol", "host", "bundle", "threads", "steps"],
+    "package": ["bundles", "output"],
     "web": ["bundle", "output", "title"],
     "inspect": ["path"],
     "targets": [],

@@ -5,6 +5,7 @@ and some of it on few phones only.
 """
 
 import io
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgedm.errors import ToolchainError
 SYSTEM_LIBRARIES = ("libc.so", "libm.so", "libdl.so")
 JAVA_EXPORTS = ("Java_org_edgedm_", "JNI_OnLoad")
 
+_STUMBLES = (ValueError, OverflowError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError)
 _HARD_FLOAT = 0x400  # of an ARM header's flags
 _LAST_OF_HEADER = 20  # bytes of an ELF header up to and with the machine
 _TEXTREL = 4  # in DT_FLAGS
@@ -68,10 +70,17 @@ def _lint(data: bytes, look: Callable[[ELFFile], Iterator[str]]) -> list[str]:
     if data[:4] != b"\x7fELF" or len(data) < _LAST_OF_HEADER:
         return ["it is no ELF file"]
     try:
-        return list(look(ELFFile(io.BytesIO(data))))
-    except (ELFError, ValueError, OverflowError, KeyError, AttributeError, TypeError, MemoryError) as error:
-        # pyelftools follows the file's own offsets: a damaged one may lead it anywhere
+        file = ELFFile(io.BytesIO(data))
+        return [*_complete(file, len(data)), *look(file)]
+    except (ELFError, struct.error, *_STUMBLES) as error:  # pyelftools follows the file's own offsets, anywhere
         return [f"it is a damaged ELF file ({type(error).__name__}: {error})"]
+
+
+def _complete(file: ELFFile, length: int) -> Iterator[str]:
+    ends = [segment["p_offset"] + segment["p_filesz"] for segment in file.iter_segments()]
+    end = max([file["e_shoff"] + file["e_shnum"] * file["e_shentsize"], *ends])
+    if end > length:
+        yield f"it is cut short: {length} bytes of {end}"
 
 
 def _library_findings(file: ELFFile, demands: Demands) -> Iterator[str]:

@@ -22,6 +22,7 @@ _VERBS = (
     "sample",
     "bench",
     "run-on",
+    "package",
     "web",
     "inspect",
     "targets",

@@ -130,7 +130,7 @@ public final class Model implements AutoCloseable {
     return info[6] == 0 ? null : shape(6, 8);
   }
 
-  /** How many classes the model knows, one that means none included; 0: it takes no class. */
+  /** How many classes there are to draw; 0: the model takes no class. */
   public int classes() {
     return (int) info[8];
   }

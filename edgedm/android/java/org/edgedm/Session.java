@@ -1,5 +1,7 @@
 package org.edgedm;
 
+import java.util.Objects;
+
 /**
  * What changes while images are drawn. One thread at a time uses a session, others wait; {@link #cancel} may be called
  * from any.
@@ -103,7 +105,7 @@ public final class Session implements AutoCloseable {
   /** The model's output for {@code x} at a step of the prepared schedule; for samplers of your own. */
   public synchronized float[] step(int step, float[] x) {
     long open = open();
-    require("x", x, floats);
+    require("x", Objects.requireNonNull(x, "x"), floats);
     if (step < 0 || step >= steps) throw new IllegalArgumentException("step " + step + " of " + steps + " prepared");
     float[] output = new float[floats];
     Native.step(open, step, x, output);
@@ -118,7 +120,7 @@ public final class Session implements AutoCloseable {
   /** The image of a latent model's sample. */
   public synchronized float[] decode(float[] latent) {
     long open = open();
-    require("latent", latent, floats);
+    require("latent", Objects.requireNonNull(latent, "latent"), floats);
     float[] image = new float[model.decodedFloats()];
     Native.decode(open, latent, image);
     return image;

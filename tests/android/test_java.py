@@ -1,0 +1,148 @@
+"""An app's use of org.edgedm, on a JVM that checks every JNI call: the C runtime's bits, its errors, and no warning."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jvm
+import numpy as np
+import pytest
+import tiny_model
+
+from edgedm.android.sysroot import HEADERS
+from edgedm.lower import compile as compile_graph
+from edgedm.runtime import LocalRunner
+
+CHECKS = (
+    "shapes",
+    "samples",
+    "guided",
+    "step",
+    "preview",
+    "start",
+    "progress",
+    "many callbacks",
+    "refused progress",
+    "throwing progress",
+    "cancel",
+    "errors",
+    "closing",
+    "sources",
+    "assets",
+    "threads",
+    "two models",
+    "pixels",
+)
+_OTHER = {**tiny_model.CONFIG, "noise_schedule": {"num_train_timesteps": 500, "timestep_spacing": "trailing"}}
+_COMPLAINT = re.compile(r"WARNING|FATAL ERROR in native method|JNI local refs")
+_UNCHECKED = ("return (*to->env)->ExceptionCheck(to->env) || !goes_on;", "return !goes_on;")
+
+
+@pytest.fixture(scope="module")
+def bundles() -> tuple[Path, Path]:
+    """The tiny model, and one with another noise schedule."""
+    folder = tiny_model.folder()
+    other = folder / "other"
+    if not other.exists():
+        other.mkdir()
+        compile_graph(tiny_model.write_pair(other, _OTHER), other / "model.bundle", steps=5)
+    return folder / "model.bundle", other / "model.bundle"
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> Path:
+    return jvm.build_classes(tmp_path_factory.mktemp("classes"))
+
+
+@pytest.fixture(scope="module")
+def ran(bundles, classes, tmp_path_factory):
+    """What java said, and the folder with what it drew."""
+    folder = tmp_path_factory.mktemp("java")
+    first, second = bundles
+    jvm.build_library(first, "tiny", folder)
+    jvm.build_library(second, "other", folder)
+    weights = (first / "weights.bin").read_bytes()
+    files = {"own/x86_64.bin": weights, "own/all.bin": b"another's", "all/all.bin": weights}
+    files["compressed/x86_64.bin.compressed"] = weights
+    for name, content in files.items():
+        kind, _, file = name.partition("/")
+        place = folder / "assets" / kind / "edgedm/tiny" / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    (folder / "assets/empty").mkdir()
+    (folder / "drawn").mkdir()
+    arguments = (first / "weights.bin", second / "weights.bin", folder / "assets", folder / "drawn")
+    return jvm.run(classes, folder, "Check", *arguments), folder
+
+
+def test_java_does_what_an_app_asks_for(ran):
+    done, _ = ran
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert [line.removeprefix("held: ") for line in done.stdout.splitlines() if line.startswith("held")] == [*CHECKS]
+
+
+def test_no_call_from_c_breaks_a_rule_of_jni(ran):
+    done, _ = ran
+    assert not _COMPLAINT.search(done.stdout + done.stderr)
+
+
+def test_a_broken_rule_would_have_been_told(bundles, classes, tmp_path):
+    """An exception that a call left pending, and that nobody looked for."""
+    jvm.build_library(bundles[0], "tiny", tmp_path, _UNCHECKED)
+    (tmp_path / "drawn").mkdir()
+    done = jvm.run(classes, tmp_path, "Check", bundles[0] / "weights.bin", tmp_path, tmp_path, tmp_path / "drawn")
+    assert _COMPLAINT.search(done.stdout + done.stderr)
+
+
+def test_java_draws_the_bits_of_the_c_interface(bundles, ran):
+    _, folder = ran
+
+    def drawn(name: str) -> np.ndarray:
+        return np.fromfile(folder / "drawn" / name, "<f4").reshape(-1, 1, 8, 8)
+
+    with LocalRunner(bundles[0], threads=2) as runner:
+        runner.prepare(6, "ddpm", label=1)
+        expected = {"samples": runner.sample(5, 7)}
+        from_images = runner.sample(2, 1)
+        expected["start"] = from_images
+        expected["started"] = runner.sample(2, 2, start=from_images, strength=0.5)
+        *_, (_, expected["estimate"]) = runner.previews(7, 2)
+        runner.reset()
+        x = ((np.arange(64, dtype=np.float32) - 32) / 32).reshape(1, 8, 8)
+        expected["step"], expected["next step"] = (runner.run_step(step, x) for step in (0, 1))
+        runner.prepare(10)
+        expected["default"] = runner.sample(1, 7)
+        runner.prepare(3, "dpm-solver++", label=0, timesteps=(900, 500, 60))
+        expected["timesteps"] = runner.sample(2, 2**64 - 1, 4)
+        runner.prepare(4, eta=0.5, label=1, guidance=2)
+        expected["guided"] = runner.sample(1, 3)
+    with LocalRunner(bundles[1]) as runner:
+        runner.prepare(6, "ddpm", label=1)
+        expected["other"] = runner.sample(1, 7)
+    assert {path.name for path in (folder / "drawn").iterdir()} == set(expected)
+    for name, images in expected.items():
+        assert drawn(name).tobytes() == images.tobytes(), name
+
+
+def test_the_header_for_builds_without_an_ndk_is_that_of_the_jdk(tmp_path):
+    """Every function lies where Java's own header has it."""
+    text = (HEADERS / "jni.h").read_text()
+    tables = {"JNINativeInterface": re.findall(r"\(\*(\w+)\)\(JNIEnv", text), "JNIInvokeInterface": ["GetEnv"]}
+    assert len(tables["JNINativeInterface"]) > 25
+    include, told = jvm.jdk() / "include", []
+    shutil.copy(HEADERS / "jni.h", tmp_path / "jni.h")
+    for suffix, folders in (("_", (include, include / "linux")), ("", (tmp_path,))):
+        places = [f"offsetof(struct {table}{suffix}, {name})" for table, names in tables.items() for name in names]
+        values = [
+            *places,
+            *(f"sizeof({each})" for each in ("jboolean", "jbyte", "jint", "jlong", "jmethodID", "JNIEnv")),
+        ]
+        values += ["JNI_OK", "JNI_ERR + 10", "JNI_ABORT", "JNI_VERSION_1_6", "JNI_TRUE"]
+        prints = "".join(f'printf("%zu\\n", (size_t)({value}));' for value in values)
+        source = tmp_path / "places.c"
+        source.write_text(f"#include <jni.h>\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{ {prints} }}")
+        flags = [flag for folder in folders for flag in ("-isystem", str(folder))]
+        subprocess.run(["gcc", *flags, str(source), "-o", str(tmp_path / "places")], check=True)
+        told.append(subprocess.run([tmp_path / "places"], capture_output=True, text=True, check=True).stdout)
+    assert told[0] == told[1]
