@@ -41,12 +41,14 @@ def pcs(tiny_folder, tmp_path_factory):
     return bundle
 
 
-@pytest.fixture(scope="module")
-def phones(tiny_folder, tmp_path_factory):
+@pytest.fixture(scope="module", params=["", "android-"])
+def phones(request, tiny_folder, tmp_path_factory):
+    """One bundle for boards and one for phones, and what their variants' names begin with."""
     elsewhere.need_machine("aarch64")
     bundle = tmp_path_factory.mktemp("variants") / "model.bundle"
-    compile_graph(tiny_folder / "deploy.onnx", bundle, target=PHONES[::-1], steps=10)
-    return bundle
+    targets = [f"{request.param}{name}" for name in reversed(PHONES)]
+    compile_graph(tiny_folder / "deploy.onnx", bundle, target=targets, steps=10)
+    return bundle, request.param
 
 
 def program(bundle, *arguments, before=(), features=None) -> tuple[int, str]:
@@ -220,32 +222,40 @@ def test_the_c_of_several_variants_compiles_without_a_warning_under_gcc_too(pcs,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("cpu", "variant"), [("cortex-a53", "cortex-a53"), ("cortex-a76", "cortex-a76"), ("max", "cortex-a76")]
+    ("cpu", "core"), [("cortex-a53", "cortex-a53"), ("cortex-a76", "cortex-a76"), ("max", "cortex-a76")]
 )
-def test_an_arm_core_gets_the_kernels_that_it_has_instructions_for(phones, cpu, variant):
-    before = ("qemu-aarch64-static", "-cpu", cpu)
-    code, text = program(phones, "--self-test", before=before)
+def test_an_arm_core_gets_the_kernels_that_it_has_instructions_for(phones, cpu, core):
+    bundle, before = phones[0], ("qemu-aarch64-static", "-cpu", cpu)
+    variant = phones[1] + core
+    code, text = program(bundle, "--self-test", before=before)
     assert code == 0, text
     assert text.startswith(f"variant {variant}\n") and "self-test passed" in text
-    with ExecRunner(phones, command=before) as runner:
+    with ExecRunner(bundle, command=before) as runner:
         assert (runner.variant, runner.manifest.target.name) == (variant, variant)
 
 
 @pytest.mark.slow
 def test_a_core_without_dot_products_refuses_their_kernels(phones):
-    code, text = program(
-        phones, "--self-test", before=("qemu-aarch64-static", "-cpu", "cortex-a53"), features="cortex-a76"
-    )
+    bundle, system = phones
+    before = ("qemu-aarch64-static", "-cpu", "cortex-a53")
+    code, text = program(bundle, "--self-test", before=before, features=f"{system}cortex-a76")
     assert code == 2
-    assert "variant cortex-a76: this processor lacks dotprod; here run: cortex-a53" in text
+    assert f"variant {system}cortex-a76: this processor lacks dotprod; here run: {system}cortex-a53" in text
 
 
 @pytest.mark.slow
 def test_the_integers_of_both_arm_variants_are_those_of_this_machine(phones, tiny_bundle):
+    bundle, system = phones
     with open_probe(load(tiny_bundle)) as probe:
         expected = accumulators(probe)
-    for variant in PHONES:
-        with open_probe(load(phones).of(variant)) as probe:
-            assert probe.variant == variant
+    for name in PHONES:
+        with open_probe(load(bundle).of(system + name)) as probe:
+            assert probe.variant == system + name
             assert np.array_equal(accumulators(probe), expected)
             assert holds_at_level_op(probe)
+
+
+@pytest.mark.slow
+def test_both_arm_variants_read_the_same_weights(phones):
+    manifest = load(phones[0]).manifest
+    assert [each.variants for each in manifest.sections] == [manifest.variants()]
