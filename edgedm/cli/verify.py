@@ -35,6 +35,7 @@ def _show(outcome: Outcome) -> None:
 @click.option("--sample", type=click.IntRange(1), help="Of a big model: N kernels, and N layers a timestep.")
 @click.option("--features", type=click.Path(), help="Of level distribution: a network (ONNX) that judges images.")
 @click.option("--chain", type=click.Path(), help="Graphs of `optimize --dump`, to find the pass that broke parity.")
+@click.option("--bisect/--no-bisect", default=True, show_default=True, help="Look for the pass that broke parity.")
 @click.option("--html", type=click.Path(), help="Write a page with images, plots and tables.")
 @click.option("--markdown", type=click.Path(), help="Write the same as Markdown.")
 @click.option("--junit", type=click.Path(), help="Write JUnit XML.")
@@ -54,6 +55,7 @@ def command(
     sample: int | None,
     features: str | None,
     chain: str | None,
+    bisect: bool,
     html: str | None,
     markdown: str | None,
     junit: str | None,
@@ -83,6 +85,7 @@ def command(
         gate=gate,
         features=features,
         chain=chain,
+        bisect=bisect,
         html=html,
         markdown=markdown,
         junit=junit,

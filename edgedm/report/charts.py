@@ -74,9 +74,9 @@ def draw(plot: Plot, style: str = "") -> str:
 
     parts = [_open(plot.title, plot.note, WIDTH, HEIGHT, style)]
     for tick in ticks:
-        _, y = at(left, tick).split(",")
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        text = f'<text class="tick" x="{_LEFT - 5}" y="{float(y) + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>'
+        _, down = at(left, tick).split(",")
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{down}" y2="{down}"/>')
+        text = f'<text class="tick" x="{_LEFT - 5}" y="{float(down) + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>'
         parts.append(text)
     for step in _steps(left, right):
         x, _ = at(step, low).split(",")

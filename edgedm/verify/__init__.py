@@ -41,6 +41,7 @@ def verify(
     gate: "Gate | Place | None" = None,
     features: Place | None = None,
     chain: Place | None = None,
+    bisect: bool = True,
     html: Place | None = None,
     markdown: Place | None = None,
     junit: Place | None = None,
@@ -79,6 +80,7 @@ def verify(
     any level that the gate requires is off, or any threshold; `details["first_failure"]` then says where first, what
     was expected and what came, and what introduced it: the pass, by bisection over a pipeline that is run again on
     `against` (or over the graphs in the folder `chain`, from `edgedm optimize --dump`), or the kernel, or the runtime.
+    `bisect` False leaves out what takes another run of the pipeline.
     Figures are `<level>.<name>`; `details["levels"]` holds a row for everything that was compared.
 
     Of a bundle with several variants of its kernels `variant` is examined; None: the one that runs here.
@@ -103,6 +105,7 @@ def verify(
         sample,
         features,
         chain,
+        bisect,
         gate,
         illustrated=html is not None or markdown is not None,
     )

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+NOT_SEARCHED = "not looked for (--no-bisect)"
+
 
 def blame_bundle(examination: "Examination", level: Level, row: Row) -> str:
     """What introduced the first row of a bundle that is off."""
@@ -45,6 +47,8 @@ def blame_bundle(examination: "Examination", level: Level, row: Row) -> str:
         return "the runtime: its sampler or its noise; the kernels that both sides ran are the same"
     if row.name == "decoder":
         return "the decoder: its graph or its kernels; levels pass, op and layer tell which"
+    if not examination.request.bisect:
+        return NOT_SEARCHED
     search = _Search(examination.reference, examination.runs, row, examination.tables.step.ratio)
     against, reference, request = examination.checkpoint, examination.reference, examination.request
     found, fresh = _search(search, against, reference, request, _weights(examination))
@@ -67,6 +71,8 @@ def blame_graph(examination: "GraphExamination", row: Row) -> str:
         return "export, or a change of the file after it"
     if row.name == "decoder":
         return "the decoder's graph: export, its simplification, or a change of the file"
+    if not examination.request.bisect:
+        return NOT_SEARCHED
     search = _Search(examination.reference, examination.runs, row, examination.tables.step.ratio)
 
     def compared(fresh: Path) -> str:

@@ -68,6 +68,7 @@ def distribution_level(
 
 
 def rows_of(name: str, torch: Features, ours: Features, gate: DistributionGate) -> list[tuple[Row, str]]:
+    """Judge features [N, F] of images from the `name` noise (same, independent); each row with its statistic's name."""
     found = frechet_shift(torch, ours, name == "same", gate.chance)
     beyond = (found.seen - found.by_chance) / variance(torch)
     note = ""

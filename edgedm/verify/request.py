@@ -27,6 +27,7 @@ class Request:
     sample: int | None
     features: Path | None
     chain: Path | None
+    bisect: bool
     gate: Gate
     illustrated: bool = False  # whether a report will show images, sizes and speed
 
@@ -63,6 +64,7 @@ def request_of(
     sample: int | None,
     features: str | os.PathLike[str] | None,
     chain: str | os.PathLike[str] | None,
+    bisect: bool,
     gate: str | os.PathLike[str] | Gate | None,
     illustrated: bool = False,
 ) -> Request:
@@ -84,6 +86,7 @@ def request_of(
         sample=sample or demanded.sample,
         features=None if features is None else Path(features),
         chain=None if chain is None else Path(chain),
+        bisect=bisect,
         gate=demanded,
         illustrated=illustrated,
     )

@@ -26,9 +26,14 @@ def change_weights(bundle: Path, edit: Callable[[np.ndarray, Manifest], None]) -
     weights = np.frombuffer((bundle / WEIGHTS).read_bytes(), np.uint8).copy()
     before = weights.tobytes()
     edit(weights, load(bundle).manifest)
-    assert weights.tobytes() != before
-    (bundle / WEIGHTS).write_bytes(weights.tobytes())
-    old, new = hashlib.sha256(before).digest(), hashlib.sha256(weights.tobytes()).digest()
+    replace_weights(bundle, before, weights.tobytes())
+
+
+def replace_weights(bundle: Path, before: bytes, after: bytes) -> None:
+    """Give a bundle other weights; the digest inside the compiled code follows."""
+    assert after != before
+    (bundle / WEIGHTS).write_bytes(after)
+    old, new = hashlib.sha256(before).digest(), hashlib.sha256(after).digest()
     for name in (LIBRARY, SAMPLER, PROBE):
         code = (bundle / name).read_bytes()
         assert code.count(old) == 1

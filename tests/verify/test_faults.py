@@ -18,7 +18,7 @@ STEPS = 10
 
 
 def check(path, method: str, *levels: str) -> Outcome:
-    return verify(path, tiny.checkpoint(method), levels=levels, steps=STEPS, timesteps=4)
+    return verify(path, tiny.checkpoint(method), levels=levels, steps=STEPS, timesteps=4, bisect=False)
 
 
 def off(outcome: Outcome) -> dict[str, list[str]]:

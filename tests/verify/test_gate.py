@@ -107,7 +107,7 @@ def test_thresholds_of_a_level_that_is_not_required_do_not_decide(tmp_path) -> N
 
 def test_arguments_go_before_the_file_and_the_file_before_the_defaults(tmp_path) -> None:
     (tmp_path / "gate.toml").write_text("steps = 20\nimages = 12\nfeatures = 'net.onnx'\nlevels = ['op']\n")
-    asked = request_of(None, 30, None, None, None, None, None, None, tmp_path / "gate.toml")
+    asked = request_of(None, 30, None, None, None, None, None, None, True, tmp_path / "gate.toml")
     assert (asked.steps, asked.images, asked.sampler) == (30, 12, "ddim")
     assert asked.features == tmp_path / "net.onnx"  # named from the gate file's own folder
     assert asked.chosen(("op", "layer"), "a bundle") == ["op"]
@@ -117,7 +117,7 @@ def test_arguments_go_before_the_file_and_the_file_before_the_defaults(tmp_path)
 
 @given(layers=st.integers(1, 500), steps=st.integers(1, 1000))
 def test_by_turns_every_layer_comes_up_at_about_as_many_steps(layers: int, steps: int) -> None:
-    asked = request_of(None, steps, None, None, None, None, None, None, None)
+    asked = request_of(None, steps, None, None, None, None, None, None, True, None)
     assert asked.visits() == steps
     share = asked.layers_a_visit(layers)
     if steps <= SWEEPS:

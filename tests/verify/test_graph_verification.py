@@ -52,7 +52,7 @@ def broken(exported, tmp_path):
 
 
 def check(path, exported, *levels: str) -> Outcome:
-    return verify(path, exported[1], levels=levels, steps=STEPS)
+    return verify(path, exported[1], levels=levels, steps=STEPS, timesteps=4, bisect=False)
 
 
 def off(outcome: Outcome) -> dict[str, list[str]]:

@@ -1,0 +1,101 @@
+"""Finding the pass after which a model leaves tolerance."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgedm.errors import InvalidModelError
+from edgedm.passes import optimize, pipeline
+from edgedm.passes.fuse_epilogue import FuseEpilogue
+from edgedm.verify import bisect, verify
+from edgedm.verify.bisect import Chain, Dumped, first_off
+
+
+class Numbered(Chain):
+    def __init__(self, count: int) -> None:
+        self.names = ["export", *(f"Pass{number}" for number in range(1, count + 1))]
+        self.looked: list[int] = []
+
+    def graph(self, number: int) -> Path:
+        self.looked.append(number)
+        return Path(str(number))
+
+
+@given(count=st.integers(1, 60), data=st.data())
+def test_the_first_graph_that_does_not_hold_is_found_in_a_logarithm_of_looks(count: int, data) -> None:
+    first = data.draw(st.one_of(st.none(), st.integers(0, count)))
+    chain = Numbered(count)
+    assert first_off(chain, lambda path: first is None or int(path.name) < first) == first
+    assert len(chain.looked) <= 2 + int(np.ceil(np.log2(count + 1)))
+    assert len(set(chain.looked)) == len(chain.looked)  # none twice: each is made anew
+
+
+def test_a_folder_without_a_whole_chain_is_refused(tmp_path) -> None:
+    for names in ((), ("00-exported.onnx",), ("00-exported.onnx", "02-Simplify.onnx")):
+        for name in names:
+            (tmp_path / name).write_bytes(b"")
+        with pytest.raises(InvalidModelError, match="optimize --dump"):
+            Dumped(tmp_path)
+
+
+class Careless(FuseEpilogue):
+    """The pass, with a mistake in one multiplier."""
+
+    def call(self, model: ir.Model):
+        report = super().call(model)
+        node = next(node for node in model.graph if node.op_type == "QuantConv" and "conv2" in (node.name or ""))
+        value = next(each for each in node.inputs if each is not None and (each.name or "").endswith("multiplier"))
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.5), name=value.name)
+        return report
+
+    @property
+    def name(self) -> str:
+        return "FuseEpilogue"
+
+
+@pytest.fixture
+def careless(deployed, tmp_path, monkeypatch):
+    """A graph that a pipeline with a careless pass made, with the graphs between its passes."""
+    passes = [
+        (lambda _: Careless()) if make(pipeline.Schedule()).name == "FuseEpilogue" else make
+        for make in pipeline.PIPELINE
+    ]
+    monkeypatch.setattr(pipeline, "PIPELINE", passes)
+    monkeypatch.setattr(bisect, "PIPELINE", passes)
+    optimize(deployed("w4a4").with_name("model.onnx"), tmp_path / "deploy.onnx", dump=tmp_path / "chain", steps=4)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_pass_that_broke_parity_is_named_with_what_it_changed(careless) -> None:
+    asked = {"levels": ("step",), "steps": 4}
+    outcome = verify(careless / "deploy.onnx", tiny.checkpoint("w4a4"), **asked)
+    assert not outcome.ok
+    cause = outcome.details["first_failure"]["introduced_by"]
+    assert cause.startswith("pass FuseEpilogue: FuseEpilogue changed the model: ") and "rounding explains" in cause
+    dumped = verify(careless / "deploy.onnx", tiny.checkpoint("w4a4"), chain=careless / "chain", **asked)
+    assert dumped.details["first_failure"]["introduced_by"] == "pass FuseEpilogue"
+
+
+@pytest.mark.slow
+def test_what_no_pass_did_is_called_a_change_after_them(deployed, tmp_path) -> None:
+    import onnx
+    from mutants import write_back
+
+    def edit(_proto, arrays) -> None:
+        name = next(each for each in arrays if each.endswith("conv2.codes"))
+        arrays[name][0] = (arrays[name][0].astype(np.uint8) ^ 8).astype(arrays[name].dtype)
+
+    proto = onnx.load(deployed("w4a4"))
+    write_back(proto, edit)
+    onnx.save(proto, tmp_path / "deploy.onnx")
+    onnx.save(onnx.load(deployed("w4a4").with_suffix(".prepare.onnx")), tmp_path / "deploy.prepare.onnx")
+    outcome = verify(tmp_path / "deploy.onnx", tiny.checkpoint("w4a4"), levels=("step",), steps=4)
+    cause = outcome.details["first_failure"]["introduced_by"]
+    assert cause.startswith("a change after the pipeline") and "conv2.codes" in cause and "differ" in cause
