@@ -11,8 +11,8 @@ on several instruction sets, of one machine. A request gets the family whose fig
   dot products of 3x3 kernels are Winograd's: they stand for what Winograd serves, 1x1 kernels for the rest.
 
 Where nothing was measured that a target runs, or no measured pair is wide enough, the order is by instructions a MAC:
-look-ups for weights of up to 2 bits (1 where NEON has dot products), then dot products, look-ups, bit planes and plain
-loops. Signs times signs are counted.
+look-ups for weights of up to 2 bits (1 where NEON has dot products, 4 in WebAssembly), then dot products, look-ups, bit
+planes and plain loops. Signs times signs are counted.
 """
 
 import math
@@ -123,7 +123,8 @@ def shape_name(shape: Convolution) -> str:
 def _by_instructions(target: Target, weight_bits: int, bits: int) -> list[str]:
     if weight_bits == bits == 1:
         return [BITSERIAL, LOOKUP, DOT, GENERIC]
-    if weight_bits <= (1 if "dotprod" in target.features else 2):
+    looked_up = 4 if target.isa == "wasm32" else 1 if "dotprod" in target.features else 2  # bits of weights
+    if weight_bits <= looked_up:
         return [LOOKUP, DOT, BITSERIAL, GENERIC]
     return [DOT, LOOKUP, BITSERIAL, GENERIC]
 

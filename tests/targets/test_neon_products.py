@@ -3,6 +3,8 @@
 One emulated process runs all of a target's cases.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import test_products as signs
@@ -25,7 +27,7 @@ FAMILIES = {
     "aarch64+dotprod": ("bitserial-bytes", "lookup-bytes", "dot-udot", "dot-udot"),
     "aarch64+dotprod+i8mm": ("bitserial-bytes", "lookup-bytes", "dot-ummla", "dot-udot"),
     "armv7+neon": ("bitserial-bytes", "lookup-bytes", "dot-bytes", "dot-bytes"),
-    "wasm32+simd128": ("bitserial-bytes", "lookup-bytes", "dot-wasm", "dot-wasm"),
+    "wasm32+simd128": ("bitserial-bytes", "lookup-bytes", "lookup-bytes", "dot-wasm-sums"),
     "riscv64": ("bitserial 2", "bitserial-planes", "bitserial-planes", "generic"),
 }
 
@@ -91,6 +93,21 @@ def test_codes_of_few_bits_are_added_up_in_bytes_for_longer(bits):
     for first in range(3):  # equal shapes share a kernel
         for case, (got,) in zip(cases[first::3], run_kernels(told[first::3], machine), strict=True):
             np.testing.assert_array_equal(got, reference(case)[0])
+
+
+@pytest.mark.parametrize(("bits", "weight_bits"), [(2, 4), (4, 4), (4, 8), (8, 8)])
+def test_sums_of_the_largest_codes_are_widened_in_time(bits, weight_bits):
+    """WebAssembly's dot products, in 16 bits as long as they fit."""
+    machine, rng = resolve("wasm32+simd128"), np.random.default_rng(0)
+    need_emulator(machine)
+    cases = []
+    for channels in (144, 145 * 4, 656):
+        border = ((3, 3), (1, 1), (1, 1, 1, 1))
+        case = uniform.convolution(rng, (3, 5), channels, 9, *border, bits, weight_bits, zero=0, weight_zero=0)
+        codes, zero, weight, *rest = case.inputs
+        largest = [np.full_like(codes, 2**bits - 1), zero, np.full_like(weight, 2**weight_bits - 1), *rest]
+        cases.append(replace(case, inputs=largest, family="dot"))
+    uniform.check(cases, machine)
 
 
 def test_counts_beyond_sixteen_bits_take_the_words_kernel():
