@@ -3,16 +3,17 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import elsewhere
 import numpy as np
 import pytest
 import tools
 
+import edgedm
 from edgedm.bundle import load
 from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.export.graph_io import load_graph
-from edgedm.inspection import inspect
 from edgedm.lower import compile as compile_graph
 from edgedm.runtime import ExecRunner, LocalRunner, open_runner
 from edgedm.targets import resolve, runs_natively
@@ -191,10 +192,35 @@ def test_only_the_weights_of_the_variant_that_runs_are_read(pcs, tmp_path):
 
 
 def test_inspect_describes_the_variant_that_would_run_and_lists_all(pcs):
-    outcome = inspect(pcs)
+    outcome = edgedm.inspect(pcs)
     assert outcome.details["summary"]["target"] == HERE[0]
     assert sorted(row["variant"] for row in outcome.details["tables"]["Variants"]) == sorted(PCS)
-    assert inspect(pcs, "x86-64-v2").details["summary"]["target"] == "x86-64-v2"
+    assert edgedm.inspect(pcs, "x86-64-v2").details["summary"]["target"] == "x86-64-v2"
+
+
+def test_the_verbs_run_the_variant_that_is_named(pcs, tmp_path):
+    drawn = edgedm.sample(pcs, tmp_path / "a.npy", n=1, steps=2, variant="x86-64-v2")
+    assert drawn.details["variant"] == "x86-64-v2"
+    timed = edgedm.bench(pcs, against=("none",), threads=(1,), variant="x86-64-v2")
+    assert timed.details["target"] == "x86-64-v2"
+    assert timed.figures["step_ms.edgedm.t1"] > 0
+    parts = edgedm.inspect(pcs).details["tables"]["Shipped bytes"]
+    assert all(row["bytes"] >= 0 for row in parts)
+    assert "weights that only other variants read" in {row["part"] for row in parts}
+    for refused in (
+        lambda: edgedm.sample("zoo:digits-fp32", variant="a"),
+        lambda: edgedm.inspect("zoo:x", variant="a"),
+    ):
+        with pytest.raises(UnsupportedError, match="no bundle"):
+            refused()
+
+
+def test_the_command_line_takes_targets_repeated_and_by_commas(tiny_folder, tmp_path):
+    command = [sys.executable, "-m", "edgedm.cli", "compile", tiny_folder / "deploy.onnx", "-o", tmp_path / "b"]
+    for options in (["--target", "x86-64-v2", "--target", "aarch64"], ["--target", "x86-64-v2,aarch64"]):
+        done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "x86-64-v2 and aarch64 are different machines" in done.stderr
 
 
 def test_one_c_library_serves_all_variants(pcs):

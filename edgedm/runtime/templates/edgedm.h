@@ -50,7 +50,8 @@ typedef struct edm_session edm_session;
 /* Where weights.bin is: `memory` (kept by the caller while the model lives, 64-byte aligned or else copied),
  * or `path`, or an open file `fd` (used if path and memory are NULL); `length` 0 means up to the end.
  * `variant` is the name of the variant to run, see edm_variant_name; NULL: the one that the environment variable
- * EDGEDM_FEATURES names, without it the best that this machine can run. */
+ * EDGEDM_FEATURES names (then no other thread may change the environment meanwhile), without it the best that this
+ * machine can run. */
 typedef struct {
   const char *path;
   int fd;

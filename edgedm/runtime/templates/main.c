@@ -277,9 +277,9 @@ static edm_status draw(edm_session *session, const request *wanted) {
 static edm_status self_test(edm_session *session, const request *wanted, bool *passed) {
   char golden[FILE_ROOM], layers[FILE_ROOM];
   const char *variant = edm_model_variant(session->model);
-  bool several = edm_compiled.variant_count > 1; /* each has its own calls, and so its own golden data of layers */
+  const char *own = edm_compiled.variant_count > 1 ? variant : ""; /* each has calls, and so layers, of its own */
   snprintf(golden, sizeof golden, "%s/golden/golden.bin", wanted->bundle);
-  snprintf(layers, sizeof layers, "%s/golden/layers%s%s.bin", wanted->bundle, several ? "." : "", several ? variant : "");
+  snprintf(layers, sizeof layers, "%s/golden/layers%s%s.bin", wanted->bundle, *own ? "." : "", own);
   printf("variant %s\n", variant);
   return edm_self_test(session, golden, layers, passed);
 }

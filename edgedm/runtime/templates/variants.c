@@ -95,7 +95,8 @@ static bool has(const machine *it, const char *name) {
 /* Append a word to a text; one that has no room is left out. */
 static void append(char *text, size_t room, const char *between, const char *word) {
   size_t used = strlen(text);
-  if (used + strlen(between) + strlen(word) < room) snprintf(text + used, room - used, "%s%s", used ? between : "", word);
+  if (!used) between = "";
+  if (used + strlen(between) + strlen(word) < room) snprintf(text + used, room - used, "%s%s", between, word);
 }
 
 bool edm_variant_lacks(const edm_variant *variant, char *text, size_t room) {
