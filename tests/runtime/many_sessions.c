@@ -1,5 +1,5 @@
 /* Several threads, each with sessions of its own on one model, draw at once: many_sessions WEIGHTS. Prints whether all
- * drew the same image, after one was cancelled in the middle. */
+ * drew the same image, after one was cancelled in the middle, and whether models opened at once run the same variant. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +10,7 @@
 enum { THREADS = 4, FLOATS = 64, STEPS = 6 };
 
 typedef struct {
+  const char *weights;
   edm_model *model;
   int number;
   float image[FLOATS];
@@ -19,6 +20,15 @@ typedef struct {
 static int stop_soon(void *user, uint64_t done, uint64_t total) {
   (void)user, (void)total;
   return done >= 3;
+}
+
+static int open_another(const job *it) {
+  edm_source source = {.path = it->weights};
+  edm_model *own;
+  if (edm_open(&source, &own)) return 1;
+  int failed = strcmp(edm_model_variant(own), edm_model_variant(it->model));
+  edm_close(own);
+  return failed;
 }
 
 static int draw(job *it) {
@@ -41,7 +51,7 @@ static int draw(job *it) {
 
 static void *work(void *argument) {
   job *it = argument;
-  for (int i = 0; i < 3 && !it->failed; ++i) it->failed = draw(it);
+  for (int i = 0; i < 3 && !it->failed; ++i) it->failed = open_another(it) || draw(it);
   return NULL;
 }
 
@@ -52,7 +62,7 @@ int main(int count, char **arguments) {
   edm_source source = {.path = arguments[1]};
   if (count != 2 || edm_open(&source, &model)) return 2;
   for (int i = 0; i < THREADS; ++i) {
-    jobs[i] = (job){.model = model, .number = i};
+    jobs[i] = (job){.weights = arguments[1], .model = model, .number = i};
     if (pthread_create(&threads[i], NULL, work, &jobs[i])) return 2;
   }
   int failed = 0;

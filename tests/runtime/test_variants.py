@@ -25,6 +25,7 @@ PCS = ("x86-64-v4+vnni+vpopcntdq", "x86-64-v3", "x86-64-v2")
 PHONES = ("cortex-a76", "cortex-a53")
 HERE = tuple(name for name in PCS if runs_natively(resolve(name)))
 SEED = 11
+CLOSE = 1e-4  # of images in -1..1: floats may be rounded otherwise, and no decision of this model is that near
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,6 +119,20 @@ def test_each_variant_passes_the_self_test_and_draws_when_it_is_named(pcs, tmp_p
     options = ["-n", 2, "--steps", 5, "--label", 1, "--seed", SEED, "-o", tmp_path / "a.npy"]
     assert program(pcs, "--variant", variant, *options)[0] == 0
     assert np.load(tmp_path / "a.npy").tobytes() == drawn.tobytes()
+
+
+def test_two_variants_draw_in_one_process(pcs):
+    runners = [LocalRunner(pcs, threads=2, variant=name) for name in HERE]
+    try:
+        for runner in runners:
+            runner.prepare(5, label=1)
+        turns = [[runner.sample(2, SEED) for runner in runners] for _ in range(2)]
+    finally:
+        for runner in runners:
+            runner.close()
+    for first, second in zip(*turns, strict=True):
+        assert first.tobytes() == second.tobytes()
+    assert all(np.abs(each - turns[0][0]).max() < CLOSE for each in turns[0])
 
 
 def test_the_integers_of_all_variants_are_the_same(pcs):
