@@ -12,10 +12,11 @@ import tools
 
 import edgedm
 from edgedm.bundle import load
-from edgedm.errors import ToolchainError, UnsupportedError
+from edgedm.errors import InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.export.graph_io import load_graph
 from edgedm.lower import compile as compile_graph
 from edgedm.runtime import ExecRunner, LocalRunner, open_runner
+from edgedm.runtime.library import Library
 from edgedm.targets import resolve, runs_natively
 from edgedm.verify.graphs import Graph
 from edgedm.verify.op_level import op_level
@@ -189,6 +190,16 @@ def test_a_bundle_of_one_variant_says_what_the_processor_lacks_too(tiny_bundle):
     assert (code, "this processor lacks" in text) == (2, True), text
     with pytest.raises(ToolchainError, match="this processor lacks"):
         ExecRunner(tiny_bundle, command=before)
+
+
+def test_a_bundle_from_before_there_were_variants_is_refused_by_what_it_lacks(tiny_bundle, tmp_path):
+    library = (tiny_bundle / "lib/libedgedm.so").read_bytes()
+    (tmp_path / "old.so").write_bytes(library.replace(b"_model_variant\0", b"_model_varian_\0"))
+    with pytest.raises(InvalidModelError, match=r"model_variant is missing; compile the bundle again"):
+        Library(tmp_path / "old.so", load(tiny_bundle).manifest.prefix)
+    answer = r"printf '\0\0\0\0\0\0\0\0\10\0\0\0\0\0\0\0EDMPROB1'"  # status, zero, bytes
+    with pytest.raises(InvalidModelError, match="not the probe of this edgedm; compile the bundle again"):
+        ExecRunner(tiny_bundle, command=("sh", "-c", answer))
 
 
 def test_only_the_weights_of_the_variant_that_runs_are_read(pcs, tmp_path):
