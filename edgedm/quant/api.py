@@ -5,9 +5,11 @@
     quantize_layers(net, "lsq", roles={"body.0": "res_conv", "body.2": "conv_out"})
 
 Then train, and `make_inference(unet)` turns every training layer into the packed one that runs.
+`edgedm.models.from_module` makes a checkpoint of it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,6 +28,22 @@ from edgedm.quant.option_text import complaint
 from edgedm.quant.policy import Policy, policy_of
 
 DEFAULT_EDGES = (0,)
+_RECORD = "edgedm_quantized"  # a module's attribute, so that its copies have it too
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How `quantize_layers` made a module low-bit: what builds it again."""
+
+    method: str
+    bits: Mapping[Role, str]
+    options: Mapping[str, Any]
+    edges: Sequence[int]
+
+
+def record_of(model: nn.Module) -> Quantized | None:
+    """Return how `model` was made low-bit; None if it was not."""
+    return getattr(model, _RECORD, None)
 
 
 def quantize_layers(
@@ -75,6 +93,7 @@ def quantize_layers(
             attentions[path].quantizers = nn.ModuleDict(quantizers)
     if installed is None:
         install_clock(model, clock)
+    setattr(model, _RECORD, Quantized(method, bits, settings.model_dump(mode="json"), tuple(edges)))
     return model
 
 

@@ -90,7 +90,8 @@ def settle(
     if base.architecture.class_name != TRAINED:
         raise UnsupportedError(
             f"base: the recipes train {TRAINED}, got {base.architecture.class_name}; swap the layers of the module "
-            "(edgedm.quantize(module, method)) and train it by a loop of your own"
+            "(edgedm.quantize(module, method)), train it by a loop of your own and make a checkpoint of it "
+            "(edgedm.models.from_module)"
         )
     if base.decoder is not None and not recipe.data_free:
         raise UnsupportedError(
