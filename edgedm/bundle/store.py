@@ -49,6 +49,11 @@ class Bundle:
         return self.path / place_of(LIBRARY, self.manifest.files)
 
     @property
+    def is_program(self) -> bool:
+        """Whether a machine runs its program by itself: not WebAssembly's, which needs an engine."""
+        return SAMPLER in self.manifest.files
+
+    @property
     def sampler(self) -> Path:
         """The native program."""
         return self.path / place_of(SAMPLER, self.manifest.files)

@@ -14,9 +14,9 @@ def require_native(bundle: Bundle) -> None:
     """Raise UnsupportedError unless the bundle's code runs here without an emulator, whose times would say nothing."""
     if not is_local(bundle):
         names = ", ".join(bundle.manifest.variants())
+        elsewhere = f"`edgedm run-on ssh HOST {bundle.path}`" if bundle.is_program else f"`edgedm web {bundle.path}`"
         raise UnsupportedError(
-            f"{bundle.path} is compiled for {names}, which this machine is not: time it there, "
-            f"with `edgedm run-on ssh HOST {bundle.path}`"
+            f"{bundle.path} is compiled for {names}, which this machine is not: time it there, with {elsewhere}"
         )
 
 

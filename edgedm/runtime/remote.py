@@ -102,6 +102,10 @@ def run_on(
     if not threads or min(threads) < 1 or images < 1 or (steps is not None and steps < 1):
         raise UnsupportedError("run-on: threads, steps and images: expected numbers from 1 up")
     opened, shell = load(bundle), PROTOCOLS[protocol](host)
+    if not opened.is_program:
+        raise UnsupportedError(
+            f"{opened.path} is compiled for {opened.manifest.target.name}, which runs in browsers: see `edgedm web`"
+        )
     if variant is not None:
         opened = opened.of(variant)
     folder = shell.must(f"mktemp -d {shell.room}/edgedm.XXXXXX").strip()

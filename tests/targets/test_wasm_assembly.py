@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ import tools
 from test_neon_assembly import CASES, conv, emitted
 
 from edgedm.bundle import load
+from edgedm.targets.tuning.wasm_loops import vectors, wasm_loop
 
 TARGET = "wasm32+simd128"
 WIDE = conv("QuantConv", 256, bits=8, weight_bits=8)
@@ -36,19 +36,6 @@ def test_a_kernel_uses_the_instructions_that_it_is_made_for(case, instruction):
     assert f"\t{instruction}\n" in emitted(case, TARGET)
 
 
-def inner_loop(text: str, counted: str) -> list[str]:
-    """Instructions of the innermost loop with most of `counted`: between `loop` and the `end_loop` that follows it."""
-    lines = [line.split("#")[0].strip().split("\t")[0] for line in text.splitlines()]
-    opened, found = 0, [""]
-    for number, line in enumerate(lines):
-        if re.match(r"loop\b", line):
-            opened = number
-        elif line == "end_loop" and opened:
-            body = [each for each in lines[opened + 1 : number] if each and not each.endswith(":")]
-            found, opened = max(found, body, key=lambda each: each.count(counted)), 0
-    return found
-
-
 @pytest.mark.parametrize(
     ("case", "counted", "macs", "most"),
     [
@@ -60,9 +47,8 @@ def inner_loop(text: str, counted: str) -> list[str]:
 )
 def test_an_inner_loop_has_few_vector_instructions(case, counted, macs, most):
     """The most for 1,024 multiply-accumulates, of which each counted instruction stands for `macs`; loads too."""
-    loop = Counter(inner_loop(emitted(case, TARGET), counted))
-    vector = sum(count for name, count in loop.items() if re.match(r"[if]\d+x\d+\.|v128\.", name))
-    assert vector * PER <= most * macs * loop[counted], (vector * PER / macs / loop[counted], loop)
+    loop = wasm_loop(emitted(case, TARGET), counted)
+    assert vectors(loop) * PER <= most * macs * loop.count(counted), loop
 
 
 @pytest.mark.slow

@@ -8,8 +8,11 @@ import tiny_latent
 import tiny_model
 from click.testing import CliRunner
 
+from edgedm.bundle import load
 from edgedm.cli import main
 from edgedm.errors import UnsupportedError
+from edgedm.runtime.opening import require_native
+from edgedm.runtime.remote import run_on
 from edgedm.web import page, web
 
 READABLE = 4.5  # contrast of text and background that WCAG 2 asks for at level AA
@@ -24,7 +27,7 @@ def test_a_bundle_of_another_machine_is_refused_with_what_to_do(tmp_path):
 @pytest.mark.slow
 def test_a_model_that_needs_a_text_is_refused(tmp_path, monkeypatch):
     bundle = tiny_latent.folder() / "model.bundle"
-    monkeypatch.setattr(page, "TARGET", page.load(bundle).manifest.target.name)
+    monkeypatch.setattr(page, "TARGET", load(bundle).manifest.target.name)
     with pytest.raises(UnsupportedError, match="text condition"):
         web(bundle, tmp_path / "page.html")
 
@@ -40,6 +43,14 @@ def test_the_command_writes_one_file_that_needs_no_other(wasm_bundle, tmp_path):
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", markup)
     assert set(links) == {"data:,"}
+
+
+@pytest.mark.slow
+def test_what_needs_a_machine_points_to_the_page(wasm_bundle):
+    with pytest.raises(UnsupportedError, match="runs in browsers: see `edgedm web`"):
+        run_on("ssh", "nowhere.invalid", wasm_bundle)
+    with pytest.raises(UnsupportedError, match="time it there, with `edgedm web"):
+        require_native(load(wasm_bundle))
 
 
 def test_json_cannot_end_the_script_element():
