@@ -86,9 +86,9 @@ def draw(plot: Plot, style: str = "") -> str:
         places = [at(*point) for point in sorted(line.points)]
         if len(places) > 1:
             parts.append(f'<polyline class="line {line.kind}" points="{" ".join(places)}"/>')
-        for (x, value), place in zip(sorted(line.points), places, strict=True):
+        for (step_at, value), place in zip(sorted(line.points), places, strict=True):
             cx, cy = place.split(",")
-            tip = f"{line.name}, step {x:g}: {value:.4g} {plot.unit}"
+            tip = f"{line.name}, step {step_at:g}: {value:.4g} {plot.unit}"
             dot = f'<circle class="dot {line.kind}" cx="{cx}" cy="{cy}" r="2.4"><title>{escape(tip)}</title></circle>'
             parts.append(dot)
     parts.append("</svg>")
@@ -173,4 +173,4 @@ def _open(title: str, note: str, width: int, height: int, style: str) -> str:
 
 
 def _clip(name: str) -> str:
-    return name if len(name) <= 30 else "…" + name[-29:]
+    return name if len(name) <= 25 else "…" + name[-24:]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export.graph_io import load_graph
+from edgedm.ops import ONNX_OPSET
 from edgedm.verify.graphs import Graph
 
 Floats = NDArray[np.float32]
@@ -50,7 +51,12 @@ def _of_digits() -> Features:
 
 
 def _of_file(path: Path, shape: tuple[int, ...]) -> Features:
-    graph = Graph(load_graph(path))
+    try:
+        graph = Graph(load_graph(path))
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"{error} (a network that judges images is read as graphs are: opset {ONNX_OPSET}, static shapes)"
+        ) from error
     names = [item.name for item in graph.proto.graph.output]
     if len(graph.inputs) != 1 or not names:
         raise InvalidModelError(f"{path}: expected one input (images) and an output, got {graph.inputs} and {names}")

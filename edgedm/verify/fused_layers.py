@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgedm.quant.integer import QuantLayer, UniformQuantizer
-from edgedm.verify.comparison import Flips
+from edgedm.verify.comparison import Flips, relative_error
 from edgedm.verify.fused import Fused, row_of, to_graph, to_torch
 from edgedm.verify.graphs import Array
 from edgedm.verify.judge import judge_codes, judge_floats
@@ -32,6 +32,8 @@ class Tally:
     operations: int = 0
     flips: Flips = field(default_factory=Flips)
     complaint: str = ""
+    error: float | None = None  # of the product at the moment that is looked at, relative to float64
+    moments: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def _product(
     exact = to_graph(reference.layer(place.path, meaning, "product"), product)
     if got.shape != exact.shape:
         return f"product: expected shape {list(exact.shape)}, got {list(got.shape)}"
+    tally.error = relative_error(got, exact)
     complaint, use, _ = judge_floats(got, Bounded(exact, bounded.bound, bounded.operations), exact, exact)
     tally.use, tally.operations = max(tally.use, use), max(tally.operations, bounded.operations)
     return complaint and f"product: {complaint}"

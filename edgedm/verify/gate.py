@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgedm.errors import InvalidModelError
+from edgedm.files import check_regular
 
 MAX_BYTES = 1 << 20
 """No gate file is larger; TOML is parsed in memory."""
@@ -154,7 +155,7 @@ def load_gate(path: str | os.PathLike[str]) -> Gate:
     """Read a gate file; `InvalidModelError` names the file and the key that is unknown or out of range."""
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if check_regular(path) > MAX_BYTES:
             raise InvalidModelError(f"{path}: expected at most {MAX_BYTES} bytes of TOML")
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

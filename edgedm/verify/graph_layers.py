@@ -18,7 +18,7 @@ from edgedm import progress
 from edgedm.quant.inference import LOW_BIT_LAYERS, BinaryWeightConv2d, BinaryWeightLinear, quantize_signed
 from edgedm.quant.integer import QuantLayer, UniformQuantizer
 from edgedm.quant.running import RUNNING_LAYERS, RUNNING_QUANTIZERS
-from edgedm.verify.comparison import Flips
+from edgedm.verify.comparison import Flips, relative_error, snr_db
 from edgedm.verify.cut import Atlas, Cut
 from edgedm.verify.fused import Fused, find_fused
 from edgedm.verify.fused_layers import MISSING, Place, Tally, judge_fused
@@ -70,7 +70,7 @@ def _row(name: str, tally: Tally) -> Row:
     figures = {"n": float(tally.operations), "use of bound": tally.use}
     if tally.flips.codes:
         figures |= {"codes": float(tally.flips.codes), "flips": float(tally.flips.total)}
-    return Row(name, not complaint, figures, complaint)
+    return Row(name, not complaint, figures, complaint, tuple(tally.moments))
 
 
 class _Bench:
@@ -112,11 +112,13 @@ class _Bench:
                 continue
             tally = self.tallies.setdefault(f"{type(layer).__name__} {path}", Tally())
             complaint: str | None = MISSING
+            tally.error, before = None, tally.flips
             if node is not None and path in inputs:
                 place = Place(path, layer, node)
                 complaint = judge_fused(self.graph, self.reference, place, inputs[path], others, tally)
             elif found and cut is not None:
                 complaint = self._judge(tally, path, layer, cut, inputs[path], others)
+            tally.moments.append(_moment(moment.step, tally, before))
             if complaint and not tally.complaint:
                 tally.complaint = f"step {moment.step}, image {image}: {complaint}"
 
@@ -170,6 +172,7 @@ class _Bench:
         if got.shape != exact.shape:
             return got, f"expected shape {list(exact.shape)}, got {list(got.shape)}"
         bounded = part.evaluate(feeds)[ends[1]]
+        tally.error = relative_error(got, exact)
         expected = Bounded(exact, bounded.bound, bounded.operations)
         low = high = exact
         if decides and np.any(np.abs(got - exact) > bounded.bound):
@@ -179,6 +182,16 @@ class _Bench:
         if decides and counts:
             tally.flips += Flips(int(got.size), flips.up, flips.down)
         return got, complaint
+
+
+def _moment(step: int, tally: Tally, before: Flips) -> dict[str, float]:
+    """What a layer did at one step, for the plots over timesteps."""
+    found = {
+        "step": float(step),
+        "codes": float(tally.flips.codes - before.codes),
+        "flips": float(tally.flips.total - before.total),
+    }
+    return found if tally.error is None else found | {"snr_db": snr_db(tally.error)}
 
 
 def _on_grid(layer: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float64]:
