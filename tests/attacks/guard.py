@@ -33,6 +33,7 @@ def loaders() -> dict[str, Callable[[Path], object]]:
     from edgedm.models.importers import import_checkpoint
     from edgedm.targets import kernels  # noqa: F401  (before the table, which it imports)
     from edgedm.targets.tuning.crossover import read_table
+    from edgedm.verify.gate import load_gate
 
     def graph(path: Path) -> object:
         return graph_info(load_graph(path))
@@ -51,6 +52,7 @@ def loaders() -> dict[str, Callable[[Path], object]]:
         "golden": read_golden,
         "array": lambda path: read_array(path, "start", (1, 1, 8, 8)),
         "tuning": read_table,
+        "gate": load_gate,
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import make_arrays
 import make_authors
 import make_checkpoints
+import make_gates
 import make_graphs
 import make_json
 
@@ -18,7 +19,7 @@ FILES = Path(__file__).parent / "files"
 def main() -> None:
     """Write all of them anew."""
     shutil.rmtree(FILES, ignore_errors=True)
-    for module in (make_checkpoints, make_graphs, make_json, make_authors, make_arrays):
+    for module in (make_checkpoints, make_graphs, make_json, make_authors, make_arrays, make_gates):
         module.write(FILES)
     sizes = [path.stat().st_size for path in FILES.rglob("*") if path.is_file()]
     print(f"{len(sizes)} files, {sum(sizes)} bytes")

@@ -130,7 +130,7 @@ def test_a_hubs_cache_may_link_into_its_blobs_and_nowhere_else(guard, tmp_path) 
     check(guard.open("checkpoint", snapshot), snapshot / "config.json", "a link that leaves")
 
 
-@pytest.mark.parametrize("loader", ["graph", "golden", "array", "tuning", "authors", "pair", "decoder"])
+@pytest.mark.parametrize("loader", ["graph", "golden", "array", "tuning", "gate", "authors", "pair", "decoder"])
 @pytest.mark.parametrize("kind", [loop, dangling, pipe, device, folder], ids=lambda kind: kind.__name__)
 def test_what_is_no_file_is_never_read(guard, tmp_path, loader, kind) -> None:
     path = tmp_path / "x.safetensors"

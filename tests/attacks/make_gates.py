@@ -1,0 +1,25 @@
+"""Hostile gate files."""
+
+from pathlib import Path
+
+GATES = {
+    "unknown-table": "[surprise]\nx = 1\n",
+    "unknown-key": "[size]\nmax_everything = 1\n",
+    "name-twice": "[size]\nmax_bundle_bytes = 1\nmax_bundle_bytes = 2\n",
+    "nan": "[speed]\nmax_step_ms = nan\n",
+    "infinite": "[speed]\nmax_step_ms = inf\n",
+    "negative": "[speed]\nmax_step_ms = -1.0\n",
+    "text": '[speed]\nmax_step_ms = "fast"\n',
+    "deep": "x = " + "[" * 10_000,
+    "deep-tables": "[" + ".".join("a" * 5000) + "]\n",
+    "many-digits": "[size]\nmax_bundle_bytes = " + "9" * 5000 + "\n",
+    "not-toml": "[",
+}
+
+
+def write(files: Path) -> None:
+    """Write `gate`."""
+    (files / "gate").mkdir()
+    for name, text in GATES.items():
+        (files / "gate" / f"{name}.toml").write_text(text)
+    (files / "gate/not-utf-8.toml").write_bytes(b"x = '\xff'\n")
