@@ -6,10 +6,12 @@ import browser
 import numpy as np
 import pytest
 import tiny_model
+from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
-from edgedm.images import to_pixels
+from edgedm.images import grid, to_pixels
 from edgedm.runtime import LocalRunner, open_runner
 
 pytestmark = pytest.mark.slow
@@ -93,6 +95,17 @@ def test_the_estimate_of_the_finished_image_ends_in_the_same_image(driver, site)
     open_page(driver, f"{site}/tiny.html")
     both = [draw(driver, count=1, steps=STEPS, seed=5, show=show) for show in ("now", "estimate")]
     assert both[0].tobytes() == both[1].tobytes()
+
+
+def test_the_saved_picture_is_the_grid_that_edgedm_writes(driver, site, tmp_path):
+    open_page(driver, f"{site}/tiny.html")
+    values = draw(driver, count=3, steps=STEPS, seed=5).reshape(3, 1, 8, 8)
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    driver.find_element(By.ID, "save").click()
+    saved = tmp_path / "images.png"
+    WebDriverWait(driver, browser.SECONDS, 0.05).until(lambda _: saved.exists() and saved.stat().st_size > 0)
+    pixels = np.asarray(Image.open(saved).convert("L"))
+    np.testing.assert_array_equal(pixels, grid(values)[..., 0])
 
 
 def test_cancel_ends_the_drawing_and_another_begins(driver, site):
