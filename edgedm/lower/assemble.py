@@ -173,7 +173,7 @@ def _manifest(lowered: Lowered, kernel_bytes: Sequence[int]) -> Manifest:
         edgedm=edgedm.__version__,
         prefix=lowered.prefix,
         target=best.target,
-        toolchain={"tvm": version("apache-tvm"), "zig": toolchain.zig_version(), "onnx": version("onnx")},
+        toolchain=_tools(lowered.variants[0].target),
         files={},
         config=interface.config,
         image_shape=interface.image_shape,
@@ -202,6 +202,16 @@ def _manifest(lowered: Lowered, kernel_bytes: Sequence[int]) -> Manifest:
         ],
         others=others,
     )
+
+
+def _tools(target: Target) -> dict[str, str]:
+    """What compiles for the target, with versions."""
+    tools = {"tvm": version("apache-tvm"), "zig": toolchain.zig_version(), "onnx": version("onnx")}
+    if target.base.system == "android":
+        from edgedm.android.linker import toolchain_name  # as in _link
+
+        tools["android"] = toolchain_name()
+    return tools
 
 
 def _described(variant: Variant, kernel_bytes: int) -> VariantEntry:

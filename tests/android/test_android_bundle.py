@@ -13,7 +13,7 @@ from elftools.elf.elffile import ELFFile
 
 from edgedm.android import elf_lint
 from edgedm.android.abi import ABIS
-from edgedm.android.linker import MERGED
+from edgedm.android.linker import MERGED, toolchain_name
 from edgedm.bundle import load
 from edgedm.errors import ToolchainError
 from edgedm.lower import compile as compile_graph
@@ -53,6 +53,7 @@ def test_the_whole_library_leaves_x18_and_what_a_cortex_a53_lacks_alone(arm64_bu
     assert not [line for line in lines if re.match(r"[su](dot|mmla) ", line)]
 
 
+@pytest.mark.slow
 def test_the_linux_library_would_have_been_found_out(tmp_path):
     """x18 is there for anyone on Linux, and the compiler takes it."""
     compile_graph(tiny_model.folder() / "deploy.onnx", tmp_path / "model.bundle", target="aarch64", steps=10)
@@ -60,7 +61,9 @@ def test_the_linux_library_would_have_been_found_out(tmp_path):
 
 
 def test_the_bundle_has_the_sources_of_its_library(arm64_bundle):
-    files = load(arm64_bundle).manifest.files
+    manifest = load(arm64_bundle).manifest
+    files = manifest.files
+    assert manifest.toolchain["android"] == toolchain_name()
     assert {"src/android/jni.c", "src/android/compat.h", MERGED, "lib/libedgedm.so"} <= set(files)
     assert "src/android/jni.c" not in load(tiny_model.folder() / "model.bundle").manifest.files
     assert str(arm64_bundle.parent).encode() not in (arm64_bundle / MERGED).read_bytes()
@@ -101,6 +104,7 @@ def test_run_on_adb_brings_the_figures_of_a_phone_back(arm64_bundle, tmp_path, m
     assert not list((tmp_path / "room").iterdir())
 
 
+@pytest.mark.slow
 def test_a_library_that_android_would_refuse_is_never_written(tmp_path, monkeypatch):
     monkeypatch.setattr(elf_lint, "SYSTEM_LIBRARIES", ("libc.so",))
     with pytest.raises(ToolchainError, match=r"libedgedm\.so: Android would refuse it: it needs libm\.so"):
