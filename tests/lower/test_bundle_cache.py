@@ -140,7 +140,7 @@ def test_a_disk_that_fills_up_is_no_fault_of_the_entry(graph, tmp_path, tiny_bun
 def test_an_entry_that_another_process_removes_meanwhile_is_no_error(
     graph, tmp_path, tiny_bundle, monkeypatch, when
 ) -> None:
-    function = {"before it is read": "load", "while it is copied": "write"}[when]
+    function = {"before it is read": "load_unsigned", "while it is copied": "write"}[when]
     honest = getattr(cache, function)
 
     def evict(*arguments):
