@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from edgedm.bundle.manifest import Manifest, Node, Operand, Port
+from edgedm.bundle.manifest import GraphName, Manifest, Node, Operand, Port
 
 MOST_VALUE_BYTES = 2**31  # of one tensor, as in a graph
 MOST_MEMORY_BYTES = 2**40
@@ -30,7 +30,7 @@ def check_limits(manifest: Manifest) -> None:
 def _check_nodes(manifest: Manifest, nodes: Iterable[Node], arena_bytes: int) -> None:
     _check_memory("arena_bytes", arena_bytes)
     memory = {"arena": arena_bytes, "weights": manifest.weights_bytes}
-    ports: dict[str, Mapping[str, Sequence[Port]]] = {"input": dict(manifest.inputs), "output": dict(manifest.outputs)}
+    ports: Mapping[str, Mapping[GraphName, Sequence[Port]]] = {"input": manifest.inputs, "output": manifest.outputs}
     for node in nodes:
         operands = [*node.inputs, *node.outputs, *(node.scratch or ())]
         for operand in operands:

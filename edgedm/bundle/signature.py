@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from edgedm.atomic import atomic_file
+from edgedm.atomic import sync_folder, write_scratch
 from edgedm.errors import InvalidModelError, ToolchainError
 from edgedm.files import check_regular
 
@@ -63,8 +63,13 @@ def write_signature(folder: Path, private_key: str | os.PathLike[str]) -> Path:
         made = Path(outside) / SIGNATURE
         config.sign(folder, made)
         data = made.read_bytes()
-    with atomic_file(folder / SIGNATURE) as scratch:
-        scratch.write_bytes(data)
+    # beside the bundle, because a file that a killed writer left in it would be an additional one
+    scratch = write_scratch(folder.absolute().with_name(f"{folder.absolute().name}.{SIGNATURE}"), data)
+    try:
+        os.replace(scratch, folder / SIGNATURE)
+        sync_folder(folder)
+    finally:
+        scratch.unlink(missing_ok=True)
     return folder / SIGNATURE
 
 
