@@ -62,14 +62,15 @@ def _check(bundle: Bundle) -> None:
 def _description(bundle: Bundle) -> dict[str, Any]:
     """What the page has to know, besides module and weights."""
     manifest = bundle.manifest
-    schedule = manifest.config.get("noise_schedule", {})
+    schedule = manifest.config.get("noise_schedule")
+    trained = schedule.get("num_train_timesteps") if isinstance(schedule, dict) else None
     return {
         "shape": manifest.image_shape,
         "decoded": manifest.decoded_shape,
         "classes": manifest.classes,
         "null_class": manifest.null_class,
         "steps": manifest.schedule.steps,
-        "most_steps": schedule.get("num_train_timesteps", _TRAIN_TIMESTEPS),
+        "most_steps": trained or _TRAIN_TIMESTEPS,
         "sampler": SAMPLERS[manifest.schedule.sampler],
         "facts": _facts(bundle),
     }

@@ -69,12 +69,12 @@ function fillForm() {
 }
 
 function fillFacts() {
-  for (const [name, text] of description.facts) {
-    const term = document.createElement("dt");
-    const fact = document.createElement("dd");
-    term.textContent = name;
-    fact.textContent = text;
-    find("facts").append(term, fact);
+  for (const [term, text] of description.facts) {
+    for (const [element, content] of [["dt", term], ["dd", text]]) {
+      const made = document.createElement(element);
+      made.textContent = content;
+      find("facts").append(made);
+    }
   }
 }
 
@@ -136,7 +136,7 @@ const answers = {
     drawing.milliseconds = milliseconds;
     show(canvases[image], picture);
     canvases[image].classList.toggle("drawing", step < wanted.steps);
-    canvases[image].ariaLabel = `Image ${image + 1}: ${step < wanted.steps ? "being drawn" : "finished"}`;
+    name(canvases[image], image, step < wanted.steps ? "being drawn" : "finished");
     if (values) globalThis.edgedm.images[image] = values;
     if (drawing.image !== image) tell(`Drawing image ${image + 1} of ${wanted.count}.`);
     drawing.image = image;
@@ -181,9 +181,14 @@ function emptyCanvas(number, width, height) {
   canvas.width = width;
   canvas.height = height;
   canvas.style.aspectRatio = `${width} / ${height}`;
-  canvas.role = "img";
-  canvas.ariaLabel = `Image ${number + 1}: not begun`;
+  canvas.setAttribute("role", "img");
+  name(canvas, number, "not begun");
   return canvas;
+}
+
+/* What a screen reader says of an image. */
+function name(canvas, number, state) {
+  canvas.setAttribute("aria-label", `Image ${number + 1}: ${state}`);
 }
 
 /* A latent model's latents have fewer pixels than its images. */
@@ -197,7 +202,7 @@ function show(canvas, { pixels, width, height }) {
 
 function busy(yes) {
   const focused = document.activeElement;
-  find("images").ariaBusy = String(yes);
+  find("images").setAttribute("aria-busy", String(yes));
   find("cancel").disabled = !yes;
   find("draw").disabled = yes;
   find("save").disabled = yes;
