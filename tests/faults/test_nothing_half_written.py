@@ -1,0 +1,167 @@
+"""Whatever write, rename or fsync of a verb fails or is its last: the target is the old one or the new one, whole."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgedm.atomic_files import settle
+from edgedm.bundle import load
+
+POINTS = 9  # of each verb and mode; scripts/kill_verbs.py tries every one
+LAST = 4  # of them at the end, where names change
+VERBS = ("quantize", "export", "optimize", "compile", "sample", "sign")
+MODES = {"k": "killed before", "h": "killed amid", "e": "on a full disk from"}
+
+
+def old(verb: str, folder: Path, room: Path) -> None:
+    """Put another artefact of the same kind at the target."""
+    if verb == "quantize":
+        shutil.copytree(Path(__file__).parents[1] / "attacks/files/checkpoint/sound", folder / "checkpoint")
+        config = folder / "checkpoint/config.json"
+        config.write_text(config.read_text().replace('"steps_offset": 0', '"steps_offset": 1') + " ")
+    elif verb in ("export", "optimize"):
+        stem = "model" if verb == "export" else "deploy"
+        for path in room.glob(f"{stem}.*"):
+            if path.is_file():
+                (folder / path.name).write_bytes(b"old " + path.read_bytes()[:100])
+        (folder / f"{stem}.layers.safetensors").write_bytes(b"old")
+    elif verb in ("compile", "sign"):
+        shutil.copytree(room / "model.bundle", folder / "model.bundle")
+        if verb == "compile":
+            (folder / "model.bundle/src/model.c").write_bytes(b"old")
+    else:
+        (folder / "images.npy").write_bytes(b"old")
+
+
+def state(verb: str, folder: Path, room: Path) -> object:
+    """All that a reader of the target sees; a signature, which never comes out the same twice, as its verdict."""
+    if verb in ("export", "optimize"):
+        settle(folder / ("model.onnx" if verb == "export" else "deploy.onnx"))
+    if verb == "sign" and (folder / "model.bundle/model.sig").exists():
+        load(folder / "model.bundle", signed_by=room / "key.pub")
+        return "signed"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    named = {path.relative_to(folder): path for path in files}
+    return {str(name): path.read_bytes() for name, path in named.items() if not name.parts[0].startswith(".")}
+
+
+def points(count: int) -> list[int]:
+    spread = {1 + index * (count - 1) // (POINTS - LAST - 1) for index in range(POINTS - LAST)}
+    return sorted(spread | set(range(max(1, count - LAST + 1), count + 1)))
+
+
+def check(server, verb: str, room: Path, mode: str, at: int, whole: dict[str, object]) -> None:
+    folder = room / f"{mode}{at}"
+    folder.mkdir()
+    old(verb, folder, server.room)
+    answer = server.run(verb, folder, at, mode)
+    found = state(verb, folder, server.room)
+    assert found in (whole["old"], whole["new"]), f"{verb} {MODES[mode]} change {at}"
+    if mode == "e":
+        said = found == whole["new"] or "No space left" in answer["error"]
+        left = [path.name for path in folder.rglob(".*")]
+        assert said and not left, (answer, left)
+    else:
+        assert answer["killed"]
+    if at == whole["count"]:
+        assert server.run(verb, folder)["error"] == ""  # and another try succeeds
+        assert state(verb, folder, server.room) == whole["new"]
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(server, memory):
+    """Verb -> the target before and after, and how many changes lie between."""
+
+    def run(verb):
+        folder = memory / f"whole-{verb}"
+        folder.mkdir()
+        old(verb, folder, server.room)
+        before = state(verb, folder, server.room)
+        answer = server.run(verb, folder, whole=True)
+        assert answer["error"] == "" and answer["count"] > 2
+        after = state(verb, folder, server.room)
+        assert before != after
+        again = memory / f"again-{verb}"
+        again.mkdir()
+        old(verb, again, server.room)
+        assert server.run(verb, again)["count"] == answer["count"]  # it writes nowhere but at its end
+        return {"old": before, "new": after, "count": answer["count"]}
+
+    return {verb: run(verb) for verb in VERBS}
+
+
+@pytest.mark.parametrize("mode", MODES, ids=MODES.values())
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_target_is_the_old_one_or_the_new_one(server, whole, folder, verb, mode):
+    for at in points(whole[verb]["count"]):
+        check(server, verb, folder, mode, at, whole[verb])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_first_artefact_is_there_whole_or_not_at_all(server, whole, folder, verb):
+    if verb == "sign":  # it has no target without a bundle
+        return
+    for at in points(server.run(verb, folder)["count"])[:: LAST - 1]:
+        place = folder / f"new{at}"
+        place.mkdir()
+        server.run(verb, place, at, "k")
+        found = state(verb, place, server.room)
+        assert found in ({}, whole[verb]["new"]), f"{verb} killed before change {at}"
+
+
+def test_two_processes_that_write_the_same_target_leave_one_of_both(folder):
+    """Folders and groups of files, in turns that overlap at random."""
+    script = """
+import sys
+from pathlib import Path
+from edgedm.atomic import atomic_dir
+from edgedm.atomic_files import write_together
+folder, mark = Path(sys.argv[1]), sys.argv[2].encode()
+for turn in range(60):
+    with atomic_dir(folder / "bundle") as scratch:
+        for name in "abc":
+            (scratch / name).write_bytes(mark * 1000)
+    write_together({folder / f"m.{name}": mark * 1000 for name in ("onnx", "prepare.onnx", "golden")})
+"""
+    running = [subprocess.Popen([sys.executable, "-c", script, str(folder), mark]) for mark in "xy"]
+    seen = set()
+    while any(each.poll() is None for each in running):
+        bundle = folder / "bundle"
+        if seen:
+            assert bundle.is_dir()  # once there, never gone
+        if bundle.is_dir():
+            seen.add(bundle)
+    assert [each.returncode for each in running] == [0, 0]
+    for names in (["bundle/a", "bundle/b", "bundle/c"], ["m.onnx", "m.prepare.onnx", "m.golden"]):
+        assert {(folder / name).read_bytes() for name in names} in ({b"x" * 1000}, {b"y" * 1000})
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_folder_that_may_not_be_written_is_said_and_left_alone(server, whole, folder, verb):
+    """The shim refuses what a read-only file system does, because nothing else keeps root out."""
+    old(verb, folder, server.room)
+    answer = server.run(verb, folder, 1, "r")
+    assert "Read-only file system" in answer["error"], answer
+    assert state(verb, folder, server.room) == whole[verb]["old"]
+    assert server.run(verb, folder)["error"] == ""
+
+
+@pytest.mark.parametrize("seconds", [2.5, 4.0])
+def test_a_verb_that_is_killed_at_a_random_moment_leaves_a_whole_target(folder, server, seconds):
+    target = folder / "deploy.onnx"
+    call = f"import edgedm; edgedm.optimize({str(server.room / 'model.onnx')!r}, {str(target)!r})"
+    running = subprocess.Popen([sys.executable, "-c", call])
+    time.sleep(seconds)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert state("optimize", folder, server.room) in (
+        {},
+        {path.name: path.read_bytes() for path in server.room.glob("deploy.*")},
+    )

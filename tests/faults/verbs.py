@@ -1,0 +1,119 @@
+"""A process that runs verbs in children of its own, under the shim (`shim.c`), which it must be preloaded with.
+
+    LD_PRELOAD=shim.so python verbs.py FOLDER
+
+It makes small artefacts in FOLDER, which the verbs read. Requests are lines of JSON, {"verb": NAME, "folder": target's
+folder, "at": N, "mode": a letter of the shim or "", "whole": false where what a verb does before it writes may be left
+out}; the answer tells how many changes there were and what was raised; none comes from a child that was killed.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SOUND = Path(__file__).parents[1] / "attacks/files/checkpoint/sound"
+Verb = Callable[[Path], object]
+
+
+def verbs(room: Path) -> dict[str, Verb]:
+    """Every verb that writes, as a function of the folder that its target is in."""
+    import edgedm
+    from edgedm.bundle import sign
+    from edgedm.models import load
+    from edgedm.models.checkpoint import save
+    from edgedm.runtime.sample import sample_bundle
+
+    checkpoint = load(SOUND)
+    graph, bundle = room / "deploy.onnx", room / "model.bundle"
+    exported = room / "model.onnx"
+
+    def compiled(folder: Path) -> object:
+        return edgedm.compile(graph, folder / "model.bundle", steps=4)  # kept since the first time
+
+    def drawn(folder: Path) -> object:
+        return sample_bundle(bundle, folder / "images.npy", n=1, steps=2)
+
+    return {
+        "quantize": lambda folder: save(checkpoint, folder / "checkpoint"),
+        "export": lambda folder: edgedm.export(checkpoint, folder / "model.onnx"),
+        "optimize": lambda folder: edgedm.optimize(exported, folder / "deploy.onnx"),
+        "compile": compiled,
+        "sample": drawn,
+        "sign": lambda folder: sign(folder / "model.bundle", room / "key.pem"),
+    }
+
+
+def only_writing(run: Verb, module: Any, room: Path) -> Verb:
+    """The last part of a verb, where it writes: what takes long, and writes nothing, is done here, once."""
+    kept: dict[Path, bytes | None] = {}
+    real, module.write_together = module.write_together, kept.update
+    run(room)
+    module.write_together = real
+    return lambda folder: real({folder / path.name: data for path, data in kept.items()})
+
+
+def prepare(room: Path) -> None:
+    """Make the artefacts that the verbs read."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    import edgedm
+
+    edgedm.export(str(SOUND), room / "model.onnx")
+    edgedm.optimize(room / "model.onnx", room / "deploy.onnx")
+    edgedm.compile(room / "deploy.onnx", room / "model.bundle", steps=4)
+    private = ec.generate_private_key(ec.SECP256R1())
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (room / "key.pem").write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    public = private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (room / "key.pub").write_bytes(public)
+
+
+def serve(room: Path) -> None:
+    """Answer requests until standard input ends."""
+    shim = ctypes.CDLL(None)
+    shim.shim_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]
+    shim.shim_count.restype = ctypes.c_long
+    prepare(room)
+    known = verbs(room)
+    quick = {
+        name: only_writing(known[name], importlib.import_module(module), room)
+        for name, module in {"export": "edgedm.export.exporter", "optimize": "edgedm.passes.driver"}.items()
+    }
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            run = known[request["verb"]]
+            answer = attempt(shim, run if request["whole"] else quick.get(request["verb"], run), request)
+            os.write(writer, json.dumps(answer).encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as stream:
+            text = stream.read()
+        _, status = os.waitpid(child, 0)
+        print(text or json.dumps({"killed": os.WIFSIGNALED(status)}), flush=True)
+
+
+def attempt(shim: Any, run: Verb, request: dict[str, Any]) -> dict[str, Any]:
+    """Run a verb armed."""
+    folder, answer = Path(request["folder"]), {"killed": False, "error": ""}
+    shim.shim_arm(os.fsencode(folder), request["at"], ord(request["mode"] or "\0"))
+    try:
+        run(folder)
+    except Exception as error:
+        answer["error"] = f"{type(error).__name__}: {error}"
+    answer["count"] = shim.shim_count()
+    return answer
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
