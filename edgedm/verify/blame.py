@@ -20,6 +20,7 @@ from edgedm.passes.pipeline import Schedule
 from edgedm.verify.bisect import Chain, Dumped, Rerun, first_off
 from edgedm.verify.conditions import text_condition
 from edgedm.verify.graphs import Graph
+from edgedm.verify.layer_level import READS
 from edgedm.verify.pass_level import constants_row
 from edgedm.verify.report import Level, Row
 from edgedm.verify.request import Request
@@ -83,7 +84,7 @@ def blame_graph(examination: "GraphExamination", row: Row) -> str:
 
 
 def _kernel(row: Row) -> str:
-    what = "the constants that the kernel reads" if "constant " in row.note else "the kernel"
+    what = "the constants that the kernel reads" if row.note.startswith(READS) else "the kernel"
     return f"{what} of {row.name}; the graph that it was compiled from is held to be right"
 
 

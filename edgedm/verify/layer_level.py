@@ -30,6 +30,9 @@ from edgedm.verify.subject import Subject, neutral
 
 Array = NDArray[Any]
 DEMAND = "decisions and accumulators without exception, floats within gamma_n"
+READS = "what it reads as"
+"""How the note of a row begins whose kernel is given other constants than the graph has."""
+
 LOW_BIT = ("BinaryConv", "BinaryGemm", "BinaryWeightConv", "BinaryWeightGemm", "QuantConv", "QuantGemm", "QuantMatMul")
 
 
@@ -159,8 +162,8 @@ class _Teacher:
             off = np.flatnonzero(held.view(f"u{own.itemsize}") != own.view(f"u{own.itemsize}"))
             if off.size:
                 tally = self.tallies.setdefault(node.index, _Tally())
-                tally.complaint = tally.complaint or (
-                    f"constant {operand.name}: {off.size} of {own.size} are other numbers, first at {off[0]}: "
+                tally.complaint = (  # before what it made of it: this is the cause
+                    f"{READS} {operand.name}: {off.size} of {own.size} are other numbers, first at {off[0]}: "
                     f"expected {own[off[0]]:.9g}, got {held[off[0]]:.9g}"
                 )
         return compared
