@@ -55,6 +55,8 @@ def render(outcome: Outcome, evidence: Evidence) -> str:
     for title, pairs in (("Size", it.sizes), ("Speed", it.speed)):
         if pairs:
             parts += [f"## {title}", _table(("what", "value"), pairs)]
+            if title == "Speed":
+                parts.append("The median of a few single steps on this machine; `edgedm bench` measures in turns.")
     parts.append("## Everything compared")
     for level in it.levels:
         parts.append(_rows(level["name"], level["rows"]))

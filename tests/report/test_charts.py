@@ -33,6 +33,12 @@ def test_a_plot_is_well_formed_and_stays_in_its_frame(points) -> None:
     assert root.get("role") == "img" and "a < b & c" in str(root.get("aria-label"))
 
 
+def test_a_plot_with_a_floor_begins_there_even_if_nothing_rises() -> None:
+    svg = draw(Plot("flips", "note", "per million", [Line("flips", "worst", [(0, 0.0), (5, 0.0)])], floor=0.0))
+    texts = [each.text for each in ElementTree.fromstring(svg).findall(f"{SVG}text")]
+    assert "0" in texts and not [each for each in texts if each and each.startswith("-")]
+
+
 def test_a_heat_map_has_a_cell_a_value_and_leaves_out_what_was_not_looked_at() -> None:
     heat = Heat("t", "n", "dB", {"a<b": {0: 50.0, 2: 100.0}, "c": {1: 150.0}}, (60, 90, 120))
     root = ElementTree.fromstring(draw_heat(heat))
