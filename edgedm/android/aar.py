@@ -85,7 +85,7 @@ def _parts(bundles: Sequence[str | os.PathLike[str]], stem: str) -> list[_Part]:
     parts: dict[tuple[str, str], _Part] = {}
     if not bundles:
         raise UnsupportedError("package: expected one bundle or more")
-    for given in map(os.fspath, bundles):
+    for given in (str(each) for each in bundles):
         before, equals, after = given.partition("=")
         name, path = (before, after) if equals else (stem, given)
         if not _NAME.fullmatch(name):

@@ -8,13 +8,16 @@ from edgedm.runtime.choice import choose, is_local
 from edgedm.runtime.exec_runner import ExecRunner
 from edgedm.runtime.local import LocalRunner
 from edgedm.runtime.runner import Runner
+from edgedm.targets import resolve
 
 
 def require_native(bundle: Bundle) -> None:
     """Raise UnsupportedError unless the bundle's code runs here without an emulator, whose times would say nothing."""
     if not is_local(bundle):
         names = ", ".join(bundle.manifest.variants())
-        elsewhere = f"`edgedm run-on ssh HOST {bundle.path}`" if bundle.is_program else f"`edgedm web {bundle.path}`"
+        machine = "adb SERIAL" if resolve(bundle.manifest.target.name).base.system == "android" else "ssh HOST"
+        run_on = f"`edgedm run-on {machine} {bundle.path}`"
+        elsewhere = run_on if bundle.is_program else f"`edgedm web {bundle.path}`"
         raise UnsupportedError(
             f"{bundle.path} is compiled for {names}, which this machine is not: time it there, with {elsewhere}"
         )

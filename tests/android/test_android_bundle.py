@@ -15,9 +15,10 @@ from edgedm.android import elf_lint
 from edgedm.android.abi import ABIS
 from edgedm.android.linker import MERGED, toolchain_name
 from edgedm.bundle import load
-from edgedm.errors import ToolchainError
+from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.lower import compile as compile_graph
 from edgedm.runtime import ExecRunner, LocalRunner, open_runner
+from edgedm.runtime.opening import require_native
 from edgedm.runtime.remote import run_on
 from edgedm.targets import command_for, resolve
 
@@ -78,6 +79,11 @@ def test_the_library_is_not_loaded_here(arm64_bundle):
     with LocalRunner(tiny_model.folder() / "model.bundle") as here:
         here.prepare(4, "ddpm", label=1)
         assert np.abs(here.sample(2, 9) - drawn).max() < CLOSE
+
+
+def test_it_is_timed_on_a_phone_only(arm64_bundle):
+    with pytest.raises(UnsupportedError, match=r"compiled for android-arm64.*edgedm run-on adb SERIAL"):
+        require_native(load(arm64_bundle))
 
 
 def test_the_program_for_adb_shell_passes_its_self_test(arm64_bundle):
