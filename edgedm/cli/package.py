@@ -3,6 +3,7 @@
 import click
 
 from edgedm.cli.common import show_figures, verb
+from edgedm.cli.signature import signed_bundles
 from edgedm.outcome import Outcome
 
 
@@ -10,6 +11,7 @@ from edgedm.outcome import Outcome
 @click.argument("bundles", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The AAR to write.")
 @verb(show_figures)
+@signed_bundles
 def command(bundles: tuple[str, ...], output: str) -> Outcome:
     """Put BUNDLES, compiled for android-arm64 and the like, into an AAR: Java classes, libraries, weights.
 

@@ -3,6 +3,7 @@
 import click
 
 from edgedm.cli.common import show_figures, verb
+from edgedm.cli.signature import signed_bundles
 from edgedm.outcome import Outcome
 
 
@@ -11,6 +12,7 @@ from edgedm.outcome import Outcome
 @click.option("-o", "--output", default="page.html", show_default=True, type=click.Path(dir_okay=False))
 @click.option("--title", help="The page's title; the bundle's name.")
 @verb(show_figures)
+@signed_bundles
 def command(bundle: str, output: str, title: str | None) -> Outcome:
     """Write one HTML file that draws with BUNDLE, compiled with `--target wasm32+simd128`, in a browser.
 

@@ -155,6 +155,8 @@ def test_a_demand_holds_for_every_load_while_it_lasts(signed, tiny_bundle, monke
         ["inspect"],
         ["bench", "--against", "none"],
         ["run-on", "ssh", "nowhere"],
+        ["package", "-o", "x.aar"],
+        ["web", "-o", "site"],
         ["verify", "--against", "zoo:digits-fp32"],
     ],
     ids=lambda verb: verb[0],

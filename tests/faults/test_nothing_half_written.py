@@ -12,6 +12,8 @@ import pytest
 from edgedm.atomic_files import settle
 from edgedm.bundle import load
 
+pytestmark = pytest.mark.slow  # what the verbs read takes a minute to make
+
 POINTS = 9  # of each verb and mode; scripts/kill_verbs.py tries every one
 LAST = 4  # of them at the end, where names change
 VERBS = ("quantize", "export", "optimize", "compile", "sample", "sign")
