@@ -37,8 +37,9 @@ def write_together(files: Mapping[Path, bytes | None]) -> None:
         entries = [[scratches[path].name if path in scratches else "", path.name] for path in files]
         with locked(main.parent):
             _finish(main)  # of a writer that was quicker
-            journal = write_scratch(_journal(main), json.dumps({"files": entries}).encode())
-            os.replace(journal, _journal(main))
+            journal = _journal(main)
+            scratches[journal] = write_scratch(journal, json.dumps({"files": entries}).encode())
+            os.replace(scratches[journal], journal)
             scratches.clear()  # from here on they are the journal's
             _finish(main)
     finally:
