@@ -41,6 +41,7 @@ def write_together(files: Mapping[Path, bytes | None]) -> None:
             scratches[journal] = write_scratch(journal, json.dumps({"files": entries}).encode())
             os.replace(scratches[journal], journal)
             scratches.clear()  # from here on they are the journal's
+            sync_folder(main.parent)  # it lasts before the first rename that it is for
             _finish(main)
     finally:
         for scratch in scratches.values():
