@@ -60,6 +60,7 @@ def package(bundles: Sequence[str | os.PathLike[str]], output: str | os.PathLike
     output = Path(output)
     if output.suffix != SUFFIX:
         raise UnsupportedError(f"{output}: expected a name that ends in {SUFFIX}, which is the one kind of package")
+    _check_name(output.stem, str(output))  # of the AAR's own package too
     parts = _parts(bundles, output.stem)
     progress.stage("compiling the Java classes")
     files = {"R.txt": b"", "classes.jar": classes_jar(), "proguard.txt": _proguard()}
@@ -88,11 +89,7 @@ def _parts(bundles: Sequence[str | os.PathLike[str]], stem: str) -> list[_Part]:
     for given in (str(each) for each in bundles):
         before, equals, after = given.partition("=")
         name, path = (before, after) if equals else (stem, given)
-        if not _NAME.fullmatch(name):
-            raise UnsupportedError(
-                f"{given}: the model would be called {name!r}; expected small letters, digits and _, a letter first: "
-                "name the AAR so, or give NAME=BUNDLE"
-            )
+        _check_name(name, given)
         bundle = load(path)
         part = _Part(name, abi_of(resolve(bundle.manifest.target.name)), bundle)
         other = parts.setdefault((name, part.abi.name), part)
@@ -103,6 +100,14 @@ def _parts(bundles: Sequence[str | os.PathLike[str]], stem: str) -> list[_Part]:
             )
         _check(part, next(each for each in parts.values() if each.name == name))
     return list(parts.values())
+
+
+def _check_name(name: str, given: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UnsupportedError(
+            f"{given}: Java and Android would take {name!r} for no name; expected small letters, digits and _, a "
+            "letter first"
+        )
 
 
 def _check(part: _Part, first: _Part) -> None:

@@ -90,9 +90,11 @@ def test_the_same_bundles_make_the_same_bytes(aar, arm64_bundle, tmp_path):
 
 
 def test_what_is_no_name_no_aar_or_no_android_is_refused(arm64_bundle, tmp_path):
-    for output, match in (("model.zip", "ends in .aar"), ("My-Model.aar", "would be called 'My-Model'")):
+    for output, match in (("model.zip", "ends in .aar"), ("My-Model.aar", "would take 'My-Model' for no name")):
         with pytest.raises(UnsupportedError, match=match):
             package([arm64_bundle], tmp_path / output)
+    with pytest.raises(UnsupportedError, match="would take '7' for no name"):
+        package([f"7={arm64_bundle}"], tmp_path / "digits.aar")
     with pytest.raises(UnsupportedError, match="one bundle or more"):
         package([], tmp_path / "digits.aar")
     with pytest.raises(UnsupportedError, match="is not one for Android"):

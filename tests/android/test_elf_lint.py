@@ -211,11 +211,10 @@ def test_what_is_no_elf_file_is_refused(data):
 
 def test_a_damaged_file_is_refused_whatever_byte_it_is(good):
     """Every finding is in words: nothing escapes, wherever a length or an offset points."""
-    for place in range(0, 64 * 12):
-        for value in (0x00, 0x7F, 0xFF):
-            data = bytearray(good)
-            data[place] = value
-            assert all(isinstance(each, str) for each in lint_library(bytes(data), _DEMANDS))
+    for place in range(64 + 9 * 56):  # the file's header and those of its segments
+        data = bytearray(good)
+        data[place] = (0x00, 0x7F, 0xFF)[place % 3]
+        assert all(isinstance(each, str) for each in lint_library(bytes(data), _DEMANDS))
     for length in range(0, len(good), 97):
         assert lint_library(good[:length], _DEMANDS) != []
 
