@@ -38,6 +38,7 @@ WIDTHS = ((1, 1), (1, 4), (2, 4), (4, 4), (8, 8))
 COUNTED = {
     "bitserial-bytes": ("i8x16.popcnt", 128),
     "lookup-bytes": ("i8x16.swizzle", 64),
+    "lookup-swizzle": ("i8x16.swizzle", 64),
     "dot-wasm-sums": ("i16x8.mul", 8),
     "dot-wasm": ("i32x4.dot_i16x8_s", 8),
 }
@@ -98,7 +99,7 @@ def instructions(kernel: Kernel, target: Target, weight_bits: int) -> str:
     counted, macs = COUNTED[name]
     module = tvm.compile(tvm.IRModule({"kernel": kernel.function}), target.tvm())
     loop = wasm_loop(module.mod.inspect_source("asm"), counted)
-    planes = weight_bits if name == "lookup-bytes" else 1
+    planes = weight_bits if name.startswith("lookup") else 1
     return f"{vectors(loop) * PER * planes / macs / loop.count(counted):.0f}"
 
 

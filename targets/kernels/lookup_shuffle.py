@@ -31,6 +31,7 @@ from edgedm.targets.kernels.builder import (
     reinterpret,
     repeat,
 )
+from edgedm.targets.kernels.byte_vectors import look_up
 from edgedm.targets.kernels.lookup import STEP_CHANNELS, STEP_TABLES, TABLE_BYTES, TABLE_CHANNELS
 from edgedm.targets.kernels.spec import Array
 from edgedm.targets.kernels.tiles import Window
@@ -93,9 +94,9 @@ class ShuffleReader:
                     for t in range(STEP_TABLES)
                 ]
                 for g in range(together):
-                    total = byte_shuffle(entries[0], nibbles[g * STEP_TABLES], lanes)
+                    total = self.shuffle(entries[0], nibbles[g * STEP_TABLES])
                     for t in range(1, STEP_TABLES):
-                        total = total + byte_shuffle(entries[t], nibbles[g * STEP_TABLES + t], lanes)
+                        total = total + self.shuffle(entries[t], nibbles[g * STEP_TABLES + t])
                     pairs = let(reinterpret(let(total), f"uint16x{half}"))
                     even = 2 * (p * together + g)
                     wide[even] = wide[even] + pairs
@@ -143,6 +144,19 @@ class ShuffleReader:
         return vectors
 
 
+class SwizzleReader(ShuffleReader):
+    """The same by WebAssembly's i8x16.swizzle.
+
+    It has no addition that widens: three operations for the sums of 16 bytes where halves would take four.
+    """
+
+    name = "lookup-swizzle"
+
+    def shuffle(self, table: Expr, indices: Expr) -> Expr:
+        """See `look_up`."""
+        return look_up("wasm32", table, indices)
+
+
 @dataclass(frozen=True)
 class NarrowReader(ShuffleReader):
     """The same for entries of up to `largest`, of which several steps fit a byte before they are widened.
@@ -182,7 +196,7 @@ class NarrowReader(ShuffleReader):
                     for t in range(STEP_TABLES):
                         entries = let(repeat(load(tables, at + t * TABLE_BYTES, TABLE_BYTES), TABLE_BYTES, lanes))
                         for g in range(together):
-                            found = byte_shuffle(entries, nibbles[g * STEP_TABLES + t], lanes)
+                            found = self.shuffle(entries, nibbles[g * STEP_TABLES + t])
                             narrow[p * together + g] = narrow[p * together + g] + found
             for slot in range(slots):
                 pairs = let(reinterpret(narrow[slot], f"uint16x{half}"))

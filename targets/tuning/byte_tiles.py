@@ -6,12 +6,13 @@ Chosen by the instructions and estimated cycles of the emitted loops (docs/bench
 from dataclasses import replace
 
 from edgedm.targets.kernels import bitserial_bytes
-from edgedm.targets.kernels.byte_vectors import LOOKUP_ISAS
+from edgedm.targets.kernels.byte_vectors import BYTES, LOOKUP_ISAS
 from edgedm.targets.kernels.dot_neon import LANES, ByteDot, LongDot, MatrixDot, NeonDot, UdotDot
 from edgedm.targets.kernels.dot_tiles import Dot
 from edgedm.targets.kernels.dot_wasm import SumDot, WordDot
 from edgedm.targets.kernels.lookup import Reader
 from edgedm.targets.kernels.lookup_bytes import ByteReader
+from edgedm.targets.kernels.lookup_shuffle import SwizzleReader
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target
 
@@ -36,7 +37,11 @@ def lookup(target: Target, shape: Convolution, code_bits: int) -> Reader | None:
     if not target.features & _VECTORS or target.isa not in LOOKUP_ISAS:
         return None
     pixels = min(4, shape.out_height * shape.out_width)
-    return ByteReader(target.isa, pixels, 4 // pixels if pixels > 1 else 2, max(2, code_bits))
+    groups = 4 // pixels if pixels > 1 else 2
+    reader = ByteReader(target.isa, pixels, groups, max(2, code_bits))
+    if target.isa == "wasm32" and reader.most_steps == 1:  # sums are widened after every step
+        return SwizzleReader(BYTES, pixels, groups, reader.bias)
+    return reader
 
 
 def dot(target: Target, pixels: int, bits: int, weight_bits: int, nibbles: bool, constant: bool) -> Dot | None:

@@ -27,7 +27,7 @@ FAMILIES = {
     "aarch64+dotprod": ("bitserial-bytes", "lookup-bytes", "dot-udot", "dot-udot"),
     "aarch64+dotprod+i8mm": ("bitserial-bytes", "lookup-bytes", "dot-ummla", "dot-udot"),
     "armv7+neon": ("bitserial-bytes", "lookup-bytes", "dot-bytes", "dot-bytes"),
-    "wasm32+simd128": ("bitserial-bytes", "lookup-bytes", "lookup-bytes", "dot-wasm-sums"),
+    "wasm32+simd128": ("bitserial-bytes", "lookup-swizzle", "lookup-swizzle", "dot-wasm-sums"),
     "riscv64": ("bitserial 2", "bitserial-planes", "bitserial-planes", "generic"),
 }
 
