@@ -22,19 +22,19 @@ def jdk() -> Path:
     return Path(shutil.which("javac")).resolve().parent.parent
 
 
-def build_library(bundle: Path, name: str, folder: Path, *replaced: tuple[str, str]) -> None:
-    """libedgedm_NAME.so of a bundle for this machine, by gcc; `replaced` are changes of jni.c."""
+def build_library(bundle: Path, name: str, folder: Path, *replaced: tuple[str, str, str]) -> None:
+    """libedgedm_NAME.so of a bundle for this machine, by gcc; `replaced` are changes: file, old text, new text."""
     need("gcc")
     include = jdk() / "include"
     work = folder / f"{name}.c"
     shutil.copytree(bundle / "src", work)
     for source in JNI_SOURCES:
         (work / source).parent.mkdir(exist_ok=True)
-        text = (TEMPLATES / source).read_text()
-        for old, new in replaced if source.endswith("jni.c") else ():
-            assert text.count(old) == 1
-            text = text.replace(old, new)
-        (work / source).write_text(text)
+        shutil.copyfile(TEMPLATES / source, work / source)
+    for file, old, new in replaced:
+        text = (work / file).read_text()
+        assert text.count(old) == 1, f"{file}: {old}"
+        (work / file).write_text(text.replace(old, new))
     headers = [
         "-include",
         "android/compat.h",

@@ -12,6 +12,7 @@ import tiny_model
 
 from edgedm.android.sysroot import HEADERS
 from edgedm.lower import compile as compile_graph
+from edgedm.lower.codegen import TEMPLATES
 from edgedm.runtime import LocalRunner
 
 CHECKS = (
@@ -26,7 +27,10 @@ CHECKS = (
     "refused progress",
     "throwing progress",
     "cancel",
+    "cancel of what waits",
+    "reentrant progress",
     "errors",
+    "reasons",
     "closing",
     "sources",
     "assets",
@@ -36,7 +40,8 @@ CHECKS = (
 )
 _OTHER = {**tiny_model.CONFIG, "noise_schedule": {"num_train_timesteps": 500, "timestep_spacing": "trailing"}}
 _COMPLAINT = re.compile(r"WARNING|FATAL ERROR in native method|JNI local refs")
-_UNCHECKED = ("return (*to->env)->ExceptionCheck(to->env) || !goes_on;", "return !goes_on;")
+_LACKING = ("model.c", "needs[] = {", 'needs[] = {"teleport", ')
+_UNCHECKED = ("android/jni.c", "return (*to->env)->ExceptionCheck(to->env) || !goes_on;", "return !goes_on;")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +67,7 @@ def ran(bundles, classes, tmp_path_factory):
     first, second = bundles
     jvm.build_library(first, "tiny", folder)
     jvm.build_library(second, "other", folder)
+    jvm.build_library(first, "elsewhere", folder, _LACKING)
     weights = (first / "weights.bin").read_bytes()
     files = {"own/x86_64.bin": weights, "own/all.bin": b"another's", "all/all.bin": weights}
     files["compressed/x86_64.bin.compressed"] = weights
@@ -80,6 +86,15 @@ def test_java_does_what_an_app_asks_for(ran):
     done, _ = ran
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert [line.removeprefix("held: ") for line in done.stdout.splitlines() if line.startswith("held")] == [*CHECKS]
+
+
+def test_every_status_of_the_c_interface_has_a_reason_in_java():
+    statuses = re.findall(r"^  EDM_(\w+) = (\d+)", (TEMPLATES / "edgedm.h").read_text(), re.MULTILINE)
+    names = [name for name, _ in statuses]
+    assert [int(number) for _, number in statuses] == list(range(len(names)))
+    java = (jvm.SOURCES / "org/edgedm/EdgedmException.java").read_text()
+    reasons = re.findall(r"^    ([A-Z_]+),?$", java, re.MULTILINE)
+    assert ["OK", *reasons] == [*names, "OTHER"]
 
 
 def test_no_call_from_c_breaks_a_rule_of_jni(ran):

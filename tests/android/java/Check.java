@@ -3,8 +3,10 @@ import java.io.ByteArrayInputStream;
 import java.io.File;
 import java.io.FileNotFoundException;
 import java.io.IOException;
+import java.lang.reflect.Constructor;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.Paths;
@@ -59,7 +61,10 @@ public final class Check {
     held("refused progress", check::refusedProgress);
     held("throwing progress", check::throwingProgress);
     held("cancel", check::cancel);
+    held("cancel of what waits", check::cancelOfWhatWaits);
+    held("reentrant progress", check::reentrantProgress);
     held("errors", check::errors);
+    held("reasons", check::reasons);
     held("closing", check::closing);
     held("sources", check::sources);
     held("assets", check::assets);
@@ -228,6 +233,75 @@ public final class Check {
       same(stopped.reason(), Reason.CANCELLED);
       other.join();
       same(session.sample(new Drawing()).length, 64); // an earlier cancel is forgotten
+    }
+  }
+
+  /** One sampling has the session, another waits for it: a cancel stops both. */
+  private void cancelOfWhatWaits() throws Exception {
+    try (Model model = open(); Session session = model.session(1)) {
+      session.prepare(ddpm(), label(1));
+      Object[] stopped = {null};
+      Thread waiting = new Thread(() -> {
+        try {
+          stopped[0] = session.sample(new Drawing());
+        } catch (EdgedmException refused) {
+          stopped[0] = refused.reason();
+        }
+      });
+      EdgedmException refused = thrown(EdgedmException.class, () -> session.sample(new Drawing(), (done, total) -> {
+        if (done != 1) return true;
+        waiting.start();
+        while (waiting.getState() != Thread.State.BLOCKED) Thread.yield();
+        session.cancel();
+        return true;
+      }));
+      waiting.join();
+      same(refused.reason(), Reason.CANCELLED);
+      same(stopped[0], Reason.CANCELLED);
+      same(session.sample(new Drawing()).length, 64);
+    }
+  }
+
+  /** A progress has its session's lock, and would free or change what the library is using. */
+  private void reentrantProgress() throws Exception {
+    try (Model model = open(); Session session = model.session(2); Session other = model.session(1)) {
+      session.prepare(ddpm(), label(1));
+      Body[] forbidden = {
+          session::close, session::reset, session::next, session::current, session::stepsLeft,
+          () -> session.begin(new Drawing()), () -> session.prepare(ddpm(), label(1)),
+          () -> session.sample(new Drawing()), () -> session.step(0, new float[64]),
+          () -> session.decode(new float[64])
+      };
+      int[] refused = {0};
+      float[] drawn = session.sample(new Drawing().seed(7), (done, total) -> {
+        for (Body each : forbidden) {
+          String said = thrown(IllegalStateException.class, each).getMessage();
+          if (said.contains("the session draws")) refused[0]++;
+        }
+        other.prepare(ddpm(), label(1));
+        return other.sample(new Drawing().seed(7)).length == 64;
+      });
+      same(refused[0], STEPS * forbidden.length);
+      same(Arrays.equals(drawn, session.sample(new Drawing().seed(7))), true);
+      same(Arrays.equals(drawn, other.sample(new Drawing().seed(7))), true);
+      thrown(UnsupportedOperationException.class, () -> session.sample(new Drawing(), (done, total) -> {
+        throw new UnsupportedOperationException("the app's own");
+      }));
+      session.reset(); // whatever ended the sampling
+    }
+  }
+
+  /** A processor that lacks something, and a number that nobody has named yet. */
+  private void reasons() throws Exception {
+    EdgedmException refused = thrown(EdgedmException.class, () -> Model.open("elsewhere", weights));
+    same(refused.reason(), Reason.WRONG_MACHINE);
+    same(refused.getMessage().contains("lacks teleport"), true);
+    Constructor<EdgedmException> make = EdgedmException.class.getDeclaredConstructor(int.class, byte[].class);
+    make.setAccessible(true);
+    for (int status : new int[] {-1, 0, Reason.values().length, 99}) {
+      EdgedmException strange = make.newInstance(status, "so it was".getBytes(StandardCharsets.UTF_8));
+      same(strange.reason(), Reason.OTHER);
+      same(strange.getMessage(), "so it was");
     }
   }
 

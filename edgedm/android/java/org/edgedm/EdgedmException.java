@@ -19,14 +19,19 @@ public final class EdgedmException extends RuntimeException {
     /** {@link Session#cancel} was called, or the progress said so. */
     CANCELLED,
     /** A file could not be written. */
-    IO_FAILED
+    IO_FAILED,
+    /** The processor lacks what the kernels need, or what the variant that was asked for needs. */
+    WRONG_MACHINE,
+    /** What these classes have no name for: the library is newer than they are. The message says what it is. */
+    OTHER
   }
 
   private final Reason reason;
 
   EdgedmException(int status, byte[] message) {
     super(new String(message, StandardCharsets.UTF_8));
-    reason = Reason.values()[status - 1];
+    Reason[] named = Reason.values();
+    reason = status > 0 && status < named.length ? named[status - 1] : Reason.OTHER;
   }
 
   /** What kind of error it was. */

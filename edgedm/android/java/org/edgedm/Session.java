@@ -1,6 +1,7 @@
 package org.edgedm;
 
 import java.util.Objects;
+import java.util.concurrent.atomic.AtomicInteger;
 
 /**
  * What changes while images are drawn. One thread at a time uses a session, others wait; {@link #cancel} may be called
@@ -11,8 +12,10 @@ public final class Session implements AutoCloseable {
   private final int floats; // of an image
   private long handle; // 0: closed
   private int steps; // that were prepared
+  private boolean samples; // the thread that has the lock is in Native.sample, or was called from there
   private Progress progress; // of the sampling that runs
-  private volatile boolean cancelled;
+  private int heard; // how many cancels there were when it was asked for
+  private final AtomicInteger cancels = new AtomicInteger();
 
   Session(Model model, long handle) {
     this.model = model;
@@ -47,7 +50,11 @@ public final class Session implements AutoCloseable {
    *
    * @throws EdgedmException with reason CANCELLED after {@link #cancel}, or where the progress did not want more
    */
-  public synchronized float[] sample(Drawing drawing, Progress progress) {
+  public float[] sample(Drawing drawing, Progress progress) {
+    return sample(drawing, progress, cancels.get());
+  }
+
+  private synchronized float[] sample(Drawing drawing, Progress progress, int cancels) {
     long open = open();
     if (drawing.images < 1 || drawing.first < 0) {
       throw new IllegalArgumentException("images " + drawing.images + " from number " + drawing.first);
@@ -56,10 +63,12 @@ public final class Session implements AutoCloseable {
     require("start", drawing.start, all);
     float[] images = new float[all];
     this.progress = progress;
-    cancelled = false;
+    heard = cancels;
+    samples = true;
     try {
       Native.sample(open, this, drawing.seed, drawing.first, drawing.images, drawing.start, drawing.strength, images);
     } finally {
+      samples = false;
       this.progress = null;
     }
     return images;
@@ -67,12 +76,20 @@ public final class Session implements AutoCloseable {
 
   /** Called by the library after each step; whether to go on. */
   private boolean progress(long done, long total) {
-    return !cancelled && (progress == null || progress.step(done, total)) && !cancelled;
+    return !cancelled() && (progress == null || progress.step(done, total)) && !cancelled();
   }
 
-  /** Stop the sampling that runs, after the step that it is at. From any thread. */
+  private boolean cancelled() {
+    return cancels.get() != heard;
+  }
+
+  /**
+   * Stop every {@code sample} that has been called and has not returned, after the step that it is at or, where it
+   * still waits for the session, after its first. One that is called later is not stopped: its progress may be. From
+   * any thread.
+   */
   public void cancel() {
-    cancelled = true;
+    cancels.incrementAndGet();
   }
 
   /** Begin to draw one image, the first of the drawing, step by step. */
@@ -127,8 +144,16 @@ public final class Session implements AutoCloseable {
   }
 
   private long open() {
+    whileNothingSamples();
     if (handle == 0) throw new IllegalStateException("the session is closed");
     return handle;
+  }
+
+  /** A lock does not keep out the thread that has it: a progress, which would change or free what is in use. */
+  private void whileNothingSamples() {
+    if (samples) {
+      throw new IllegalStateException("the session draws: a progress may cancel it, and use other sessions");
+    }
   }
 
   private static void require(String name, float[] values, int length) {
@@ -137,9 +162,10 @@ public final class Session implements AutoCloseable {
     }
   }
 
-  /** Free the session's memory; waits for what runs. */
+  /** Free the session's memory; waits for what runs. Not from its own progress. */
   @Override
   public synchronized void close() {
+    whileNothingSamples();
     if (handle == 0) return;
     Native.freeSession(handle);
     handle = 0;
