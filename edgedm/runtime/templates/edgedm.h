@@ -48,7 +48,8 @@ typedef struct edm_model edm_model;
 typedef struct edm_session edm_session;
 
 /* Where weights.bin is: `memory` (kept by the caller while the model lives, 64-byte aligned or else copied),
- * or `path`, or an open file `fd` (used if path and memory are NULL); `length` 0 means up to the end.
+ * or `path`, or an open file `fd` (used if path and memory are NULL); `length` 0 means up to the end. A file is mapped
+ * if `offset` is a multiple of 64, or else what the variant reads of it is copied.
  * `variant` is the name of the variant to run, see edm_variant_name; NULL: the one that the environment variable
  * EDGEDM_FEATURES names (then no other thread may change the environment meanwhile), without it the best that this
  * machine can run. */

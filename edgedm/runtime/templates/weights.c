@@ -53,22 +53,36 @@ static edm_status find(edm_model *model, const edm_source *source) {
   return status;
 }
 
-/* The kernels need 64-byte alignment, which a caller's memory or an odd file offset may lack. */
+static bool reads(const edm_model *model, const edm_section *section) {
+  return section->readers >> (model->variant - edm_compiled.variants) & 1;
+}
+
+static void unmap(edm_model *model) {
+  if (model->mapped) munmap(model->mapped, model->mapped_bytes);
+  model->mapped = NULL;
+}
+
+/* The kernels need 64-byte alignment, which a caller's memory or an odd file offset may lack. What other variants read
+ * is not copied, and the system gives no memory to pages that nobody writes; the file itself is needed no longer. */
 static edm_status align(edm_model *model) {
   if ((uintptr_t)model->weights % EDM_ALIGNMENT == 0) return EDM_OK;
   model->copied = aligned_alloc(EDM_ALIGNMENT, edm_align((size_t)edm_compiled.weights_bytes));
   if (!model->copied) return edm_fail(EDM_NO_MEMORY, "no memory for an aligned copy of the weights");
-  memcpy(model->copied, model->weights, (size_t)edm_compiled.weights_bytes);
+  for (uint32_t i = 0; i < edm_compiled.section_count; ++i) {
+    const edm_section *section = &edm_compiled.sections[i];
+    if (reads(model, section))
+      memcpy((uint8_t *)model->copied + section->offset, model->weights + section->offset, (size_t)section->bytes);
+  }
+  unmap(model);
   model->weights = model->copied;
   return EDM_OK;
 }
 
 /* Hash what the variant reads, and nothing else: the pages of others stay on the disk. */
 static edm_status check(const edm_model *model, const char *name) {
-  uint32_t reader = 1u << (model->variant - edm_compiled.variants);
   for (uint32_t i = 0; i < edm_compiled.section_count; ++i) {
     const edm_section *section = &edm_compiled.sections[i];
-    if (!(section->readers & reader)) continue;
+    if (!reads(model, section)) continue;
     uint8_t digest[32];
     edm_sha256(model->weights + section->offset, section->bytes, digest);
     if (memcmp(digest, section->sha256, sizeof digest))
@@ -97,7 +111,7 @@ const char *edm_model_variant(const edm_model *model) { return model->variant->n
 
 void edm_close(edm_model *model) {
   if (!model) return;
-  if (model->mapped) munmap(model->mapped, model->mapped_bytes);
+  unmap(model);
   free(model->copied);
   free(model);
 }
