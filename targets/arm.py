@@ -7,6 +7,16 @@ from edgedm.targets.level import Core, Emulator, Level
 
 _DOTPROD = frozenset({"dotprod"})
 
+# What LLVM ascribes to a named core beyond its level: a Raspberry Pi's Cortex-A72 has no AES, and at run time a processor
+# is asked for the level's features only. So nothing but the schedule follows from a core's name.
+_NEWER = (
+    *("v8a", "v8.1a", "v8.2a", "v8.3a", "v8.4a"),
+    *("aes", "altnzcv", "complxnum", "crc", "fp16fml", "fptoint", "fullfp16", "jsconv", "rdm", "sha2", "sha3"),
+    *("flagm", "lor", "lse", "lse2", "pauth", "predres", "rcpc", "rcpc-immo", "sb", "specrestrict", "ssbs"),
+    *("CONTEXTIDREL2", "am", "ccdp", "ccpp", "dit", "el2vmsa", "el3", "ete", "mpam", "nv", "pan", "pan-rwv", "perfmon"),
+    *("ras", "sel2", "spe", "tlb-rmi", "tracev8.4", "trbe", "uaops", "vh"),
+)
+
 # A Cortex-A53 refuses sdot, a Cortex-A76 smmla: what a level must not use is found out.
 _QEMU_64 = Emulator(
     "qemu-aarch64-static",
@@ -27,7 +37,7 @@ AARCH64 = Level(
     implied={"i8mm": "dotprod"},  # no core has the one without the other
     cpu="generic",
     triple="aarch64-unknown-linux-gnu",
-    attributes=("+neon",),
+    attributes=("+neon", *(f"-{feature}" for feature in _NEWER)),
     program_triple="aarch64-linux-musl",
     library_triple="aarch64-linux-gnu.2.28",
     emulator=_QEMU_64,

@@ -64,7 +64,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Core:
-    """A named CPU: shorthand for a level with features, whose code is scheduled for it."""
+    """A named CPU: shorthand for a level with features, scheduled for it, with no other instructions."""
 
     level: str
     extras: frozenset[str]

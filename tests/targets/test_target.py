@@ -1,11 +1,14 @@
 """Names of targets, detection, what runs them and what the list says."""
 
+import re
 import shutil
 
 import pytest
+import tvm_ffi
 
 from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.targets import arm, available, command_for, resolve, runs_natively, targets, x86
+from edgedm.targets.target import CORES
 
 FLAGS_V3 = "fpu sse2 ssse3 sse4_1 sse4_2 popcnt avx avx2 fma abm movbe bmi1 bmi2 f16c"
 FLAGS_V4 = f"{FLAGS_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512_vnni avx512_vpopcntdq avx512vbmi"
@@ -104,6 +107,33 @@ def test_a_core_is_a_level_with_features_under_its_own_schedule():
     assert core.base == plain.base
     assert core.features == plain.features
     assert str(core.tvm().attrs["mcpu"]) == "cortex-a76"
+
+
+# What LLVM calls the instructions of a level, which edgedm calls otherwise or which no code without them does.
+SPELT = {"lzcnt": "lzcnt", "bmi1": "bmi", "bmi2": "bmi2", "vnni": "avx512vnni", "vbmi": "avx512vbmi"}
+SPELT |= {"vpopcntdq": "avx512vpopcntdq", "sse2": "sse2"}
+OF_EVERY = {"x86": {"64bit", "64bit-mode", "cmov", "cx8", "fxsr", "mmx", "sse", "x87"}, "aarch64": {"fp-armv8"}}
+OF_V2 = {"sse3", "cx16", "sahf", "crc32"}  # of the psABI's second level, besides what edgedm names
+OF_V3 = {"xsave"}
+# They choose between instructions that all have.
+TUNING = re.compile(
+    r"a\d+|cortex-x1|apple-a14|(fuse|fast|slow|no|prefer|idivq|idivl|macrofusion|tuning|zcz|zcm|use|arith|cmp|balance)-.*"
+    r"|addr-lsl-.*|alu-lsl-.*|.*-select-.*|.*-select-opt|aggressive-fma|alternate-sextload-.*|max-interleave-.*"
+    r"|disable-latency-.*|store-pair-suppress|predictable-.*|false-deps-.*|allow-light-.*|vzeroupper|nopl|evex512|.*fusion"
+)
+
+
+@pytest.mark.parametrize("name", [*CORES, *arm.COMBINATIONS[:3], *x86.COMBINATIONS])
+def test_a_target_is_compiled_with_the_instructions_that_its_machine_is_asked_for_and_no_others(name):
+    """Otherwise a processor that has its `needs` would be given code that it cannot execute."""
+    target = resolve(name)
+    features = tvm_ffi.get_global_func("target.llvm_get_cpu_features")(target.tvm())
+    used = {str(each) for each in features if not TUNING.fullmatch(str(each))}
+    asked = {SPELT.get(each, each) for each in target.features} | OF_EVERY[target.isa]
+    asked |= OF_V2 if "popcnt" in target.features else set()
+    asked |= OF_V3 if "avx2" in target.features else set()
+    assert used <= asked
+    assert {SPELT.get(each, each) for each in target.features} <= used
 
 
 @pytest.mark.parametrize(
