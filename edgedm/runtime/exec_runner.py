@@ -19,7 +19,7 @@ from edgedm.bundle import Bundle, Node, load
 from edgedm.diffusion import first_step
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.runtime import library as lib
-from edgedm.runtime.choice import emulator_of
+from edgedm.runtime.choice import as_variant, emulator_of
 from edgedm.runtime.runner import (
     Array,
     Floats,
@@ -68,7 +68,7 @@ class ExecRunner(Runner):
         check_number("lanes", lanes)
         self.bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
         if variant is not None:
-            self.bundle = self.bundle.of(variant)
+            self.bundle = as_variant(self.bundle, variant)
         self.manifest = self.bundle.manifest
         if not self.bundle.probe.is_file():
             raise InvalidModelError(f"{self.bundle.probe}: no such file; compile the bundle again")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgedm.bundle import Bundle, Node, load
 from edgedm.errors import UnsupportedError
 from edgedm.runtime import library as lib
+from edgedm.runtime.choice import as_variant
 from edgedm.runtime.runner import (
     Floats,
     Progress,
@@ -50,7 +51,7 @@ class LocalRunner(Runner):
             check_number(name, value)
         self.bundle = bundle if isinstance(bundle, Bundle) else load(bundle)
         if variant is not None:
-            self.bundle = self.bundle.of(variant)
+            self.bundle = as_variant(self.bundle, variant)
         source = lib.source_of(self.bundle.variant, path=os.fsencode(self.bundle.weights))
         options = lib.SessionOptions(threads=threads, lanes=lanes, core_count=len(cores))
         options.cores = (c.c_int * max(len(cores), 1))(*cores)

@@ -16,6 +16,7 @@ from edgedm import progress
 from edgedm.bundle import Bundle, load
 from edgedm.errors import EdgedmError, ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
+from edgedm.runtime.choice import as_variant
 
 _SHIPPED = ("bin/edgedm-sample", "weights.bin", "golden/golden.bin")
 _LAYERS = "golden/layers."  # of each variant, where they are there
@@ -107,7 +108,7 @@ def run_on(
             f"{opened.path} is compiled for {opened.manifest.target.name}, which runs in browsers: see `edgedm web`"
         )
     if variant is not None:
-        opened = opened.of(variant)
+        opened = as_variant(opened, variant)
     folder = shell.must(f"mktemp -d {shell.room}/edgedm.XXXXXX").strip()
     if not _SCRATCH.match(folder):
         raise ToolchainError(f"{shell.name}: `mktemp -d` gave {folder!r}, no folder")

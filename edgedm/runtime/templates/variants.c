@@ -92,6 +92,48 @@ static bool has(const machine *it, const char *name) {
   return KNOWN == 0; /* a feature that this file does not know is not there */
 }
 
+/* A feature in a target's name that another one brings along. */
+static const struct {
+  const char *name, *brings;
+} implied[] = {{"i8mm", "dotprod"}};
+
+/* The next feature of those that '+' divides: its length, and `*text` behind it; 0 at the end. */
+static size_t next_feature(const char **text, const char **feature) {
+  if (**text != '+') return 0;
+  *feature = *text + 1;
+  size_t length = strcspn(*feature, "+");
+  *text = *feature + length;
+  return length;
+}
+
+static bool is(const char *feature, size_t length, const char *name) {
+  return !strncmp(feature, name, length) && !name[length];
+}
+
+/* Whether each of these features is among those, named or brought along. */
+static bool holds_all(const char *those, const char *these) {
+  const char *wanted, *other;
+  for (size_t length; (length = next_feature(&these, &wanted));) {
+    bool found = false;
+    const char *rest = those;
+    for (size_t size; (size = next_feature(&rest, &other));) {
+      found |= size == length && !memcmp(other, wanted, length);
+      for (size_t i = 0; i < sizeof implied / sizeof *implied; ++i)
+        found |= is(other, size, implied[i].name) && is(wanted, length, implied[i].brings);
+    }
+    if (!found) return false;
+  }
+  return true;
+}
+
+/* Whether two names mean the same target: `x86-64-v4+vpopcntdq+vnni` is `x86-64-v4+vnni+vpopcntdq`. */
+static bool same_target(const char *one, const char *other) {
+  size_t level = strcspn(one, "+");
+  if (strstr(one, "++") || (*one && one[strlen(one) - 1] == '+')) return false; /* a feature without a name */
+  if (level != strcspn(other, "+") || memcmp(one, other, level)) return false;
+  return holds_all(one + level, other + level) && holds_all(other + level, one + level);
+}
+
 /* Append a word to a text; one that has no room is left out. */
 static void append(char *text, size_t room, const char *between, const char *word) {
   size_t used = strlen(text);
@@ -131,7 +173,7 @@ static edm_status pick_named(const char *name, const edm_variant **picked) {
   char names[NAMES], lacking[NAMES];
   for (uint32_t i = 0; i < edm_compiled.variant_count; ++i) {
     const edm_variant *each = &edm_compiled.variants[i];
-    if (strcmp(name, each->name)) continue;
+    if (!same_target(name, each->name)) continue;
     *picked = each;
     if (!edm_variant_lacks(each, lacking, sizeof lacking)) return EDM_OK;
     list(names, true);
