@@ -30,7 +30,7 @@ def from_module(
     of a model with classes; `condition_tokens` how many vectors a model with cross-attention reads.
 
     Raises `UnsupportedError` for a module of another class or a schedule that cannot be sampled, `InvalidModelError`
-    for tensors that are not what the module's config and method say, naming the first.
+    for tensors that are not finite or not what the module's config and method say, naming the first.
     """
     if not isinstance(getattr(module, "config", None), Mapping):
         raise UnsupportedError(
@@ -70,7 +70,7 @@ def _public(config: Any) -> dict[str, Any]:
 
 
 def _load(built: nn.Module, trained: nn.Module) -> None:
-    """Give `built` the tensors of `trained`, after holding their names and shapes against each other."""
+    """Give `built` the tensors of `trained`, after a look at names, shapes and values."""
     wanted, given = built.state_dict(), trained.state_dict()
     for name in sorted(wanted.keys() | given.keys()):
         if name not in given or name not in wanted:
@@ -82,4 +82,6 @@ def _load(built: nn.Module, trained: nn.Module) -> None:
         if wanted[name].shape != given[name].shape:
             expected, got = list(wanted[name].shape), list(given[name].shape)
             raise InvalidModelError(f"module: tensor {name!r}: expected shape {expected}, got {got}")
+        if not bool(given[name].isfinite().all()):
+            raise InvalidModelError(f"module: tensor {name!r}: expected finite numbers, got NaN or infinity")
     built.load_state_dict(given)

@@ -86,6 +86,13 @@ def test_layers_changed_by_hand_are_named():
         from_module(model, DDIMScheduler(), condition_tokens=5)
 
 
+def test_a_module_whose_training_went_astray_is_refused():
+    model, _ = conditional()
+    model.conv_in.bias.data[1] = torch.nan
+    with pytest.raises(InvalidModelError, match=r"conv_in.bias.*finite"):
+        from_module(model, DDIMScheduler(), condition_tokens=5)
+
+
 def test_a_module_that_is_none_of_diffusers_is_refused():
     with pytest.raises(UnsupportedError, match=r"a model of diffusers.*Sequential"):
         from_module(nn.Sequential(), DDIMScheduler())
