@@ -16,6 +16,7 @@ from edgedm.lower.codegen import TEMPLATES
 from edgedm.runtime import LocalRunner
 
 CHECKS = (
+    "other versions",
     "shapes",
     "samples",
     "guided",
@@ -33,6 +34,7 @@ CHECKS = (
     "reasons",
     "closing",
     "sources",
+    "variants",
     "assets",
     "threads",
     "two models",
@@ -41,6 +43,9 @@ CHECKS = (
 _OTHER = {**tiny_model.CONFIG, "noise_schedule": {"num_train_timesteps": 500, "timestep_spacing": "trailing"}}
 _COMPLAINT = re.compile(r"WARNING|FATAL ERROR in native method|JNI local refs")
 _LACKING = ("model.c", "needs[] = {", 'needs[] = {"teleport", ')
+_JNI = "android/jni.c"
+_NEWER = ((_JNI, "INTERFACE = 2", "INTERFACE = 99"), (_JNI, '"x86_64"', '"another library answered"'))
+_ODD = ((_JNI, "(jlong)sizeof(edm_description)", "(jlong)(sizeof(edm_description) + 8)"), _NEWER[1])
 _UNCHECKED = ("android/jni.c", "return (*to->env)->ExceptionCheck(to->env) || !goes_on;", "return !goes_on;")
 
 
@@ -68,6 +73,8 @@ def ran(bundles, classes, tmp_path_factory):
     jvm.build_library(first, "tiny", folder)
     jvm.build_library(second, "other", folder)
     jvm.build_library(first, "elsewhere", folder, _LACKING)
+    jvm.build_library(first, "newer", folder, *_NEWER)
+    jvm.build_library(first, "odd", folder, *_ODD)
     weights = (first / "weights.bin").read_bytes()
     files = {"own/x86_64.bin": weights, "own/all.bin": b"another's", "all/all.bin": weights}
     files["compressed/x86_64.bin.compressed"] = weights
@@ -102,9 +109,11 @@ def test_no_call_from_c_breaks_a_rule_of_jni(ran):
     assert not _COMPLAINT.search(done.stdout + done.stderr)
 
 
-def test_a_broken_rule_would_have_been_told(bundles, classes, tmp_path):
+def test_a_broken_rule_would_have_been_told(bundles, classes, ran, tmp_path):
     """An exception that a call left pending, and that nobody looked for."""
     jvm.build_library(bundles[0], "tiny", tmp_path, _UNCHECKED)
+    for name in ("newer", "odd"):
+        shutil.copy(ran[1] / f"libedgedm_{name}.so", tmp_path)
     (tmp_path / "drawn").mkdir()
     done = jvm.run(classes, tmp_path, "Check", bundles[0] / "weights.bin", tmp_path, tmp_path, tmp_path / "drawn")
     assert _COMPLAINT.search(done.stdout + done.stderr)

@@ -1,5 +1,5 @@
 /* The part of Java's native interface that the runtime calls, at the places of the table that its specification gives
- * them. An NDK or a JDK has the whole of it; `tests/android/test_jni_header.py` holds this one against a JDK's. */
+ * them. An NDK or a JDK has the whole of it; `tests/android/test_java.py` holds this one against a JDK's. */
 #pragma once
 #include <stdint.h>
 
@@ -13,6 +13,11 @@ typedef jint jsize;
 typedef void *jobject;
 typedef jobject jclass, jstring, jthrowable, jarray, jbyteArray, jintArray, jlongArray, jfloatArray;
 typedef struct _jmethodID *jmethodID;
+
+typedef struct {
+  const char *name, *signature;
+  void *fnPtr;
+} JNINativeMethod;
 
 enum { JNI_FALSE = 0, JNI_TRUE = 1, JNI_OK = 0, JNI_ERR = -1, JNI_ABORT = 2, JNI_VERSION_1_6 = 0x00010006 };
 
@@ -46,9 +51,9 @@ struct JNINativeInterface {
   jboolean (*CallBooleanMethod)(JNIEnv *env, jobject object, jmethodID method, ...); /* 37 */
   void *before_get_static_method_id[75];
   jmethodID (*GetStaticMethodID)(JNIEnv *env, jclass type, const char *name, const char *signature); /* 113 */
-  void *before_call_static_void_method[27];
-  void (*CallStaticVoidMethod)(JNIEnv *env, jclass type, jmethodID method, ...); /* 141 */
-  void *before_new_string[25];
+  void *before_call_static_boolean_method[3];
+  jboolean (*CallStaticBooleanMethod)(JNIEnv *env, jclass type, jmethodID method, ...); /* 117 */
+  void *before_new_string[49];
   jstring (*NewStringUTF)(JNIEnv *env, const char *text); /* 167 */
   void *before_get_array_length[3];
   jsize (*GetArrayLength)(JNIEnv *env, jarray array); /* 171 */
@@ -74,7 +79,9 @@ struct JNINativeInterface {
   void *before_set_int_region[2];
   void (*SetIntArrayRegion)(JNIEnv *env, jintArray array, jsize start, jsize count, const jint *from); /* 211 */
   void (*SetLongArrayRegion)(JNIEnv *env, jlongArray array, jsize start, jsize count, const jlong *from);
-  void *before_exception_check[15];
+  void *before_register_natives[2];
+  jint (*RegisterNatives)(JNIEnv *env, jclass type, const JNINativeMethod *methods, jint count); /* 215 */
+  void *before_exception_check[12];
   jboolean (*ExceptionCheck)(JNIEnv *env); /* 228 */
   void *before_get_direct_buffer_address[1];
   void *(*GetDirectBufferAddress)(JNIEnv *env, jobject buffer); /* 230 */

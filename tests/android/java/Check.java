@@ -4,6 +4,8 @@ import java.io.File;
 import java.io.FileNotFoundException;
 import java.io.IOException;
 import java.lang.reflect.Constructor;
+import java.lang.reflect.InvocationTargetException;
+import java.lang.reflect.Method;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
@@ -50,6 +52,7 @@ public final class Check {
 
   public static void main(String[] arguments) throws Exception {
     Check check = new Check(arguments);
+    held("other versions", check::otherVersions);
     held("shapes", check::shapes);
     held("samples", check::samples);
     held("guided", check::guided);
@@ -67,6 +70,7 @@ public final class Check {
     held("reasons", check::reasons);
     held("closing", check::closing);
     held("sources", check::sources);
+    held("variants", check::variants);
     held("assets", check::assets);
     held("threads", check::threads);
     held("two models", check::twoModels);
@@ -94,6 +98,16 @@ public final class Check {
     ByteBuffer bytes = ByteBuffer.allocate(4 * values.length).order(ByteOrder.LITTLE_ENDIAN);
     bytes.asFloatBuffer().put(values);
     Files.write(output.resolve(name), bytes.array());
+  }
+
+  /** A library of another interface is refused, whenever it comes, and serves no other's models. */
+  private void otherVersions() {
+    same(thrown(IllegalStateException.class, () -> Model.abi("newer")).getMessage(),
+        "libedgedm_newer.so and the classes of org.edgedm are of different versions (99 and 2); take both from one "
+            + "AAR");
+    open().close();
+    same(thrown(IllegalStateException.class, () -> Model.abi("odd")).getMessage().contains("loaded before"), true);
+    same(Model.abi("tiny"), "x86_64");
   }
 
   private void shapes() {
@@ -318,6 +332,7 @@ public final class Check {
     thrown(IllegalArgumentException.class, () -> Model.open("tiny", ByteBuffer.allocate(5)));
     thrown(IllegalArgumentException.class, () -> Model.open("tiny", 0, -1, 5));
     thrown(UnsatisfiedLinkError.class, () -> Model.open("nothing", weights));
+    same(addressless().reason(), Reason.BAD_ARGUMENT);
     try (Model model = open(); Session session = model.session(1)) {
       Drawing one = new Drawing();
       same(thrown(EdgedmException.class, () -> session.sample(one)).reason(), Reason.BAD_ARGUMENT);
@@ -341,6 +356,20 @@ public final class Check {
       thrown(ArithmeticException.class, () -> session.sample(new Drawing().images(Integer.MAX_VALUE)));
       same(thrown(EdgedmException.class, () -> session.decode(new float[64])).reason(), Reason.BAD_ARGUMENT);
     }
+  }
+
+  /** A buffer of which the machine gives no address. The weights are at hand as standard input, where nobody looks. */
+  private EdgedmException addressless() throws Exception {
+    Class<?> natives = Class.forName("org.edgedm.Native");
+    Method library = natives.getDeclaredMethod("library", String.class);
+    Class<?>[] types = {long.class, ByteBuffer.class, long.class, byte[].class};
+    Method open = natives.getDeclaredMethod("openMemory", types);
+    library.setAccessible(true);
+    open.setAccessible(true);
+    Object functions = library.invoke(null, "tiny");
+    ByteBuffer buffer = ByteBuffer.allocate((int) weights.length());
+    Body body = () -> open.invoke(null, functions, buffer, weights.length(), null);
+    return (EdgedmException) thrown(InvocationTargetException.class, body).getCause();
   }
 
   private void closing() {
@@ -370,6 +399,31 @@ public final class Check {
     try (Model model = Model.open("tiny", buffer)) {
       same(Arrays.equals(draw(model), expected), true);
     }
+  }
+
+  private void variants() throws Exception {
+    List<String> names = Model.variants("tiny");
+    same(names.size(), 1);
+    String only = names.get(0);
+    byte[] content = Files.readAllBytes(weights.toPath());
+    ByteBuffer buffer = ByteBuffer.allocateDirect(content.length).put(content);
+    buffer.flip();
+    Callable<?>[] ways = {
+        () -> Model.open("tiny", weights, only), () -> Model.open("tiny", buffer, only),
+        () -> Model.open("tiny", new ByteArrayInputStream(content), only),
+        () -> Assets.open(new AssetManager(new File(assets, "own")), "tiny", only)
+    };
+    for (Callable<?> way : ways) {
+      try (Model model = (Model) way.call()) {
+        same(model.variant(), only);
+      }
+    }
+    try (Model model = open()) {
+      same(model.variant(), only);
+    }
+    EdgedmException refused = thrown(EdgedmException.class, () -> Model.open("tiny", weights, "ähnlich"));
+    same(refused.reason(), Reason.BAD_ARGUMENT);
+    same(refused.getMessage(), "variant \"ähnlich\": the bundle has " + only);
   }
 
   private void assets() throws Exception {

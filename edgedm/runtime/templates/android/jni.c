@@ -1,7 +1,8 @@
 /* What the methods of org.edgedm.Native do: Java's arrays and exceptions on one side, the C interface on the other.
  *
  * An app may load several of these libraries, one a model, and Java binds a method to the first of them. So no function
- * here calls its own model: each gets the table of the library that the model belongs to. */
+ * here calls its own model: each gets the table of the library that the model belongs to. Whose structures lie as this
+ * library's do is for Native.java to say, and nothing is bound before it has. */
 #include <jni.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,7 @@
 #include "edgedm.h"
 #include "runtime.h"
 
-enum { INTERFACE = 1, INFO = 13 }; /* the former as in Native.java, which refuses another */
+enum { INTERFACE = 2, INFO = 11 }; /* the former as in Native.java, which refuses another */
 
 typedef struct {
   const edm_description *compiled;
@@ -29,12 +30,14 @@ typedef struct {
   edm_status (*current)(const edm_session *, float *);
   edm_status (*decode)(edm_session *, const float *, float *);
   int (*big_cores)(int *, int);
+  const char *(*variant_name)(int);
+  const char *(*model_variant)(const edm_model *);
 } functions;
 
 static const functions own = {&edm_compiled,    edm_last_error,   edm_open,    edm_close,      edm_session_create,
                               edm_session_free, edm_prepare,      edm_timesteps, edm_step,     edm_reset,
                               edm_sample,       edm_begin,        edm_steps_left, edm_next,    edm_current,
-                              edm_decode,       edm_big_cores};
+                              edm_decode,       edm_big_cores, edm_variant_name, edm_model_variant};
 
 typedef struct {
   const functions *call;
@@ -50,30 +53,37 @@ static jclass exception_class;         /* org.edgedm.EdgedmException, */
 static jmethodID exception_constructor; /* of a status and a message */
 static jmethodID session_progress;     /* boolean Session.progress(long, long) */
 
-#define NATIVE(type, name) JNIEXPORT type JNICALL Java_org_edgedm_Native_##name
+#define NATIVE(type, name) static type JNICALL native_##name
 #define FROM_JAVA(type, handle) ((type *)(intptr_t)(handle))
 #define TO_JAVA(pointer) ((jlong)(intptr_t)(pointer))
 
 /* --- loading --------------------------------------------------------------------------------------------- */
 
-static jboolean find_classes(JNIEnv *env, jclass native) {
+static bool find_classes(JNIEnv *env) {
   jclass exception = (*env)->FindClass(env, "org/edgedm/EdgedmException");
-  if (!exception) return JNI_FALSE;
+  if (!exception) return false;
   exception_class = (*env)->NewGlobalRef(env, exception);
   (*env)->DeleteLocalRef(env, exception);
-  if (!exception_class) return JNI_FALSE;
+  if (!exception_class) return false;
   exception_constructor = (*env)->GetMethodID(env, exception_class, "<init>", "(I[B)V");
-  if (!exception_constructor) return JNI_FALSE;
+  if (!exception_constructor) return false;
   jclass session = (*env)->FindClass(env, "org/edgedm/Session");
-  if (!session) return JNI_FALSE;
+  if (!session) return false;
   session_progress = (*env)->GetMethodID(env, session, "progress", "(JJ)Z");
   (*env)->DeleteLocalRef(env, session);
-  if (!session_progress) return JNI_FALSE;
-  jmethodID loaded = (*env)->GetStaticMethodID(env, native, "loaded", "(IJ)V");
-  if (!loaded) return JNI_FALSE;
-  (*env)->CallStaticVoidMethod(env, native, loaded, (jint)INTERFACE, TO_JAVA(&own));
-  return !(*env)->ExceptionCheck(env);
+  return session_progress != NULL;
 }
+
+/* Whether Java takes this library: it is of the classes' version, and what libraries hand one another lies alike. */
+static bool is_accepted(JNIEnv *env, jclass native) {
+  jmethodID loaded = (*env)->GetStaticMethodID(env, native, "loaded", "(IJJ)Z");
+  if (!loaded) return false;
+  const jlong layout = (jlong)sizeof(functions) << 32 | (jlong)sizeof(edm_description);
+  jboolean accepted = (*env)->CallStaticBooleanMethod(env, native, loaded, (jint)INTERFACE, layout, TO_JAVA(&own));
+  return !(*env)->ExceptionCheck(env) && accepted;
+}
+
+static jint bind_methods(JNIEnv *env, jclass native);
 
 JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *machine, void *reserved) {
   void *found = NULL;
@@ -85,9 +95,9 @@ JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM *machine, void *reserved) {
     (*env)->ExceptionClear(env);
     return JNI_VERSION_1_6;
   }
-  jboolean known = find_classes(env, native);
+  bool bound = find_classes(env) && is_accepted(env, native) && bind_methods(env, native) == JNI_OK;
   (*env)->DeleteLocalRef(env, native);
-  return known ? JNI_VERSION_1_6 : JNI_ERR;
+  return bound ? JNI_VERSION_1_6 : JNI_ERR;
 }
 
 /* --- errors and arrays ----------------------------------------------------------------------------------- */
@@ -120,40 +130,64 @@ static void give_back(JNIEnv *env, jfloatArray array, jfloat *values, bool chang
 
 /* --- models ---------------------------------------------------------------------------------------------- */
 
-static jlong open_source(JNIEnv *env, const functions *call, const edm_source *source) {
+/* `variant` ends in 0, or is null: the best for this machine. */
+static jlong open_source(JNIEnv *env, jlong library, edm_source source, jbyteArray variant) {
+  const functions *call = FROM_JAVA(const functions, library);
+  jbyte *name = variant ? (*env)->GetByteArrayElements(env, variant, NULL) : NULL;
+  if (variant && !name) return 0;
+  source.variant = (const char *)name;
   model_handle *handle = malloc(sizeof *handle);
-  if (!handle) {
+  if (handle) {
+    handle->call = call;
+    edm_status status = call->open(&source, &handle->model);
+    if (status) {
+      check(env, call, status);
+      free(handle);
+      handle = NULL;
+    }
+  } else {
     throw_status(env, EDM_NO_MEMORY, "no memory for a model");
-    return 0;
   }
-  handle->call = call;
-  edm_status status = call->open(source, &handle->model);
-  if (!status) return TO_JAVA(handle);
-  check(env, call, status);
-  free(handle);
-  return 0;
+  if (name) (*env)->ReleaseByteArrayElements(env, variant, name, JNI_ABORT);
+  return TO_JAVA(handle);
 }
 
-NATIVE(jlong, openFile)(JNIEnv *env, jclass type, jlong library, jbyteArray path) {
+NATIVE(jlong, openFile)(JNIEnv *env, jclass type, jlong library, jbyteArray path, jbyteArray variant) {
   (void)type;
   jbyte *text = (*env)->GetByteArrayElements(env, path, NULL); /* ends in 0 */
   if (!text) return 0;
-  edm_source source = {.path = (const char *)text};
-  jlong handle = open_source(env, FROM_JAVA(const functions, library), &source);
+  jlong handle = open_source(env, library, (edm_source){.path = (const char *)text, .fd = -1}, variant);
   (*env)->ReleaseByteArrayElements(env, path, text, JNI_ABORT);
   return handle;
 }
 
-NATIVE(jlong, openDescriptor)(JNIEnv *env, jclass type, jlong library, jint fd, jlong offset, jlong length) {
+NATIVE(jlong, openDescriptor)
+(JNIEnv *env, jclass type, jlong library, jint fd, jlong offset, jlong length, jbyteArray variant) {
   (void)type;
   edm_source source = {.fd = fd, .offset = (uint64_t)offset, .length = (uint64_t)length};
-  return open_source(env, FROM_JAVA(const functions, library), &source);
+  return open_source(env, library, source, variant);
 }
 
-NATIVE(jlong, openMemory)(JNIEnv *env, jclass type, jlong library, jobject buffer, jlong length) {
+NATIVE(jlong, openMemory)
+(JNIEnv *env, jclass type, jlong library, jobject buffer, jlong length, jbyteArray variant) {
   (void)type;
-  edm_source source = {.memory = (*env)->GetDirectBufferAddress(env, buffer), .length = (uint64_t)length};
-  return open_source(env, FROM_JAVA(const functions, library), &source);
+  edm_source source = {.memory = (*env)->GetDirectBufferAddress(env, buffer), .fd = -1, .length = (uint64_t)length};
+  if (source.memory) return open_source(env, library, source, variant);
+  throw_status(env, EDM_BAD_ARGUMENT, "weights in memory: the machine gives no address of that buffer");
+  return 0;
+}
+
+NATIVE(jstring, variant)(JNIEnv *env, jclass type, jlong model) {
+  (void)type;
+  const model_handle *handle = FROM_JAVA(const model_handle, model);
+  return (*env)->NewStringUTF(env, handle->call->model_variant(handle->model));
+}
+
+/* Null beyond the last. */
+NATIVE(jstring, variantName)(JNIEnv *env, jclass type, jlong library, jint number) {
+  (void)type;
+  const char *name = FROM_JAVA(const functions, library)->variant_name(number);
+  return name ? (*env)->NewStringUTF(env, name) : NULL;
 }
 
 NATIVE(void, closeModel)(JNIEnv *env, jclass type, jlong model) {
@@ -175,7 +209,7 @@ NATIVE(jstring, abi)(JNIEnv *env, jclass type) {
 #endif
 }
 
-/* Shapes of images, decoded images and text conditions, classes, the class that means none, the default schedule. */
+/* Shapes of images, decoded images and text conditions, classes, the default schedule. */
 NATIVE(jlongArray, info)(JNIEnv *env, jclass type, jlong library) {
   (void)type;
   const edm_description *model = FROM_JAVA(const functions, library)->compiled;
@@ -183,8 +217,7 @@ NATIVE(jlongArray, info)(JNIEnv *env, jclass type, jlong library) {
   const jlong values[INFO] = {image[0],       image[1],          image[2],
                               decoded[0],     decoded[1],        decoded[2],
                               text[0],        text[1],           model->classes,
-                              model->null_class, model->default_steps, (jlong)model->default_sampler,
-                              model->state_count};
+                              model->default_steps, (jlong)model->default_sampler};
   jlongArray array = (*env)->NewLongArray(env, INFO);
   if (array) (*env)->SetLongArrayRegion(env, array, 0, INFO, values);
   return array;
@@ -345,4 +378,37 @@ NATIVE(void, current)(JNIEnv *env, jclass type, jlong session, jfloatArray x) {
   if (!to) return;
   check(env, handle->call, handle->call->current(handle->session, to));
   give_back(env, x, to, true);
+}
+
+/* --- binding --------------------------------------------------------------------------------------------- */
+
+/* By table, not by exported names: those Android would also take from a library that was refused. */
+static jint bind_methods(JNIEnv *env, jclass native) {
+#define METHOD(name, signature) \
+  { (char *)(intptr_t) #name, (char *)(intptr_t)(signature), (void *)(intptr_t)native_##name }
+  const JNINativeMethod methods[] = {
+      METHOD(abi, "()Ljava/lang/String;"),
+      METHOD(info, "(J)[J"),
+      METHOD(bigCores, "(J)[I"),
+      METHOD(variantName, "(JI)Ljava/lang/String;"),
+      METHOD(openFile, "(J[B[B)J"),
+      METHOD(openDescriptor, "(JIJJ[B)J"),
+      METHOD(openMemory, "(JLjava/nio/ByteBuffer;J[B)J"),
+      METHOD(variant, "(J)Ljava/lang/String;"),
+      METHOD(closeModel, "(J)V"),
+      METHOD(createSession, "(JII[I)J"),
+      METHOD(freeSession, "(J)V"),
+      METHOD(prepare, "(JIID[JJF[F[F)V"),
+      METHOD(timesteps, "(J[J)V"),
+      METHOD(reset, "(J)V"),
+      METHOD(step, "(JI[F[F)V"),
+      METHOD(decode, "(J[F[F)V"),
+      METHOD(sample, "(JLorg/edgedm/Session;JII[FD[F)V"),
+      METHOD(begin, "(JJI[FD)V"),
+      METHOD(stepsLeft, "(J)I"),
+      METHOD(next, "(J[F)V"),
+      METHOD(current, "(J[F)V"),
+  };
+#undef METHOD
+  return (*env)->RegisterNatives(env, native, methods, (jint)(sizeof methods / sizeof *methods));
 }

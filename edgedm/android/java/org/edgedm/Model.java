@@ -1,6 +1,5 @@
 package org.edgedm;
 
-import java.io.EOFException;
 import java.io.File;
 import java.io.IOException;
 import java.io.InputStream;
@@ -8,7 +7,9 @@ import java.nio.ByteBuffer;
 import java.nio.channels.Channels;
 import java.nio.channels.ReadableByteChannel;
 import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 
 /**
  * A compiled diffusion model: its weights, which never change. Any number of threads and sessions may use it.
@@ -24,6 +25,7 @@ import java.util.Arrays;
 public final class Model implements AutoCloseable {
   private final long library;
   private final long[] info;
+  private final String variant;
   private final ByteBuffer memory; // what the C library reads from must stay
   private long handle; // 0: freed
   private int users = 1; // this model until it is closed, and its sessions
@@ -34,6 +36,7 @@ public final class Model implements AutoCloseable {
     this.handle = handle;
     this.memory = memory;
     this.info = Native.info(library);
+    this.variant = Native.variant(handle);
   }
 
   /**
@@ -43,9 +46,19 @@ public final class Model implements AutoCloseable {
    * @throws EdgedmException for weights that are missing, truncated or not those of this model
    */
   public static Model open(String name, File weights) {
+    return open(name, weights, null);
+  }
+
+  /**
+   * Open the model to run one of its {@link #variants}.
+   *
+   * @param variant its name; null: the best that the processor can run
+   * @throws EdgedmException with reason WRONG_MACHINE for a variant that the processor cannot run, BAD_ARGUMENT for a
+   *     name that the model has not
+   */
+  public static Model open(String name, File weights, String variant) {
     long library = Native.library(name);
-    byte[] path = weights.getPath().getBytes(StandardCharsets.UTF_8);
-    return new Model(library, Native.openFile(library, Arrays.copyOf(path, path.length + 1)), null);
+    return new Model(library, Native.openFile(library, text(weights.getPath()), text(variant)), null);
   }
 
   /**
@@ -55,22 +68,44 @@ public final class Model implements AutoCloseable {
    * @param fd a descriptor, as of ParcelFileDescriptor.getFd
    */
   public static Model open(String name, int fd, long offset, long length) {
+    return open(name, fd, offset, length, null);
+  }
+
+  /** Open the model with the weights in a part of an open file, to run the variant of that name, null: the best. */
+  public static Model open(String name, int fd, long offset, long length, String variant) {
     long library = Native.library(name);
     if (offset < 0 || length < 1) throw new IllegalArgumentException("offset " + offset + ", length " + length);
-    return new Model(library, Native.openDescriptor(library, fd, offset, length), null);
+    return new Model(library, Native.openDescriptor(library, fd, offset, length, text(variant)), null);
   }
 
   /** Open the model with the weights that a stream gives, which are read into memory; the stream stays open. */
   public static Model open(String name, InputStream weights) throws IOException {
-    return open(name, read(weights));
+    return open(name, weights, null);
+  }
+
+  /** Open the model with the weights that a stream gives, to run the variant of that name, null: the best. */
+  public static Model open(String name, InputStream weights, String variant) throws IOException {
+    return open(name, read(weights), variant);
   }
 
   /** Open the model with the weights that a direct buffer holds from its start to its limit; nothing may change it. */
   public static Model open(String name, ByteBuffer weights) {
+    return open(name, weights, null);
+  }
+
+  /** Open the model with the weights in a direct buffer, to run the variant of that name, null: the best. */
+  public static Model open(String name, ByteBuffer weights, String variant) {
     long library = Native.library(name);
     if (!weights.isDirect()) throw new IllegalArgumentException("weights: expected a direct buffer");
     ByteBuffer kept = weights.duplicate();
-    return new Model(library, Native.openMemory(library, kept, kept.limit()), kept);
+    return new Model(library, Native.openMemory(library, kept, kept.limit(), text(variant)), kept);
+  }
+
+  /** As C takes text; null stays null. */
+  private static byte[] text(String value) {
+    if (value == null) return null;
+    byte[] bytes = value.getBytes(StandardCharsets.UTF_8);
+    return Arrays.copyOf(bytes, bytes.length + 1);
   }
 
   private static ByteBuffer read(InputStream stream) throws IOException {
@@ -78,12 +113,20 @@ public final class Model implements AutoCloseable {
     ByteBuffer buffer = ByteBuffer.allocateDirect(Math.max(stream.available(), 1 << 16));
     while (channel.read(buffer) >= 0) {
       if (buffer.hasRemaining()) continue;
-      if (buffer.capacity() > Integer.MAX_VALUE / 2) throw new EOFException("weights: more than 1 GiB in a stream");
+      if (buffer.capacity() > Integer.MAX_VALUE / 2) throw new IOException("weights: more than 1 GiB in a stream");
       buffer.flip();
       buffer = ByteBuffer.allocateDirect(2 * buffer.capacity()).put(buffer);
     }
     buffer.flip();
     return buffer;
+  }
+
+  /** The variants of the model called {@code name}: its kernels for better and lesser processors, the best first. */
+  public static List<String> variants(String name) {
+    long library = Native.library(name);
+    List<String> names = new ArrayList<>();
+    for (String each; (each = Native.variantName(library, names.size())) != null; ) names.add(each);
+    return names;
   }
 
   /** Which of an AAR's weights are those of this model on this machine: arm64-v8a, armeabi-v7a or x86_64. */
@@ -108,6 +151,11 @@ public final class Model implements AutoCloseable {
     long session = Native.createSession(handle, threads, lanes, cores);
     users++;
     return new Session(this, session);
+  }
+
+  /** Which of the {@link #variants} runs. */
+  public String variant() {
+    return variant;
   }
 
   /** The fast cores of this machine if it has slow ones too, else all. */
@@ -137,12 +185,12 @@ public final class Model implements AutoCloseable {
 
   /** Steps of the schedule that the model was compiled with. */
   public int defaultSteps() {
-    return (int) info[10];
+    return (int) info[9];
   }
 
   /** Sampler of the schedule that the model was compiled with. */
   public Sampler defaultSampler() {
-    return Sampler.values()[(int) info[11]];
+    return Sampler.values()[(int) info[10]];
   }
 
   /** Floats of an image, or of a latent. */

@@ -4,13 +4,14 @@ import java.nio.ByteBuffer;
 import java.util.HashMap;
 import java.util.Map;
 
-/** What the C library does; see jni.c. Every long is a pointer of it: to a library's functions, a model or a session. */
+/** What the C library does; see jni.c. Every long is a pointer of it: a library's functions, a model or session. */
 final class Native {
-  private static final int INTERFACE = 1; // of jni.c
+  private static final int INTERFACE = 2; // of jni.c
 
   private static final Map<String, Long> LIBRARIES = new HashMap<>();
-  private static int loadedInterface;
+  private static long layout; // of the libraries' structures; 0: none is loaded yet
   private static long loadedLibrary;
+  private static String refused; // why, of the library that is being loaded
 
   private Native() {}
 
@@ -19,24 +20,36 @@ final class Native {
     Long known = LIBRARIES.get(name);
     if (known != null) return known;
     loadedLibrary = 0;
-    System.loadLibrary("edgedm_" + name); // calls loaded
+    refused = null;
+    try {
+      System.loadLibrary("edgedm_" + name); // calls loaded
+    } catch (UnsatisfiedLinkError error) {
+      if (refused == null) throw error;
+      throw new IllegalStateException("libedgedm_" + name + ".so and " + refused + "; take both from one AAR", error);
+    }
     if (loadedLibrary == 0) {
       throw new IllegalStateException(
           "libedgedm_" + name + ".so was loaded by other code before; let Model.open load it");
-    }
-    if (loadedInterface != INTERFACE) {
-      throw new IllegalStateException(
-          "libedgedm_" + name + ".so and the classes of org.edgedm are of different versions (" + loadedInterface
-              + " and " + INTERFACE + "); take both from one AAR");
     }
     LIBRARIES.put(name, loadedLibrary);
     return loadedLibrary;
   }
 
-  /** Called by a library while it is loaded. */
-  private static void loaded(int version, long library) {
-    loadedInterface = version;
-    loadedLibrary = library;
+  /**
+   * Called by a library while it is loaded, before a method below is bound to it; whether that may be.
+   *
+   * @param structures the sizes of what libraries hand one another, since one of them serves the models of all
+   */
+  private static boolean loaded(int version, long structures, long library) {
+    if (version != INTERFACE) {
+      refused = "the classes of org.edgedm are of different versions (" + version + " and " + INTERFACE + ")";
+    } else if (layout != 0 && structures != layout) {
+      refused = "a library that was loaded before it are of different versions of edgedm";
+    } else {
+      layout = structures;
+      loadedLibrary = library;
+    }
+    return refused == null;
   }
 
   static native String abi();
@@ -45,11 +58,15 @@ final class Native {
 
   static native int[] bigCores(long library);
 
-  static native long openFile(long library, byte[] path);
+  static native String variantName(long library, int number);
 
-  static native long openDescriptor(long library, int fd, long offset, long length);
+  static native long openFile(long library, byte[] path, byte[] variant);
 
-  static native long openMemory(long library, ByteBuffer weights, long length);
+  static native long openDescriptor(long library, int fd, long offset, long length, byte[] variant);
+
+  static native long openMemory(long library, ByteBuffer weights, long length, byte[] variant);
+
+  static native String variant(long model);
 
   static native void closeModel(long model);
 

@@ -16,11 +16,16 @@ public final class Assets {
    * build compressed is read (androidResources.noCompress "bin" in its build file spares that).
    */
   public static Model open(AssetManager assets, String name) throws IOException {
+    return open(assets, name, null);
+  }
+
+  /** Open the model called {@code name} to run the variant of that name, null: the best; see {@link Model#variants}. */
+  public static Model open(AssetManager assets, String name, String variant) throws IOException {
     String folder = "edgedm/" + name + "/";
     FileNotFoundException missing = null;
     for (String file : new String[] {Model.abi(name) + ".bin", "all.bin"}) {
       try {
-        return openFile(assets, name, folder + file);
+        return openFile(assets, name, folder + file, variant);
       } catch (FileNotFoundException absent) {
         missing = absent;
       }
@@ -28,12 +33,13 @@ public final class Assets {
     throw missing;
   }
 
-  private static Model openFile(AssetManager assets, String name, String path) throws IOException {
+  private static Model openFile(AssetManager assets, String name, String path, String variant) throws IOException {
     try (AssetFileDescriptor file = assets.openFd(path)) {
-      return Model.open(name, file.getParcelFileDescriptor().getFd(), file.getStartOffset(), file.getLength());
+      int fd = file.getParcelFileDescriptor().getFd();
+      return Model.open(name, fd, file.getStartOffset(), file.getLength(), variant);
     } catch (FileNotFoundException compressed) {
       try (InputStream stream = assets.open(path)) {
-        return Model.open(name, stream);
+        return Model.open(name, stream, variant);
       }
     }
   }
