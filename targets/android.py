@@ -14,9 +14,22 @@ from edgedm.targets import arm, x86
 from edgedm.targets.level import Core, Level
 
 SYSTEM = "android"
+
+API_LEVEL = 24
+"""Android 7.0, older than any phone whose system is still kept up."""
+
+PAGE_BYTES = 16 << 10
+"""Newer phones have pages of 16 KiB; a library whose segments are aligned to them runs on those of 4 KiB too."""
+
+SOFT_FLOAT = ("-mcpu=generic+v7a+neon", "-mfloat-abi=softfp")
+"""Of ARMv7, for clang: vectors, but floats are passed as integers are."""
+
+NDK = "ANDROID_NDK_HOME"
+"""The environment variable that names the folder of an NDK."""
+
+_NO_STACK = "-Wl,-z,noexecstack"
 # Of programs; as those of Linux, and they run where pages have 16 KiB too.
-_LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=16384")
-_SOFT = ("-mcpu=generic+v7a+neon", "-mfloat-abi=softfp")  # of ARMv7: floats are passed as integers are
+_LINK = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none", _NO_STACK, f"-Wl,-z,max-page-size={PAGE_BYTES}")
 
 
 def _of(base: Level, name: str, triple: str, extras: tuple[str, ...], **changed: Any) -> Level:
@@ -31,25 +44,25 @@ def _of(base: Level, name: str, triple: str, extras: tuple[str, ...], **changed:
     )
 
 
-ARM64 = _of(arm.AARCH64, "android-arm64", "aarch64-none-linux-android24", tuple(arm.AARCH64.extras))
+ARM64 = _of(arm.AARCH64, "android-arm64", f"aarch64-none-linux-android{API_LEVEL}", tuple(arm.AARCH64.extras))
 
 # Programs too: they share the kernels with the library.
 ARMV7 = _of(
     arm.ARMV7,
     "android-armv7",
-    "armv7a-none-linux-androideabi24",
+    f"armv7a-none-linux-androideabi{API_LEVEL}",
     tuple(arm.ARMV7.extras),
     abi=(("mfloat-abi", "soft"),),
     program_triple="arm-linux-musleabi",
-    c_flags=_SOFT,
-    link_flags=(*_LINK, *_SOFT),
+    c_flags=SOFT_FLOAT,
+    link_flags=(*_LINK, *SOFT_FLOAT),
 )
 
 X86_64 = tuple(
     _of(
         x86.LEVELS[f"x86-64-{number}"],
         "android-x86_64" if number == "v2" else f"android-x86_64-{number}",
-        "x86_64-none-linux-android24",
+        f"x86_64-none-linux-android{API_LEVEL}",
         x86.extras_of(f"x86-64-{number}"),
         program_triple="x86_64-linux-musl",
     )
@@ -82,7 +95,7 @@ def javac() -> str | None:
 
 def needs() -> str:
     """What builds an app's library and AAR, in words, and whether that is here."""
-    named = os.environ.get("ANDROID_NDK_HOME")
+    named = os.environ.get(NDK)
     library = f"the NDK in {named}" if named else "pip packages"
     java = "which is here" if javac() else "which is missing: install a JDK"
     return f"the library by {library}; for an AAR javac, {java}"

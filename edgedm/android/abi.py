@@ -4,12 +4,7 @@ from dataclasses import dataclass
 
 from edgedm.errors import UnsupportedError
 from edgedm.targets import Target
-
-API_LEVEL = 24
-"""Android 7.0, older than any phone whose system is still kept up."""
-
-PAGE_BYTES = 16 << 10
-"""Newer phones have pages of 16 KiB; a library whose segments are aligned to them runs on those of 4 KiB too."""
+from edgedm.targets.android import API_LEVEL, SOFT_FLOAT
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ ABIS = (
         "armelf_linux_eabi",
         "EM_ARM",
         32,
-        ("-mcpu=generic+v7a+neon", "-mfloat-abi=softfp"),  # vectors, but floats are passed as integers are
+        SOFT_FLOAT,
     ),
     Abi("x86_64", "x86", "x86_64", "android", "x86-linux-any", "elf_x86_64", "EM_X86_64", 64),
 )

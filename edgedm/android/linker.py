@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgedm.android import elf_lint
-from edgedm.android.abi import PAGE_BYTES, Abi
+from edgedm.android.abi import Abi
 from edgedm.android.sysroot import RUNTIME, compile_flags, imports, sysroot
 from edgedm.errors import ToolchainError
 from edgedm.lower import toolchain
+from edgedm.targets.android import NDK, PAGE_BYTES
 
-NDK = "ANDROID_NDK_HOME"
 COMPAT = "android/compat.h"  # beside the C files: what the C library lacks
 MERGED = "lib/libedgedm.o"
 """All objects of a bundle's library in one, which `edgedm package` links again under the name of an app's model."""

@@ -219,6 +219,11 @@ def test_a_damaged_file_is_refused_whatever_byte_it_is(good):
         assert lint_library(good[:length], _DEMANDS) != []
 
 
+def test_a_mistake_of_ours_is_not_the_files(good):
+    with pytest.raises(TypeError):
+        lint_library(good, replace(_DEMANDS, imports=("malloc", "free")))
+
+
 def test_the_error_names_the_file_and_every_finding():
     with pytest.raises(ToolchainError, match=r"jni/libx.so: Android would refuse it: one; another"):
         require("jni/libx.so", ["one", "another"])

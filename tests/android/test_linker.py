@@ -10,6 +10,7 @@ from edgedm.android.abi import ABIS
 from edgedm.android.sysroot import compile_flags, functions_of, imports, sysroot
 from edgedm.errors import ToolchainError
 from edgedm.lower import toolchain
+from edgedm.targets.android import NDK
 
 ARM64 = ABIS[0]
 CODE = """
@@ -57,7 +58,7 @@ def folder(tmp_path, monkeypatch):
     """A scratch folder with a C file, as `write_library` fills one."""
     from edgedm.lower.codegen import TEMPLATES
 
-    monkeypatch.delenv(linker.NDK, raising=False)
+    monkeypatch.delenv(NDK, raising=False)
     (tmp_path / "android").mkdir()
     (tmp_path / "android/compat.h").write_text((TEMPLATES / "android/compat.h").read_text())
     (tmp_path / "try.c").write_text(CODE)
@@ -138,7 +139,7 @@ def test_an_ndk_that_is_named_does_the_work(folder, ndk, monkeypatch):
     assert linker.toolchain_name().startswith("zig ")
     by_zig = linked(folder, ARM64)
     assert not log.exists()
-    monkeypatch.setenv(linker.NDK, str(place))
+    monkeypatch.setenv(NDK, str(place))
     assert linker.toolchain_name() == "ndk 27.2.12479018"
     assert linked(folder, ARM64)[:4] == by_zig[:4]
     compiled, linked_by = log.read_text().splitlines()
@@ -152,10 +153,10 @@ def test_an_ndk_that_is_named_does_the_work(folder, ndk, monkeypatch):
 
 def test_an_ndk_that_is_none_or_refuses_is_an_error(folder, ndk, monkeypatch):
     place, _ = ndk
-    monkeypatch.setenv(linker.NDK, str(folder))
+    monkeypatch.setenv(NDK, str(folder))
     with pytest.raises(ToolchainError, match=r"clang is missing; name the folder of an NDK"):
         linked(folder, ARM64)
-    monkeypatch.setenv(linker.NDK, str(place))
+    monkeypatch.setenv(NDK, str(place))
     (folder / "try.c").write_text("this is no C\n")
     with pytest.raises(ToolchainError, match="the NDK's clang failed"):
         linked(folder, ARM64)
