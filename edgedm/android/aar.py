@@ -14,7 +14,7 @@ from pathlib import Path
 import edgedm
 from edgedm import progress
 from edgedm.android import linker
-from edgedm.android.abi import API_LEVEL, Abi, abi_of
+from edgedm.android.abi import Abi, abi_of
 from edgedm.android.archive import archive
 from edgedm.android.java_classes import classes_jar
 from edgedm.atomic import atomic_file
@@ -22,9 +22,16 @@ from edgedm.bundle import Bundle, load
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.outcome import Outcome
 from edgedm.targets import resolve
+from edgedm.targets.android import API_LEVEL
 
 SUFFIX = ".aar"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_JAVA_WORD = re.compile(  # those that look like names
+    r"abstract|assert|boolean|break|byte|case|catch|char|class|const|continue|default|do|double|else|enum|extends"
+    r"|false|final|finally|float|for|goto|if|implements|import|instanceof|int|interface|long|native|new|null|package"
+    r"|private|protected|public|return|short|static|strictfp|super|switch|synchronized|this|throw|throws|transient"
+    r"|true|try|void|volatile|while"
+)
 _SAME = ("image_shape", "decoded_shape", "condition_shape", "classes", "null_class", "schedule", "config")
 """What the bundles of one model agree about, whatever they are compiled for."""
 
@@ -60,7 +67,7 @@ def package(bundles: Sequence[str | os.PathLike[str]], output: str | os.PathLike
     output = Path(output)
     if output.suffix != SUFFIX:
         raise UnsupportedError(f"{output}: expected a name that ends in {SUFFIX}, which is the one kind of package")
-    _check_name(output.stem, str(output))  # of the AAR's own package too
+    _check_package(output)
     parts = _parts(bundles, output.stem)
     progress.stage("compiling the Java classes")
     files = {"R.txt": b"", "classes.jar": classes_jar(), "proguard.txt": _proguard()}
@@ -110,12 +117,27 @@ def _check_name(name: str, given: str) -> None:
         )
 
 
+def _check_package(output: Path) -> None:
+    """The AAR's name is the last part of its Java package, whatever its models are called."""
+    _check_name(output.stem, str(output))
+    if _JAVA_WORD.fullmatch(output.stem):
+        raise UnsupportedError(
+            f"{output}: Java would take {output.stem!r} for a word of its own in the package org.edgedm.{output.stem}; "
+            "call the file something else"
+        )
+
+
 def _check(part: _Part, first: _Part) -> None:
     manifest = part.bundle.manifest
-    if manifest.edgedm != edgedm.__version__ or linker.MERGED not in manifest.files:
+    if manifest.edgedm != edgedm.__version__:
         raise InvalidModelError(
             f"{part.bundle.path}: was compiled by edgedm {manifest.edgedm}, this is {edgedm.__version__}; compile it "
             "again"
+        )
+    if linker.MERGED not in manifest.files:
+        raise InvalidModelError(
+            f"{part.bundle.path}: has no {linker.MERGED}, which the library is linked of under the app's name for it; "
+            "compile it again"
         )
     for field in _SAME:
         if getattr(manifest, field) != getattr(first.bundle.manifest, field):

@@ -12,6 +12,7 @@ import tiny_model
 from tools import need
 
 import edgedm
+from edgedm.android import linker
 from edgedm.android.aar import package
 from edgedm.android.abi import ABIS
 from edgedm.android.elf_lint import Demands, lint_library
@@ -28,11 +29,15 @@ def contents(aar) -> dict[str, bytes]:
         return {name: file.read(name) for name in file.namelist()}
 
 
+def manifest_of(bundle) -> dict:
+    return json.loads((bundle / "manifest.json").read_text())
+
+
 def assert_loads(files, name, abi_name, bundle):
     """The library is one that Android loads, under the name of its file."""
     abi = next(each for each in ABIS if each.name == abi_name)
     library = f"libedgedm_{name}.so"
-    exports = (load(bundle).manifest.prefix, "Java_org_edgedm_", "JNI_OnLoad")
+    exports = (load(bundle).manifest.prefix, "JNI_OnLoad")
     assert lint_library(files[f"jni/{abi_name}/{library}"], Demands(abi, library, imports(), exports)) == []
 
 
@@ -76,7 +81,7 @@ def test_its_classes_are_for_java_8_and_none_of_them_is_androids(aar):
 
 def test_what_the_library_finds_by_name_is_kept_by_proguard(aar):
     rules = contents(aar[0])["proguard.txt"].decode()
-    for name in ("org.edgedm.Native", "loaded(int, long)", "progress(long, long)", "<init>(int, byte[])"):
+    for name in ("org.edgedm.Native", "loaded(int, long, long)", "progress(long, long)", "<init>(int, byte[])"):
         assert name in rules
 
 
@@ -93,6 +98,11 @@ def test_what_is_no_name_no_aar_or_no_android_is_refused(arm64_bundle, tmp_path)
     for output, match in (("model.zip", "ends in .aar"), ("My-Model.aar", "would take 'My-Model' for no name")):
         with pytest.raises(UnsupportedError, match=match):
             package([arm64_bundle], tmp_path / output)
+    for word in ("class", "native", "null"):
+        with pytest.raises(UnsupportedError, match=f"{word!r} for a word of its own in the package org.edgedm.{word}"):
+            package([f"digits={arm64_bundle}"], tmp_path / f"{word}.aar")
+    with pytest.raises(UnsupportedError, match="would take 'My-Model' for no name"):
+        package([f"digits={arm64_bundle}"], tmp_path / "My-Model.aar")
     with pytest.raises(UnsupportedError, match="would take '7' for no name"):
         package([f"7={arm64_bundle}"], tmp_path / "digits.aar")
     with pytest.raises(UnsupportedError, match="one bundle or more"):
@@ -115,11 +125,19 @@ def test_a_bundle_of_another_edgedm_is_refused(arm64_bundle, tmp_path):
         package([other], tmp_path / "digits.aar")
 
 
+def test_a_bundle_without_its_librarys_objects_is_refused_for_that(arm64_bundle, tmp_path):
+    files = {name: each for name, each in manifest_of(arm64_bundle)["files"].items() if name != linker.MERGED}
+    other = _changed(arm64_bundle, tmp_path / "other.bundle", files=files)
+    (other / linker.MERGED).unlink()
+    with pytest.raises(InvalidModelError, match=r"has no lib/libedgedm\.o, which"):
+        package([other], tmp_path / "digits.aar")
+
+
 def test_different_models_under_one_name_are_refused(arm64_bundle, tmp_path):
-    target = json.loads((arm64_bundle / "manifest.json").read_text())["target"]
-    other = _changed(
-        arm64_bundle, tmp_path / "other.bundle", classes=7, target={**target, "name": "android-armv7+neon"}
-    )
+    manifest, name = manifest_of(arm64_bundle), "android-armv7+neon"
+    target = {**manifest["target"], "name": name}
+    sections = [{**each, "variants": [name]} for each in manifest["sections"]]
+    other = _changed(arm64_bundle, tmp_path / "other.bundle", classes=7, target=target, sections=sections)
     with pytest.raises(InvalidModelError, match="differ in classes, so they are not one model 'digits'"):
         package([arm64_bundle, other], tmp_path / "digits.aar")
 
@@ -134,8 +152,7 @@ def test_without_a_jdk_it_says_how_to_get_one(arm64_bundle, tmp_path, monkeypatc
 def _changed(bundle, folder, **changes):
     """A bundle whose manifest says something else."""
     shutil.copytree(bundle, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+    (folder / "manifest.json").write_text(json.dumps({**manifest_of(folder), **changes}))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A bundle for Android as a part of an app's own CMake project; zig with Android's declarations stands in for an NDK."""
+"""A bundle for Android in an app's own CMake project; zig with Android's declarations stands in for an NDK."""
 
 import subprocess
 import sys
