@@ -1,5 +1,6 @@
 """Does a manifest stay inside its own bundle? What it says of sizes and places, before anything is allocated by it."""
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,7 +13,10 @@ _BYTES |= {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 1
 
 
 def check_limits(manifest: Manifest) -> None:
-    """Raise ValueError that names the entry where a tensor has no size, an unknown dtype or leaves its memory."""
+    """Raise ValueError that names the entry where a tensor has no size, an unknown dtype or leaves its memory.
+
+    Constants have to lie in a section of the weights that their variant reads, where sections are recorded.
+    """
     for name in ("image_shape", "decoded_shape", "condition_shape"):
         shape = getattr(manifest, name)
         if shape is not None:
@@ -22,15 +26,16 @@ def check_limits(manifest: Manifest) -> None:
     for graph, ports in [*manifest.inputs.items(), *manifest.outputs.items()]:
         for port in ports:
             _bytes(f"{graph}: {port.name!r}", port.shape, port.dtype)
-    _check_nodes(manifest, manifest.nodes, manifest.arena_bytes)
+    _check_nodes(manifest, manifest.target.name, manifest.nodes, manifest.arena_bytes)
     for other in manifest.others or ():
-        _check_nodes(manifest, other.nodes, other.arena_bytes)
+        _check_nodes(manifest, other.target.name, other.nodes, other.arena_bytes)
 
 
-def _check_nodes(manifest: Manifest, nodes: Iterable[Node], arena_bytes: int) -> None:
+def _check_nodes(manifest: Manifest, variant: str, nodes: Iterable[Node], arena_bytes: int) -> None:
     _check_memory("arena_bytes", arena_bytes)
     memory = {"arena": arena_bytes, "weights": manifest.weights_bytes}
     ports: Mapping[str, Mapping[GraphName, Sequence[Port]]] = {"input": manifest.inputs, "output": manifest.outputs}
+    read = sorted((each.offset, each.offset + each.bytes) for each in manifest.sections if variant in each.variants)
     for node in nodes:
         operands = [*node.inputs, *node.outputs, *(node.scratch or ())]
         for operand in operands:
@@ -38,6 +43,8 @@ def _check_nodes(manifest: Manifest, nodes: Iterable[Node], arena_bytes: int) ->
             size = _bytes(where, operand.shape, operand.dtype)
             if operand.source in memory:
                 _check_place(where, operand, size, memory[operand.source])
+                if operand.source == "weights" and manifest.sections:
+                    _check_section(f"{variant}: {where}", operand, size, read)
             elif operand.offset >= len(ports[operand.source].get(node.graph, ())):
                 raise ValueError(f"{where}: {operand.source} number {operand.offset}, which the graph does not have")
 
@@ -45,6 +52,15 @@ def _check_nodes(manifest: Manifest, nodes: Iterable[Node], arena_bytes: int) ->
 def _check_place(where: str, operand: Operand, size: int, room: int) -> None:
     if operand.offset + size > room:
         raise ValueError(f"{where}: bytes {operand.offset}..{operand.offset + size} of {room} of {operand.source}")
+
+
+def _check_section(where: str, operand: Operand, size: int, read: Sequence[tuple[int, int]]) -> None:
+    """Nothing checks the hash of bytes elsewhere, and no copy of the weights holds them."""
+    at = bisect.bisect_right(read, operand.offset, key=lambda section: section[0]) - 1
+    if at < 0 or operand.offset + size > read[at][1]:
+        raise ValueError(
+            f"{where}: bytes {operand.offset}..{operand.offset + size} of weights lie in no section that it reads"
+        )
 
 
 def _check_memory(name: str, size: int) -> None:

@@ -146,15 +146,25 @@ class Manifest(_Record):
             raise ValueError(f"variants {', '.join(names)}: a name stands twice")
         if self.others and (self.slow is None or self.kernel_bytes is None or not self.sections):
             raise ValueError("several variants, but slow, kernel_bytes or sections is not recorded")
-        for section in self.sections:
+        end = 0
+        for section in sorted(self.sections, key=lambda each: each.offset):
+            where = f"sections: bytes {section.offset}..{section.offset + section.bytes}"
             if section.offset + section.bytes > self.weights_bytes:
-                raise ValueError(f"sections: bytes {section.offset}.. of {self.weights_bytes} of weights")
-            if self.others and (strange := sorted(set(section.variants) - set(names))):
-                raise ValueError(f"sections: variants {', '.join(strange)} of {', '.join(names)}")
+                raise ValueError(f"{where} of {self.weights_bytes} of weights")
+            if section.offset < end:
+                raise ValueError(f"{where} overlap those before {end}")
+            if not section.variants or len(set(section.variants)) < len(section.variants):
+                raise ValueError(f"{where}: variants {section.variants}: expected one or more, each once")
+            if strange := sorted(set(section.variants) - set(names)):
+                raise ValueError(f"{where}: variants {', '.join(strange)} of {', '.join(names)}")
+            end = section.offset + section.bytes
         return self
 
     def variants(self) -> list[str]:
-        """Names of the targets that the bundle has kernels for, the most demanding first."""
+        """Names of the targets that the bundle has kernels for: that which is described, then the others in order.
+
+        So the most demanding comes first in a manifest as it was read, not after `of`.
+        """
         return [self.target.name, *(each.target.name for each in self.others)]
 
     def of(self, variant: str) -> "Manifest":

@@ -15,6 +15,7 @@ import edgedm
 from edgedm import progress
 from edgedm.bundle import Manifest, Section
 from edgedm.bundle import Variant as VariantEntry
+from edgedm.bundle.limits import check_limits
 from edgedm.bundle.manifest import GraphName, Schedule, TargetEntry
 from edgedm.bundle.store import IN_WEBASSEMBLY, LIBRARY, PROBE, SAMPLER, WEIGHTS
 from edgedm.export.graph_io import serialize_graph
@@ -82,6 +83,7 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
         shutil.copyfile(TEMPLATES / "CMakeLists.txt", folder / "CMakeLists.txt")
         write_package(folder)
     manifest = _manifest(lowered, kernel_bytes)
+    check_limits(manifest)  # what it would be refused for when it is loaded is our bug
     _golden(folder / "golden", lowered, manifest)
     return manifest
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
 
 from edgedm import progress
-from edgedm.atomic_files import settle
+from edgedm.atomic_files import check_settled
 from edgedm.bundle import Manifest, Port
 from edgedm.bundle import write as write_bundle
 from edgedm.bundle.manifest import GraphName, Schedule
@@ -66,7 +66,7 @@ def compile(
     if sampler not in SAMPLERS:
         raise UnsupportedError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
     graph_path, chosen = Path(graph_path), resolve_variants(target)
-    settle(graph_path)
+    check_settled(graph_path)
     key = key_of(graph_path, chosen, steps, sampler) if cache else None
     kept = fetch(key, output) if key else None
     if kept is not None:
@@ -82,9 +82,9 @@ def compile(
         prefix = _prefix(models, chosen)
         laid_out = {name: _lay_out(name, model) for name, model in models.items()}
         weights, variants = Weights(), []
-        for weights.reader, each in enumerate(chosen):
+        for reader, each in enumerate(chosen):
             progress.stage(f"lowering for {each.name}")
-            graphs = {name: _lower(graph, models[name], each, weights) for name, graph in laid_out.items()}
+            graphs = {name: _lower(graph, models[name], each, weights, reader) for name, graph in laid_out.items()}
             own = prefix if len(chosen) == 1 else f"{prefix}{identifier(each.name)}_"
             variants.append(Variant(each, own, graphs))
         file = weights.file()
@@ -133,9 +133,9 @@ def _lay_out(name: GraphName, model: ir.Model) -> _LaidOut:
     return _LaidOut(name, inputs, outputs, tuple(widen.slow))
 
 
-def _lower(graph: _LaidOut, model: ir.Model, target: Target, weights: Weights) -> Graph:
+def _lower(graph: _LaidOut, model: ir.Model, target: Target, weights: Weights, reader: int) -> Graph:
     module, calls = import_graph(ir.serde.serialize_model(model), target)
-    plan = _tidied(make_plan(module, calls, weights, target.tvm()), graph.name)
+    plan = _tidied(make_plan(module, calls, weights, reader, target.tvm()), graph.name)
     return Graph(graph.name, plan, graph.inputs, graph.outputs, graph.slow)
 
 

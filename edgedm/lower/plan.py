@@ -76,12 +76,14 @@ class Plan:
     functions: Mapping[str, Any] = field(repr=False)
 
 
-def make_plan(module: Any, kernel_calls: list[KernelCall], weights: Weights, target: tvm.target.Target) -> Plan:
-    """Lower `module` as far as kernel calls, put its constants into `weights` and plan its memory."""
+def make_plan(
+    module: Any, kernel_calls: list[KernelCall], weights: Weights, reader: int, target: tvm.target.Target
+) -> Plan:
+    """Lower `module` as far as kernel calls, put its constants into `weights` for `reader` and plan its memory."""
     with target:
         module = relax.get_pipeline("zero")(module)
         module = tvm.ir.transform.Sequential([each() for each in _PASSES])(module)
-    walk = _Walk(weights)
+    walk = _Walk(weights, reader)
     results = walk.function(module["main"])
     calls = _match(walk.calls, kernel_calls)
     outputs, copies = _bind_outputs(results)
@@ -105,8 +107,8 @@ def move_weights(plans: Sequence[Plan], moved: Mapping[int, int]) -> None:
 class _Walk:
     """Turns the straight line of bindings into calls on tensors."""
 
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, reader: int) -> None:
+        self.weights, self.reader = weights, reader
         self.calls: list[Call] = []
         self.inputs: list[Tensor] = []
         self.buffers: list[Buffer] = []
@@ -168,7 +170,7 @@ class _Walk:
         return result
 
     def _constant(self, array: NDArray[Any]) -> Tensor:
-        offset = self.weights.add(array)
+        offset = self.weights.add(array, self.reader)
         return Tensor(Buffer("weights", array.nbytes, offset), tuple(array.shape), str(array.dtype))
 
 

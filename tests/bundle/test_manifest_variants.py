@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from edgedm.bundle import Manifest, load
+from edgedm.bundle.limits import check_limits
 from edgedm.errors import UnsupportedError
-from edgedm.lower.weights import PAGE
+from edgedm.targets.android import PAGE_BYTES
 
 HASH = "0" * 64
 
@@ -16,10 +18,11 @@ def several(tiny_bundle) -> dict:
     data = json.loads((tiny_bundle / "manifest.json").read_text())
     name, nodes = data["target"]["name"], data["nodes"][:2]
     target = {"name": "lesser", "features": [], "triple": "t"}
-    data["others"] = [{"target": target, "arena_bytes": 64, "kernel_bytes": 5, "nodes": nodes, "slow": ["a"]}]
+    data["others"] = [
+        {"target": target, "arena_bytes": data["arena_bytes"], "kernel_bytes": 5, "nodes": nodes, "slow": ["a"]}
+    ]
     data["sections"] = [
-        {"offset": 0, "bytes": 64, "sha256": HASH, "variants": [name, "lesser"]},
-        {"offset": 64, "bytes": 64, "sha256": HASH, "variants": ["lesser"]},
+        {"offset": 0, "bytes": data["weights_bytes"], "sha256": HASH, "variants": [name, "lesser"]},
     ]
     return data
 
@@ -29,7 +32,7 @@ def test_it_describes_whichever_variant_is_asked_for(tiny_bundle):
     best = manifest.target.name
     assert manifest.of(best) is manifest
     lesser = manifest.of("lesser")
-    assert (lesser.target.name, lesser.arena_bytes, lesser.kernel_bytes, lesser.slow) == ("lesser", 64, 5, ["a"])
+    assert (lesser.target.name, lesser.kernel_bytes, lesser.slow) == ("lesser", 5, ["a"])
     assert len(lesser.nodes) == 2
     assert (manifest.variants(), lesser.variants()) == ([best, "lesser"], ["lesser", best])
     assert lesser.of(best) == manifest
@@ -51,8 +54,12 @@ def test_a_manifest_from_before_there_were_variants_has_one(tiny_bundle):
         (lambda data: data["others"].append(data["others"][0]), "stands twice"),
         (lambda data: data.update(slow=None), "not recorded"),
         (lambda data: data.update(sections=[]), "not recorded"),
-        (lambda data: data["sections"][1].update(bytes=PAGE << 20), "of weights"),
-        (lambda data: data["sections"][1].update(variants=["none"]), "variants none of"),
+        (lambda data: data["sections"][0].update(bytes=PAGE_BYTES << 20), "of weights"),
+        (lambda data: data["sections"][0].update(variants=["none"]), "variants none of"),
+        (lambda data: data["sections"][0].update(variants=[]), "expected one or more"),
+        (lambda data: data["sections"][0].update(variants=["lesser", "lesser"]), "each once"),
+        (lambda data: data["sections"].insert(0, {**data["sections"][0], "offset": 64, "bytes": 64}), "overlap"),
+        (lambda data: data.update(others=[]), "variants lesser of"),
     ],
 )
 def test_one_that_contradicts_itself_is_refused(tiny_bundle, change, message):
@@ -60,3 +67,32 @@ def test_one_that_contradicts_itself_is_refused(tiny_bundle, change, message):
     change(data)
     with pytest.raises(ValueError, match=message):
         Manifest.model_validate(data)
+
+
+@pytest.mark.parametrize("reader", ["the first", "lesser"])
+def test_a_variant_reads_no_constant_that_lies_outside_its_sections(tiny_bundle, reader):
+    """Its bytes would neither be checked nor, where the weights are copied, be there."""
+    data = several(tiny_bundle)
+    check_limits(Manifest.model_validate(data))
+    whole, names = data["sections"][0], data["sections"][0]["variants"]
+    other = names[1 if reader == "the first" else 0]
+    operands = [each for node in data["nodes"][:2] for each in node["inputs"] if each["source"] == "weights"]
+    place = operands[0]["offset"]  # which both variants read
+    around = [(0, place, names), (place, place + 1, [other]), (place + 1, whole["bytes"], names)]
+    data["sections"] = [
+        {"offset": start, "bytes": end - start, "sha256": HASH, "variants": readers}
+        for start, end, readers in around
+        if end > start
+    ]
+    with pytest.raises(ValueError, match=r"bytes \d+\.\.\d+ of weights lie in no section that it reads"):
+        check_limits(Manifest.model_validate(data))
+
+
+def test_a_constant_may_not_stretch_over_two_sections(tiny_bundle):
+    data = json.loads((tiny_bundle / "manifest.json").read_text())
+    (whole,) = data["sections"]
+    sizes = [each for node in data["nodes"] for each in node["inputs"] if each["source"] == "weights"]
+    at = max(sizes, key=lambda each: np.prod(each["shape"]))["offset"] + 1
+    data["sections"] = [{**whole, "bytes": at}, {**whole, "offset": at, "bytes": whole["bytes"] - at}]
+    with pytest.raises(ValueError, match="lie in no section"):
+        check_limits(Manifest.model_validate(data))

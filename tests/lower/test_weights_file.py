@@ -4,7 +4,8 @@ import hashlib
 
 import numpy as np
 
-from edgedm.lower.weights import PAGE, Weights
+from edgedm.lower.weights import Weights
+from edgedm.targets.android import PAGE_BYTES
 
 
 def array(*values: int) -> np.ndarray:
@@ -30,16 +31,16 @@ def test_what_all_read_comes_first_and_the_rest_in_pages_of_its_own():
     weights = Weights()
     shared, own = array(*range(50)), {0: array(7, 8), 1: array(9), 2: array(7, 9)}
     places = {}
-    for weights.reader in (0, 1, 2):
-        places[weights.reader] = weights.add(own[weights.reader])
-        common = weights.add(shared)
+    for reader in (0, 1, 2):
+        places[reader] = weights.add(own[reader], reader)
+        common = weights.add(shared, reader)
     file = weights.file()
     assert [each.readers for each in file.sections] == [(0, 1, 2), (0,), (1,), (2,)]
     assert np.array_equal(read(file.data, file.moved[common], shared), shared)
     for reader, value in own.items():
         place = file.moved[places[reader]]
         section = next(each for each in file.sections if each.readers == (reader,))
-        assert place == section.offset and place % PAGE == 0
+        assert place == section.offset and place % PAGE_BYTES == 0
         assert np.array_equal(read(file.data, place, value), value)
         held = file.data[section.offset : section.offset + section.bytes]
         assert section.sha256 == hashlib.sha256(held).hexdigest()

@@ -16,10 +16,10 @@ from edgedm.bundle import load
 from edgedm.errors import InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.export.graph_io import load_graph
 from edgedm.lower import compile as compile_graph
-from edgedm.lower.weights import PAGE
 from edgedm.runtime import ExecRunner, LocalRunner, open_runner
 from edgedm.runtime.library import Library, source_of
 from edgedm.targets import resolve, runs_natively
+from edgedm.targets.android import PAGE_BYTES
 from edgedm.verify.graphs import Graph
 from edgedm.verify.op_level import op_level
 from edgedm.verify.probe import open_probe
@@ -212,7 +212,7 @@ def test_only_the_weights_of_the_variant_that_runs_are_read(pcs, tmp_path):
     assert {len(each.variants) for each in sections} >= {1, len(PCS)}  # some are shared by all, some by none
     data = (copy / "weights.bin").read_bytes()
     for section in sections:
-        assert section.offset % PAGE == 0
+        assert section.offset % PAGE_BYTES == 0
         place = section.offset + section.bytes // 2
         (copy / "weights.bin").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         for variant in HERE:
