@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from edgedm.errors import UnsupportedError
-from edgedm.targets.target import Target, resolve
+from edgedm.targets.level import Level
+from edgedm.targets.target import LEVELS, Target, resolve
 
 MOST = 32  # the runtime marks them by the bits of a word
 
@@ -33,9 +34,19 @@ def resolve_variants(names: str | Sequence[str]) -> list[Target]:
     return targets
 
 
+def common_ground(targets: Sequence[Target]) -> Target:
+    """The target of what all of these run: the least level of their machine, with no feature that it can do without."""
+    levels = [each for each in LEVELS.values() if _machine_of(each) == _machine(targets[0])]
+    least = min(levels, key=lambda level: len(level.features))
+    return resolve("+".join([least.name, *sorted(least.required)]))
+
+
 def _machine(target: Target) -> tuple[str, ...]:
     """What one library can serve."""
-    base = target.base
+    return _machine_of(target.base)
+
+
+def _machine_of(base: Level) -> tuple[str, ...]:
     return base.isa, base.triple, base.program_triple, base.library_triple
 
 

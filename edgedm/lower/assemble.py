@@ -36,10 +36,10 @@ from edgedm.lower.codegen import (
 from edgedm.lower.golden import flat_golden
 from edgedm.lower.interface import Interface
 from edgedm.lower.layer_golden import layer_golden, layers_path
-from edgedm.lower.objects import write_object
+from edgedm.lower.objects import write_helpers, write_object
 from edgedm.lower.package import write_package
 from edgedm.lower.weights import WeightsFile
-from edgedm.targets import Target
+from edgedm.targets import Target, common_ground
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
     for name in ("bin", "lib", "include", "src", "golden"):
         (folder / name).mkdir()
     (folder / WEIGHTS).write_bytes(lowered.weights.data)
-    kernel_bytes = _write_kernels(lowered.variants, folder)
+    kernel_bytes = _write_kernels(lowered.variants, lowered.prefix, folder)
     default = (lowered.schedule.steps, lowered.schedule.sampler)
     write_sources(folder / "src", lowered.prefix, lowered.variants, lowered.interface, lowered.weights, default)
     target = lowered.variants[0].target  # the others are built by the same tools
@@ -88,7 +88,7 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
     return manifest
 
 
-def _write_kernels(variants: Sequence[Variant], folder: Path) -> list[int]:
+def _write_kernels(variants: Sequence[Variant], prefix: str, folder: Path) -> list[int]:
     """Write all kernels into `folder`/kernels.o; returns how many bytes the object of each variant has."""
     with tempfile.TemporaryDirectory(prefix="edgedm-") as scratch:
         objects = [Path(scratch) / f"variant{number}.o" for number in range(len(variants))]
@@ -99,8 +99,11 @@ def _write_kernels(variants: Sequence[Variant], folder: Path) -> list[int]:
         if len(variants) == 1:
             shutil.copyfile(objects[0], folder / "kernels.o")
         else:
-            # LLVM brings helpers that all kernels of a program share: the first is taken, which all machines must run.
-            toolchain.merge_objects([each.name for each in reversed(objects)], "kernels.o", Path(scratch))
+            # TVM brings helpers that all kernels of a program share, and the linker takes the first. All machines must
+            # run it, but of two variants each may have what the other lacks.
+            shared = Path(scratch) / "shared.o"
+            write_helpers(f"{prefix}shared_", common_ground([each.target for each in variants]).tvm(), shared)
+            toolchain.merge_objects([shared.name, *(each.name for each in objects)], "kernels.o", Path(scratch))
             shutil.copyfile(Path(scratch) / "kernels.o", folder / "kernels.o")
         return [each.stat().st_size for each in objects]
 

@@ -39,6 +39,12 @@ def write_object(functions: Mapping[str, Any], prefix: str, target: tvm.target.T
         path.write_bytes((Path(scratch) / path.name).read_bytes())
 
 
+def write_helpers(prefix: str, target: tvm.target.Target, path: Path) -> None:
+    """Write an object file with the functions that TVM puts beside any kernels, and two that do nothing."""
+    nothing = tvm.tirx.PrimFunc([], tvm.tirx.Evaluate(0))
+    _compile({"nothing": nothing, "nothing_else": nothing}, prefix, target, path)  # a lone one becomes an entry point
+
+
 def _compiled(jobs: Sequence[tuple[dict[str, Any], str, Any, Path]]) -> Iterator[str]:
     """Run the jobs, one a core, and yield the names of the kernels that are done."""
     with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:

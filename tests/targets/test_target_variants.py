@@ -3,7 +3,7 @@
 import pytest
 
 from edgedm.errors import UnsupportedError
-from edgedm.targets import resolve_variants
+from edgedm.targets import common_ground, resolve, resolve_variants
 
 
 @pytest.mark.parametrize("names", ["x86-64-v2, x86-64-v4+vnni,x86-64-v3", ["x86-64-v3", "x86-64-v4+vnni,x86-64-v2"]])
@@ -30,3 +30,17 @@ def test_one_is_as_good():
 def test_what_no_machine_could_choose_between_is_refused(names, message):
     with pytest.raises(UnsupportedError, match=message):
         resolve_variants(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "common"),
+    [
+        ("x86-64-v4,x86-64-v3+avxvnni", "x86-64"),
+        ("cortex-a76,aarch64+i8mm", "aarch64"),
+        ("android-x86_64-v3,android-x86_64-v4", "android-x86_64"),
+        ("android-cortex-a76,android-arm64", "android-arm64"),
+        ("armv7+neon", "armv7+neon"),
+    ],
+)
+def test_what_all_run_is_the_least_level_of_their_machine(names, common):
+    assert common_ground(resolve_variants(names)) == resolve(common)
