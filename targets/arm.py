@@ -7,8 +7,8 @@ from edgedm.targets.level import Core, Emulator, Level
 
 _DOTPROD = frozenset({"dotprod"})
 
-# What LLVM ascribes to a named core beyond its level: a Raspberry Pi's Cortex-A72 has no AES, and at run time a processor
-# is asked for the level's features only. So nothing but the schedule follows from a core's name.
+# What LLVM ascribes to a named core beyond its level: a Raspberry Pi's Cortex-A72 has no AES, and at run time a
+# processor is asked for the level's features only. So nothing but the schedule follows from a core's name.
 _NEWER = (
     *("v8a", "v8.1a", "v8.2a", "v8.3a", "v8.4a"),
     *("aes", "altnzcv", "complxnum", "crc", "fp16fml", "fptoint", "fullfp16", "jsconv", "rdm", "sha2", "sha3"),
