@@ -109,6 +109,10 @@ def verify(
         gate,
         illustrated=html is not None or markdown is not None,
     )
+    if request.chain is not None:
+        from edgedm.verify.bisect import Dumped
+
+        Dumped(request.chain)  # refused now, not when a failure asks for it
     if os.fspath(artefact).endswith(".onnx"):
         if variant is not None:
             raise UnsupportedError(f"variant: {os.fspath(artefact)} is a graph, which has none")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from edgedm import progress
 from edgedm.verify.comparison import relative_error
 from edgedm.verify.report import Level, Row
-from edgedm.verify.run_level import CHANCE, RATIO, sign_test
+from edgedm.verify.request import CHANCE
+from edgedm.verify.run_level import RATIO, sign_test
 from edgedm.verify.torch_reference import TorchReference
 
 Array = NDArray[Any]

@@ -73,7 +73,7 @@ def outcome_of(
     gate = next((row for row in gates if not row.ok), None)
     if failed is not None:
         row = failed.first_failure or Row("(nothing was compared)", False)
-        cause = blame(failed, row) if blame else "not looked for"
+        cause = _cause(blame, failed, row)
         details["first_failure"] = {
             "level": failed.name,
             "where": row.name,
@@ -88,6 +88,16 @@ def outcome_of(
             "introduced_by": "the gate file: the levels themselves hold",
         }
     return Outcome(ok=bool(levels) and failed is None and gate is None, figures=figures, details=details)
+
+
+def _cause(blame: Callable[[Level, Row], str] | None, level: Level, row: Row) -> str:
+    """What `blame` says. The verdict is known before it, so nothing that the search meets may take its place."""
+    if blame is None:
+        return "not looked for"
+    try:
+        return blame(level, row)
+    except Exception as error:  # the search runs a broken model: anything may come of it
+        return f"could not be found: {type(error).__name__}: {error}"
 
 
 def _level_details(level: Level) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What is asked of one run of `verify`: arguments first, then the gate file, then the defaults of edgedm."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,12 @@ from edgedm.errors import UnsupportedError
 from edgedm.verify.gate import Gate, Tables, load_gate
 
 STEPS, SAMPLER, IMAGES = 50, "ddim", 10
+
+CHANCE = 1e-3
+"""A sign test below this is no chance; with ten runs that takes all of them."""
+
+LEAST_IMAGES = math.ceil(-math.log2(CHANCE))
+"""With fewer the sign test cannot fail: 2^-images must be below `CHANCE`."""
 
 SWEEPS = 10
 """Without a number of timesteps, level layer visits all of the schedule and takes so many layers at each that every
@@ -77,11 +84,14 @@ def request_of(
     if features is None and demanded.features is not None:
         features = beside / demanded.features  # named from the gate file's own folder
     given = levels if levels is not None else demanded.levels
+    drawn = images if images is not None else demanded.images or IMAGES
+    if drawn < LEAST_IMAGES and (given is None or {"step", "trajectory"} & set(given)):
+        raise UnsupportedError(f"images: expected at least {LEAST_IMAGES}, with which a fault shows, got {drawn}")
     return Request(
         levels=None if given is None else tuple(given),
         steps=steps or demanded.steps or STEPS,
         sampler=sampler or demanded.sampler or SAMPLER,
-        images=images if images is not None else demanded.images or IMAGES,
+        images=drawn,
         timesteps=timesteps or demanded.timesteps,
         sample=sample or demanded.sample,
         features=None if features is None else Path(features),

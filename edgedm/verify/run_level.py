@@ -31,6 +31,7 @@ from edgedm.errors import UnsupportedError
 from edgedm.verify.comparison import at_least, psnr_db, relative_error, snr_db
 from edgedm.verify.evidence import Evidence
 from edgedm.verify.report import Level, Row
+from edgedm.verify.request import CHANCE, LEAST_IMAGES
 from edgedm.verify.torch_reference import Moment, TorchReference, Trajectories
 
 Array = NDArray[Any]
@@ -39,9 +40,6 @@ Sample = Callable[[int, int, int], NDArray[np.float32]]
 
 RATIO = 2.0
 """At most twice torch float32's error."""
-
-CHANCE = 1e-3
-"""A sign test below this is no chance; with ten runs that takes all of them."""
 
 MOST_UNDECIDED = 0.1
 """Share of the steps whose timestep may be undecided: one code in some hundreds is, and a fault is not in so few."""
@@ -69,9 +67,8 @@ def draw_runs(reference: TorchReference, images: int, steps: int, sampler: str, 
 
     `UnsupportedError` for fewer than the sign test can fail with: 2^-images must be below `CHANCE`.
     """
-    least = math.ceil(-math.log2(CHANCE))
-    if images < least:
-        raise UnsupportedError(f"images: expected at least {least}, with which a fault shows, got {images}")
+    if images < LEAST_IMAGES:
+        raise UnsupportedError(f"images: expected at least {LEAST_IMAGES}, with which a fault shows, got {images}")
     labels, noise = _labels(reference, images)
     progress.stage(f"{images} trajectories of torch in float32 and float64")
     single, double = (reference.sample(bits, labels, noise, steps, sampler, keep) for bits in (32, 64))

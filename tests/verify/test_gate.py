@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.verify import verify
 from edgedm.verify.gate import DEFAULTS, MAX_BYTES, Gate, load_gate
 from edgedm.verify.gates import gate_rows, with_requirements
 from edgedm.verify.report import Level, Row
@@ -113,6 +114,14 @@ def test_arguments_go_before_the_file_and_the_file_before_the_defaults(tmp_path)
     assert asked.chosen(("op", "layer"), "a bundle") == ["op"]
     with pytest.raises(UnsupportedError, match="levels of a graph: expected some of layer, got op"):
         asked.chosen(("layer",), "a graph")
+
+
+def test_too_few_images_and_a_chain_that_is_none_are_refused_before_anything_runs(tmp_path) -> None:
+    with pytest.raises(UnsupportedError, match="images: expected at least 10"):
+        request_of(None, None, None, 3, None, None, None, None, True, None)
+    assert request_of(("op",), None, None, 3, None, None, None, None, True, None).images == 3
+    with pytest.raises(InvalidModelError, match="expected the graphs of `edgedm optimize --dump`"):
+        verify(tmp_path / "none.bundle", "none", chain=tmp_path)
 
 
 @given(layers=st.integers(1, 500), steps=st.integers(1, 1000))

@@ -30,6 +30,15 @@ def test_what_introduced_it_is_asked_for_the_first_row_that_is_off() -> None:
     assert outcome.details["first_failure"]["introduced_by"] == "layer of mid.conv1[0, 3]"
 
 
+def test_a_search_that_breaks_leaves_the_verdict_and_says_why() -> None:
+    def blame(_level: Level, _row: Row) -> str:
+        raise ValueError("no such node")
+
+    outcome = outcome_of([GOOD, BAD], "b", "c", blame=blame)
+    assert not outcome.ok and outcome.details["first_failure"]["where"] == "mid.conv1[0, 3]"
+    assert outcome.details["first_failure"]["introduced_by"] == "could not be found: ValueError: no such node"
+
+
 def test_a_level_that_is_not_required_is_shown_and_does_not_decide() -> None:
     outcome = outcome_of([GOOD, replace(BAD, required=False)], "b", "c")
     assert outcome.ok and "first_failure" not in outcome.details

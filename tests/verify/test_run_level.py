@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from edgedm.verify.report import Level, Row
-from edgedm.verify.run_level import CHANCE, sign_test, without_coins
+from edgedm.verify.request import CHANCE
+from edgedm.verify.run_level import sign_test, without_coins
 
 
 def lognormal(rng: np.random.Generator, runs: int, scale: float = 1e-3) -> list[float]:
