@@ -269,6 +269,7 @@ def _with_target(bundle, folder, name):
     shutil.copytree(bundle, folder)
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["target"]["name"] = name
+    manifest["sections"] = [{**each, "variants": [name]} for each in manifest["sections"]]
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
 
