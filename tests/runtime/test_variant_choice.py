@@ -25,10 +25,9 @@ int main(int count, char **names) {
   static char line[2000];
   static const char *needs[100];
   for (int i = 2; i < count; ++i) {
-    for (size_t j = 0; j < sizeof table / sizeof *table; ++j) table[j].name = "", table[j].needs = needs;
-    table[0].name = names[1];
+    for (size_t j = 0; j < sizeof table / sizeof *table; ++j) table[j].name = names[1], table[j].needs = needs;
     const edm_variant *picked;
-    puts(edm_pick_variant(names[i], &picked) ? "no" : "yes");
+    puts(edm_pick_variant(names[i], &picked) ? edm_last_error() : "yes");
   }
   while (count == 1 && fgets(line, sizeof line, stdin)) {
     char lacking[256];
@@ -105,7 +104,24 @@ def test_features_are_named_in_any_order_and_without_those_that_others_bring(tin
 def test_a_name_of_another_target_is_refused(tiny_bundle, asking, built, asked):
     with pytest.raises(UnsupportedError, match="the bundle has"):
         as_variant(as_built_for(load(tiny_bundle), built), asked)
-    assert subprocess.run([asking, built, asked], capture_output=True, check=True).stdout == b"no\n"
+    assert subprocess.run([asking, built, asked], capture_output=True, check=True).stdout.startswith(b"variant ")
+
+
+def test_names_that_have_no_room_in_the_message_are_counted(asking):
+    text = subprocess.run([asking, "x86-64-v4+vnni", "other"], capture_output=True, text=True, check=True).stdout
+    listed, more = re.fullmatch(r'variant "other": the bundle has (.*), and (\d+) more\n', text).groups()
+    assert set(listed.split(", ")) == {"x86-64-v4+vnni"}
+    assert len(listed.split(", ")) > 5
+    assert len(listed.split(", ")) + int(more) == 40
+
+
+def test_features_that_have_no_room_in_the_message_are_counted(asking):
+    line = f"v {' '.join(f'feature{number}' for number in range(10, 90))}\n"
+    text = subprocess.run([asking], input=line, capture_output=True, text=True, check=True).stdout
+    listed, more = re.fullmatch(r"1 (.*), and (\d+) more\n", text).groups()
+    assert len(listed.split()) > 10
+    assert listed.split()[0] == "feature10"
+    assert len(listed.split()) + int(more) == 80
 
 
 @pytest.mark.parametrize("built", ["aarch64", "android-x86_64", "wasm32+simd128"])

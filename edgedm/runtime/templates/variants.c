@@ -134,22 +134,45 @@ static bool same_target(const char *one, const char *other) {
   return holds_all(one + level, other + level) && holds_all(other + level, one + level);
 }
 
-/* Append a word to a text; one that has no room is left out. */
-static void append(char *text, size_t room, const char *between, const char *word) {
-  size_t used = strlen(text);
+typedef struct {
+  char *text;
+  size_t room;
+  uint32_t left_out;
+} words;
+
+enum { NAMES = 192, MORE = sizeof ", and 4294967295 more" };
+
+static words begin(char *text, size_t room) {
+  text[0] = 0;
+  return (words){text, room, 0};
+}
+
+/* Append a word; once one has no room, it and those behind it are counted. */
+static void append(words *to, const char *between, const char *word) {
+  size_t used = strlen(to->text);
   if (!used) between = "";
-  if (used + strlen(between) + strlen(word) < room) snprintf(text + used, room - used, "%s%s", between, word);
+  if (to->left_out || used + strlen(between) + strlen(word) + MORE > to->room)
+    ++to->left_out;
+  else
+    snprintf(to->text + used, to->room - used, "%s%s", between, word);
+}
+
+static void end(const words *these) {
+  size_t used = strlen(these->text);
+  if (these->left_out)
+    snprintf(these->text + used, these->room - used, "%s%u more", used ? ", and " : "", (unsigned)these->left_out);
 }
 
 bool edm_variant_lacks(const edm_variant *variant, char *text, size_t room) {
   machine here = look();
   bool lacks = false;
-  text[0] = 0;
+  words missing = begin(text, room);
   for (const char *const *need = variant->needs; *need; ++need) {
     if (has(&here, *need)) continue;
-    append(text, room, " ", *need);
+    append(&missing, " ", *need);
     lacks = true;
   }
+  end(&missing);
   return lacks;
 }
 
@@ -157,16 +180,15 @@ const char *edm_variant_name(int number) {
   return number >= 0 && (uint32_t)number < edm_compiled.variant_count ? edm_compiled.variants[number].name : NULL;
 }
 
-enum { NAMES = 256 };
-
 /* The variants of the bundle; those that run here, if `only_here`. */
 static void list(char names[NAMES], bool only_here) {
   char lacking[NAMES];
-  names[0] = 0;
+  words listed = begin(names, NAMES);
   for (uint32_t i = 0; i < edm_compiled.variant_count; ++i) {
     const edm_variant *each = &edm_compiled.variants[i];
-    if (!only_here || !edm_variant_lacks(each, lacking, sizeof lacking)) append(names, NAMES, ", ", each->name);
+    if (!only_here || !edm_variant_lacks(each, lacking, sizeof lacking)) append(&listed, ", ", each->name);
   }
+  end(&listed);
 }
 
 static edm_status pick_named(const char *name, const edm_variant **picked) {
