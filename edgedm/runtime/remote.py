@@ -19,7 +19,6 @@ from edgedm.outcome import Outcome
 from edgedm.runtime.choice import as_variant
 
 _SHIPPED = ("bin/edgedm-sample", "weights.bin", "golden/golden.bin")
-_LAYERS = "golden/layers."  # of each variant, where they are there
 _UNREACHABLE = 255  # ssh's and adb's own exit code
 _CANNOT_EXECUTE = (126, 127)
 _SECONDS_TO_CONNECT = 15
@@ -129,10 +128,16 @@ def _archive(bundle: Bundle) -> bytes:
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for name in bundle.manifest.files:
-                if name in _SHIPPED or name.startswith(_LAYERS):
+                if name in _SHIPPED or _is_read(name, bundle):
                     archive.add(bundle.path / name, name, filter=_anonymous)
         file.seek(0)
         return file.read()
+
+
+def _is_read(name: str, bundle: Bundle) -> bool:
+    """Whether the self-test reads this file of layers: each of several variants has its own."""
+    names = bundle.manifest.variants() if bundle.variant is None else [bundle.variant]
+    return name in ("golden/layers.bin", *(f"golden/layers.{each}.bin" for each in names))
 
 
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:

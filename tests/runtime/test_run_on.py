@@ -6,15 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from edgedm.bench.models import bench_model
-from edgedm.bundle import load
+from edgedm.bundle import Variant, load
 from edgedm.bundle.store import MANIFEST
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.runtime.opening import require_native
-from edgedm.runtime.remote import run_on
+from edgedm.runtime.remote import _is_read, run_on
 
 SSH = """#!/bin/sh
 [ "$1 $2 $3 $4 $5" = "-o BatchMode=yes -o ConnectTimeout=15 --" ] || { echo "unexpected: $*" >&2; exit 255; }
@@ -104,6 +105,19 @@ def test_only_what_runs_is_copied(tiny_bundle, tmp_path):
     assert "rm -rf" in lines
 
 
+def test_of_several_variants_the_layers_of_that_which_is_named_are_copied(tiny_bundle):
+    bundle = load(tiny_bundle)
+    own, target = bundle.manifest.target.name, bundle.manifest.target.model_copy(update={"name": "lesser"})
+    lesser = Variant(target=target, arena_bytes=0, kernel_bytes=0, nodes=[], slow=[])
+    several = replace(bundle, manifest=bundle.manifest.model_copy(update={"others": [lesser]}))
+    names = [f"golden/layers.{name}.bin" for name in (own, "lesser", "other")]
+    assert [_is_read(name, several) for name in names] == [True, True, False]
+    assert [_is_read(name, several.of("lesser")) for name in names] == [False, True, False]
+    assert [_is_read(name, several.of(own)) for name in names] == [True, False, False]
+    assert _is_read("golden/layers.bin", bundle)
+    assert not _is_read("golden/golden.safetensors", bundle)
+
+
 def test_the_command_line_prints_one_object(tiny_bundle):
     command = [sys.executable, "-m", "edgedm.cli", "run-on", "ssh", "board", str(tiny_bundle), "--steps", "3", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -183,6 +197,7 @@ def test_a_bundle_of_another_machine_is_not_timed_here(tiny_bundle, tmp_path):
     shutil.copytree(tiny_bundle, tmp_path / "other.bundle")
     manifest = json.loads((tmp_path / "other.bundle" / MANIFEST).read_text())
     manifest["target"]["name"] = "riscv64"
+    manifest["sections"] = [{**each, "variants": ["riscv64"]} for each in manifest["sections"]]
     (tmp_path / "other.bundle" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UnsupportedError, match=r"compiled for riscv64.*edgedm run-on ssh HOST"):
         require_native(load(tmp_path / "other.bundle"))
