@@ -5,7 +5,8 @@
  * A request on standard input is {u32 command, u32 0, u64 bytes} and as many bytes of payload, in the layout of the
  * struct of its name and the arrays that follow; an answer on standard output is {u32 edm_status, u32 0, u64 bytes}
  * and either the result or, if the status is not EDM_OK, the message. The first answer, to no request, tells
- * whether the weights could be opened: "EDMPROB2" and the name of the variant that runs. The end of standard input ends the program. Everything is little endian. */
+ * whether the weights could be opened: "EDMPROB2" and the name of the variant that runs. The end of standard input ends
+ * the program. Everything is little endian. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +19,19 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "arrays travel as they
 enum { FAILED = 2 };
 static const char ready[] = "EDMPROB2";
 
-typedef enum { PREPARE = 1, STEP, RESET, STATE_READ, STATE_WRITE, SAMPLE, NORMALS, RUN_NODE, LEND, PROFILE, DECODE } command;
+typedef enum {
+  PREPARE = 1,
+  STEP,
+  RESET,
+  STATE_READ,
+  STATE_WRITE,
+  SAMPLE,
+  NORMALS,
+  RUN_NODE,
+  LEND,
+  PROFILE,
+  DECODE
+} command;
 
 typedef struct {
   uint32_t number, zero; /* the command, or the status of the answer */
