@@ -47,7 +47,7 @@ def key_of(graph: Path, targets: Sequence[Target], steps: int, sampler: str) -> 
     for name in (graph, *(graph.with_suffix(each) for each in companions)):
         digest.update(_file_digest(name) if name.is_file() else b"absent")
     machines = [(each.name, each.triple, sorted(each.features), each.cores) for each in targets]
-    facts = [machines, steps, sampler, sys.version, *_versions(), os.environ.get("ANDROID_NDK_HOME")]
+    facts = [machines, steps, sampler, sys.version, *_versions(), *_linkers(targets)]
     digest.update("\0".join(map(str, facts)).encode())
     digest.update(_sources_digest())
     return digest.hexdigest()
@@ -115,6 +115,15 @@ def _is_being_filled(folder: Path) -> bool:
 def _folder() -> Path:
     chosen = os.environ.get(FOLDER)
     return Path(chosen) if chosen else cache_folder() / "bundles"
+
+
+def _linkers(targets: Sequence[Target]) -> list[str]:
+    """What links besides zig, which is among the packages: of Android's libraries the NDK, where one is named."""
+    if all(each.base.system != "android" for each in targets):
+        return []
+    from edgedm.android.linker import toolchain_name  # it stands on this package
+
+    return [toolchain_name()]
 
 
 def _versions() -> list[str]:

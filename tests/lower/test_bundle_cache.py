@@ -63,6 +63,19 @@ def test_a_file_that_changed_is_a_miss(graph, suffix) -> None:
     assert len({before, changed, key(graph)}) == 3
 
 
+def test_of_the_ndk_what_it_is_counts_and_for_android_only(graph, monkeypatch) -> None:
+    """Neither a link to the newest NDK hides that it changed, nor does another place of the same one matter."""
+    keys: dict[str, list[str]] = {V3: [], "android-arm64": []}
+    for name, path in (("ndk 27", "/ndk"), ("ndk 28", "/ndk"), ("ndk 28", "/elsewhere")):
+        monkeypatch.setenv("ANDROID_NDK_HOME", path)
+        monkeypatch.setattr("edgedm.android.linker.toolchain_name", lambda name=name: name)
+        for target, found in keys.items():
+            found.append(key(graph, target))
+    assert len(set(keys[V3])) == 1
+    older, newer, moved = keys["android-arm64"]
+    assert older != newer == moved
+
+
 @pytest.mark.parametrize("change", [{"target": "x86-64-v4"}, {"steps": 11}, {"sampler": "ddpm"}])
 def test_another_target_or_schedule_is_a_miss(graph, change) -> None:
     assert key(graph, **change) != key(graph)
