@@ -118,14 +118,20 @@ def relative_error(actual: NDArray[np.floating], reference: NDArray[np.floating]
 
 
 def snr_db(error: float) -> float:
-    """Signal-to-noise ratio in dB of a relative error; 300 dB (below float64's noise) where there is none."""
+    """Signal-to-noise ratio in dB of a relative error; 300 dB (below float64's noise) where there is none.
+
+    An error that is not finite leaves no signal: minus infinity, which is below every threshold.
+    """
+    if not math.isfinite(error):
+        return -math.inf
     return min(300.0, -20.0 * math.log10(error)) if error > 0 else 300.0
 
 
 def psnr_db(actual: NDArray[np.floating], reference: NDArray[np.floating], span: float) -> float:
-    """Peak signal-to-noise ratio in dB for values that cover `span` (2 for images in -1..1)."""
-    error = float(np.sqrt(np.mean((np.asarray(actual, np.float64) - np.asarray(reference, np.float64)) ** 2)))
-    return min(300.0, 20.0 * math.log10(span / error)) if error > 0 else 300.0
+    """Peak signal-to-noise ratio in dB for values that cover `span` (2 for images in -1..1); as `snr_db`."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = float(np.sqrt(np.mean((np.asarray(actual, np.float64) - np.asarray(reference, np.float64)) ** 2)))
+    return snr_db(error / span)
 
 
 def at_least(count: int, total: int) -> float:

@@ -79,6 +79,12 @@ def test_relative_error_and_decibels() -> None:
     assert comparison.psnr_db(np.array([0.02]), np.array([0.0]), span=2.0) == pytest.approx(40.0)
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, 1e300])
+def test_what_is_not_finite_has_no_signal(broken: float) -> None:
+    assert comparison.snr_db(math.nan) == comparison.snr_db(math.inf) == -math.inf
+    assert comparison.psnr_db(np.array([broken]), np.array([0.0]), span=2.0) == -math.inf
+
+
 def test_at_least_is_the_tail_of_a_fair_coin() -> None:
     assert at_least(0, 5) == 1.0
     assert at_least(5, 5) == 1 / 32
