@@ -128,8 +128,14 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(map(_cell, row))} |" for row in rows)])
 
 
+class _Image(str):
+    """An image of ours, which stands in a cell as it is; a text that merely looks like one is escaped."""
+
+    __slots__ = ()
+
+
 def _cell(text: str) -> str:
-    return text if text.startswith("![") else _text(text)
+    return text if isinstance(text, _Image) else _text(text)
 
 
 def _text(text: str) -> str:
@@ -140,8 +146,8 @@ def _text(text: str) -> str:
     return plain
 
 
-def _image(name: str, uri: str) -> str:
-    return f"![{name}]({uri})"
+def _image(name: str, uri: str) -> _Image:
+    return _Image(f"![{name}]({uri})")
 
 
 def _svg(name: str, svg: str) -> str:
