@@ -21,6 +21,9 @@ Details = Mapping[str, Any]
 WORST_LAYERS = 40
 """Layers that a heat map shows: those furthest from float64, or with the most flips."""
 
+LEAST_DB = -300.0
+"""Where a plot draws a layer of which no signal is left; ratios reach as far above zero."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -99,7 +102,9 @@ def figure(value: float | None) -> str:
     """A figure for people; nothing for none."""
     if value is None:
         return ""
-    return "∞" if value >= UNBOUNDED else number(value)
+    if abs(value) >= UNBOUNDED:
+        return "∞" if value > 0 else "-∞"
+    return number(value)
 
 
 def _pairs(evidence: Evidence) -> list[Pair]:
@@ -125,8 +130,13 @@ def _uri(image: Floats) -> str:
 
 
 def _moments(level: Details | None) -> list[tuple[str, Details]]:
+    """What each row did at each step; ratios of what is not finite are drawn at the lower end of the scale."""
     rows = level["rows"] if level else []
-    return [(row["name"], moment) for row in rows for moment in row.get("moments", ())]
+    return [
+        (row["name"], {key: max(value, LEAST_DB) if key.endswith("snr_db") else value for key, value in each.items()})
+        for row in rows
+        for each in row.get("moments", ())
+    ]
 
 
 def _step_plots(level: Details | None) -> list[Plot]:

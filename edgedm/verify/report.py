@@ -42,7 +42,7 @@ class Level:
 
 
 UNBOUNDED = 1e300
-"""Stands for infinity and NaN in figures: JSON has neither."""
+"""Stands for infinity and NaN in figures, its negative for minus infinity: JSON has none of them."""
 
 
 def outcome_of(
@@ -117,7 +117,10 @@ def _row_details(row: Row) -> dict[str, Any]:
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float]:
-    return {name: value if math.isfinite(value) else UNBOUNDED for name, value in figures.items()}
+    return {
+        name: value if math.isfinite(value) else -UNBOUNDED if value < 0 else UNBOUNDED
+        for name, value in figures.items()
+    }
 
 
 def render(outcome: Outcome, every_row: bool = False) -> None:

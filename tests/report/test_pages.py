@@ -1,14 +1,16 @@
 """What both forms of a report say: everything, escaped, from nothing but itself."""
 
+import math
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 
 from edgedm.report import html_page, markdown_page
+from edgedm.report.content import LEAST_DB, content_of, figure
 from edgedm.report.markdown import sparkline
 from edgedm.verify.evidence import FRAMES, SHOWN, Evidence
-from edgedm.verify.report import Level, Row, outcome_of
+from edgedm.verify.report import UNBOUNDED, Level, Row, outcome_of
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -88,6 +90,24 @@ def test_evidence_is_bounded_and_shows_images_that_are_not_finite() -> None:
     outcome = outcome_of([Level("op", "equal", (Row("a", True),))], "b", "c")
     outcome.details["schedule"] = {"steps": 5, "sampler": "ddim"}
     assert "not finite" in html_page(outcome, evidence)
+
+
+def test_a_layer_without_signal_is_drawn_as_the_worst() -> None:
+    ratios = {"broken": -math.inf, "right": 120.0}
+    rows = tuple(Row(each, True, {}, moments=({"step": 0.0, "snr_db": db},)) for each, db in ratios.items())
+    outcome = outcome_of([Level("layer", "", rows)], "b", "c")
+    outcome.details["schedule"] = {"steps": 1, "sampler": "ddim"}
+    content = content_of(outcome, Evidence())
+    assert content.heats[0].rows == {"broken": {0: LEAST_DB}, "right": {0: 120.0}}
+    assert [line.points for line in content.plots[0].lines] == [[(0.0, (LEAST_DB + 120) / 2)], [(0.0, LEAST_DB)]]
+    assert figure(-UNBOUNDED) == "-∞" and figure(UNBOUNDED) == "∞"
+
+
+def test_a_text_that_looks_like_an_image_is_escaped() -> None:
+    outcome = outcome_of([Level("op", "equal", (Row("a", True),))], "b", "c")
+    outcome.details["schedule"] = {"steps": 5, "sampler": "ddim"}
+    text = markdown_page(outcome, Evidence(facts={"compiled with": "![x](https://example.org/x.png) | <b>"}))
+    assert "![" not in text and "!\\[x\\](https://example.org/x.png) \\| \\<b\\>" in text
 
 
 def test_a_sparkline_goes_from_the_least_to_the_most() -> None:

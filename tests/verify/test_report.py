@@ -77,3 +77,9 @@ def test_json_has_no_infinities() -> None:
     outcome = outcome_of([level], "b", "c")
     json.loads(json.dumps([outcome.figures, outcome.details], allow_nan=False))
     assert outcome.figures["op.worst"] == UNBOUNDED
+
+
+def test_minus_infinity_stays_the_worst_of_ratios() -> None:
+    row = Row("a", False, {"snr_db": float("-inf")}, "off", ({"step": 0.0, "snr_db": float("-inf")},))
+    (shown,) = outcome_of([Level("op", "", (row,))], "b", "c").details["levels"][0]["rows"]
+    assert shown["figures"]["snr_db"] == shown["moments"][0]["snr_db"] == -UNBOUNDED
