@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import edgedm
 from edgedm.bench.sizes import float32_bytes, sizes
 from edgedm.bundle import Bundle
-from edgedm.bundle.store import LIBRARY, MANIFEST, WEIGHTS
+from edgedm.bundle.store import LIBRARY, MANIFEST, WEIGHTS, place_of
 from edgedm.models import Checkpoint
 from edgedm.models.checkpoint import ZOO
 from edgedm.runtime.choice import is_local
@@ -101,7 +101,7 @@ def bundle_facts(bundle: Bundle, against: Checkpoint | str) -> dict[str, str]:
     return {
         "bundle's manifest": f"sha256 {manifest_hash}",
         "weights": f"sha256 {manifest.files[WEIGHTS].sha256}",
-        "library": f"sha256 {manifest.files[LIBRARY].sha256}",
+        "library": f"sha256 {manifest.files[place_of(LIBRARY, manifest.files)].sha256}",
         "target": f"{manifest.target.name} ({manifest.target.triple})",
         "compiled with": ", ".join(f"{name} {text}" for name, text in sorted(manifest.toolchain.items())),
         **_common(against, str(manifest.config["method"])),
