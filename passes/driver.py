@@ -8,11 +8,11 @@ from typing import Any
 import onnx_ir as ir
 
 from edgedm import progress
-from edgedm.atomic_files import write_together
+from edgedm.atomic_files import COMPANIONS, write_together
 from edgedm.diffusion import SAMPLERS, NoiseSchedule
 from edgedm.errors import InvalidModelError, ParityError, UnsupportedError
 from edgedm.export.decoder_file import decoder_path, load_decoder
-from edgedm.export.graph_io import COMPANIONS, GraphInfo, graph_info, load_graph, save_graph, serialize_graph
+from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, save_graph, serialize_graph
 from edgedm.golden_file import read_golden
 from edgedm.outcome import Outcome
 from edgedm.passes.base import GraphPass, Report

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from edgedm import atomic_files
-from edgedm.atomic_files import settle, write_together
+from edgedm.atomic_files import check_settled, settle, write_together
 from edgedm.errors import InvalidModelError
 
 NAMES = ("m.onnx", "m.prepare.onnx", "m.golden.safetensors")
@@ -55,6 +55,36 @@ def test_a_writer_that_ends_between_two_renames_has_written_all(tmp_path, files,
         assert found == {name: name.encode() for name in NAMES}
 
 
+@pytest.mark.parametrize("after", range(4))
+def test_a_reader_refuses_what_is_half_renamed_and_changes_nothing(tmp_path, files, after, monkeypatch):
+    write_together({**dict.fromkeys(files, b"old"), tmp_path / "m.decoder.onnx": b"old"})
+    done, real = [], os.replace
+
+    def replace(*names):
+        real(*names)
+        done.append(names)
+        if len(done) == after + 1:
+            raise KeyboardInterrupt  # the name has changed, and Python doesn't know yet
+
+    monkeypatch.setattr(atomic_files.os, "replace", replace)
+    new = {**files, tmp_path / "m.decoder.onnx": None}
+    with pytest.raises(KeyboardInterrupt):
+        write_together(new)
+    before = contents(tmp_path)
+    with pytest.raises(InvalidModelError, match=r"m\.onnx: a write of it .* was cut short"):
+        check_settled(tmp_path / NAMES[0])
+    assert contents(tmp_path) == before
+    settle(tmp_path / NAMES[0])
+    check_settled(tmp_path / NAMES[0])
+    assert contents(tmp_path) == {name: name.encode() for name in NAMES}
+
+
+def test_a_reader_takes_what_is_renamed_whole_though_its_journal_is_left(tmp_path, files):
+    write_together(files)
+    (tmp_path / ".m.onnx.commit").write_text(json.dumps({"files": [[".m.onnx.x", "m.onnx"], ["", "m.decoder.onnx"]]}))
+    check_settled(tmp_path / NAMES[0])
+
+
 def test_the_next_writer_finishes_the_one_before(tmp_path, files, monkeypatch):
     def stop(_main):
         if atomic_files._journal(_main).is_file():
@@ -76,6 +106,9 @@ def test_a_folder_in_the_way_is_named_before_anything_is_written(tmp_path, files
     assert [path.name for path in tmp_path.iterdir()] == [NAMES[1]]
 
 
+STRANGERS = ("other", "mm.onnx", ".m.onnx.x", "m.safetensors", "m.py", ".m.py.x")
+
+
 @pytest.mark.parametrize(
     "entry",
     [
@@ -85,16 +118,20 @@ def test_a_folder_in_the_way_is_named_before_anything_is_written(tmp_path, files
         ["other", "m.onnx"],
         [".m.onnx.x", "mm.onnx"],
         ["", "/etc/passwd"],
+        ["", "m.safetensors"],
+        ["", "m.py"],
+        [".m.py.x", "m.py"],
         [1, 2],
         "m.onnx",
     ],
 )
 def test_a_strange_journal_renames_and_removes_nothing(tmp_path, entry):
     (tmp_path / "a").mkdir()
-    before = {tmp_path / "a" / name: name.encode() for name in ("other", "mm.onnx", ".m.onnx.x")}
+    before = {tmp_path / "a" / name: name.encode() for name in STRANGERS}
     for path in [*before, tmp_path / "other"]:
         path.write_bytes(path.name.encode())
     (tmp_path / "a/.m.onnx.commit").write_text(json.dumps({"files": [entry]}))
+    check_settled(tmp_path / "a/m.onnx")
     settle(tmp_path / "a/m.onnx")
     assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
     assert (tmp_path / "other").read_bytes() == b"other"

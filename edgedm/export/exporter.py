@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 from edgedm import progress
-from edgedm.atomic_files import write_together
+from edgedm.atomic_files import COMPANIONS, write_together
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export import golden
 from edgedm.export.decoder_file import DECODER_ROLES, decoder_path
-from edgedm.export.graph_io import COMPANIONS, GraphInfo, serialize_graph, set_graph_info
+from edgedm.export.graph_io import GraphInfo, serialize_graph, set_graph_info
 from edgedm.export.to_onnx import build_decoder_graph, build_graph
 from edgedm.models import Checkpoint, load
 from edgedm.outcome import Outcome

@@ -21,14 +21,13 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from onnx.checker import ValidationError
 
 from edgedm.atomic import atomic_file
-from edgedm.atomic_files import settle
+from edgedm.atomic_files import check_settled
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.files import parse_json
 from edgedm.ops import DOMAIN, FUNCTIONS, ONNX_OPSET, VERSION, attach_functions, infer_shapes
 
 CONFIG_KEY, LEVEL_KEY, INPUTS_KEY = "edgedm.config", "edgedm.level", "edgedm.inputs"
 MODULE_KEY = "edgedm.module"  # on nodes: the torch module that a node comes from
-COMPANIONS = (".golden.safetensors", ".layers.safetensors", ".decoder.onnx")  # files beside a graph, under its name
 _PATH = "edgedm.path"  # in a loaded model's meta, which no file holds
 LEVELS = ("exported", "deployed", "prepare", "decoder")
 
@@ -65,11 +64,11 @@ class GraphInfo:
 def load_graph(path: str | os.PathLike[str]) -> ir.Model:
     """Read and validate one ONNX file; its `edgedm` functions are ours and its values have static shapes.
 
-    Raises InvalidModelError for a missing, truncated, altered or inconsistent file and UnsupportedError for
-    contents that edgedm doesn't handle, naming the node or tensor.
+    Raises InvalidModelError for a missing, truncated, altered, inconsistent or half-written file and UnsupportedError
+    for contents that edgedm doesn't handle, naming the node or tensor.
     """
     path = Path(path)
-    settle(path)
+    check_settled(path)
     proto = _parse(path)
     try:
         _check_imports(proto)

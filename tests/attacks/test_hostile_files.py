@@ -155,3 +155,17 @@ def test_a_sparse_file_of_a_terabyte_is_not_read(guard, tmp_path, suffix) -> Non
     path.touch()
     os.truncate(path, 1 << 40)
     check(guard.open("graph" if suffix == "onnx" else "golden", path), path, "")
+
+
+@pytest.mark.parametrize("loader", ["graph", "pair"])
+@pytest.mark.parametrize("target", ["model.golden.safetensors", "model.safetensors", "model.py", "model.onnx"])
+def test_a_journal_that_came_with_a_folder_changes_nothing_in_it(guard, tmp_path, loader, target) -> None:
+    """Writers leave one when they are killed; a stranger's may ask for anything."""
+    for name in ("model.onnx", "model.golden.safetensors", "model.safetensors", "model.py", ".model.onnx.x"):
+        (tmp_path / name).write_bytes(name.encode())
+    scratch = ".model.onnx.x" if target == "model.onnx" else ""
+    (tmp_path / ".model.onnx.commit").write_text(json.dumps({"files": [[scratch, target]]}))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    reason = "cut short" if target in ("model.onnx", "model.golden.safetensors") else "not an ONNX file"
+    check(guard.open(loader, tmp_path / "model.onnx"), tmp_path / "model.onnx", reason)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
