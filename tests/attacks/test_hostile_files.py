@@ -169,3 +169,13 @@ def test_a_journal_that_came_with_a_folder_changes_nothing_in_it(guard, tmp_path
     reason = "cut short" if target in ("model.onnx", "model.golden.safetensors") else "not an ONNX file"
     check(guard.open(loader, tmp_path / "model.onnx"), tmp_path / "model.onnx", reason)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("loader", "name"), [("checkpoint", "config.json"), ("bundle", "manifest.json")])
+def test_a_name_that_stands_twice_among_a_hundred_thousand_is_found_at_once(guard, tmp_path, loader, name) -> None:
+    target = Path(shutil.copytree(FILES / loader / "sound", tmp_path / loader))
+    names = [f"{number:05x}" for number in range(90_000)]
+    (target / name).write_text("{" + ",".join(f'"{each}":0' for each in (*names, names[-1])) + "}")
+    answer = guard.open(loader, target)
+    check(answer, target / name, f"the name {names[-1]!r} stands twice")
+    assert answer["seconds"] < 5, answer
