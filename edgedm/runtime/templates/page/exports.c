@@ -14,6 +14,7 @@ static edm_session *session;
 
 /* Memory for weights or an image, kept for good; NULL if there is none. */
 EXPORT(edm_allocate) void *page_allocate(uint32_t bytes) {
+  if (bytes > SIZE_MAX - EDM_ALIGNMENT) return NULL;
   return aligned_alloc(EDM_ALIGNMENT, edm_align(bytes ? bytes : 1));
 }
 
@@ -22,7 +23,11 @@ EXPORT(edm_start) edm_status page_start(const void *weights, uint32_t bytes) {
   edm_source source = {.memory = weights, .length = bytes};
   edm_session_options options = {.threads = 1};
   edm_status status = edm_open(&source, &model);
-  return status ? status : edm_session_create(model, &options, &session);
+  if (!status) status = edm_session_create(model, &options, &session);
+  if (!status) return EDM_OK;
+  edm_close(model);
+  model = NULL;
+  return status;
 }
 
 /* label -1: unconditional */
