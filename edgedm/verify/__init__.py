@@ -90,12 +90,16 @@ def verify(
     `UnsupportedError` for an unknown level or variant, a schedule outside the trained timesteps, fewer than the ten
     images that a fault takes to show, a sample of none, or images for which there are no features.
     """
-    from edgedm.atomic import atomic_file, check_place
+    from edgedm.atomic import atomic_file, check_file_place
     from edgedm.verify.request import request_of
 
-    for place in (html, markdown, junit):
-        if place is not None:
-            check_place(place)
+    places = [place for place in (html, markdown, junit) if place is not None]
+    for place in places:
+        check_file_place(place)
+    if len({os.path.realpath(place) for place in places}) < len(places):
+        raise UnsupportedError(
+            f"reports: expected a file each, got {', '.join(map(os.fspath, places))}; one would replace another"
+        )
     request = request_of(
         levels,
         steps,

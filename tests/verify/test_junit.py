@@ -28,6 +28,13 @@ def test_a_run_without_gates_or_failures_has_none() -> None:
     assert root.find(".//failure") is None
 
 
+def test_a_level_that_compared_nothing_fails() -> None:
+    root = ElementTree.fromstring(junit(outcome_of([Level("op", "", ())], "b", "c")))
+    assert (root.get("tests"), root.get("failures")) == ("1", "1")
+    failure = root.find("testsuite/testcase/failure")
+    assert failure is not None and "compared nothing" in failure.get("message", "")
+
+
 def test_what_is_not_required_is_skipped_with_its_message() -> None:
     root = ElementTree.fromstring(junit(outcome_of([replace(BAD, required=False)], "b", "c")))
     assert (root.get("failures"), root.get("skipped")) == ("0", "1")
