@@ -6,6 +6,7 @@ much too seldom, and the distance beyond chance is one that counts; see `shift` 
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgedm import progress
 from edgedm.diffusion import sample as numpy_sample
+from edgedm.errors import InvalidModelError
 from edgedm.runtime import Runner as BundleRunner
 from edgedm.verify.features import features_for
 from edgedm.verify.gate import DistributionGate
@@ -35,9 +37,12 @@ class Decodes(Protocol):
         """The image f32[3, H, W] of a latent f32[C, h, w]."""
 
 
-def fits(_config: Mapping[str, Any], request: Request) -> bool:
-    """Whether the level runs without being named: it takes minutes, so a gate file or features have to ask for it."""
-    return request.features is not None or "distribution" in request.gate.model_fields_set
+def fits(config: Mapping[str, Any], request: Request) -> bool:
+    """Whether the level runs without being named: it takes minutes, so a gate file or features have to ask for it.
+
+    A gate file asks by a table for all methods, or by one for the method of `config`.
+    """
+    return request.features is not None or "distribution" in request.gate.written(str(config["method"]))
 
 
 def distribution_level(
@@ -52,6 +57,7 @@ def distribution_level(
     probe = reference.decode(32, torch[0]) if reference.decodes else torch[0]
     features = features_for(probe.shape, request.features)
     first = features(_decoded(torch, lambda x: reference.decode(32, x), reference))
+    check_features(first, request.features)
     rows: list[Row] = []
     figures: dict[str, float] = {"samples": float(gate.samples), "chance": gate.chance}
     for name, offset in (("same", 0), ("independent", gate.samples)):
@@ -65,6 +71,15 @@ def distribution_level(
             figures[f"{statistic}.{name}"] = row.figures["seen"]
     demand = f"no shift beyond chance ({number(gate.chance)}) and {number(gate.max_shift)} of the features' variance"
     return Level("distribution", demand, tuple(rows), figures)
+
+
+def check_features(torch: Features, path: Path | None) -> None:
+    """`InvalidModelError` unless the features [N, F] of torch's own images tell images apart, in finite numbers."""
+    what = path or "the classifier of digits"
+    if not np.isfinite(torch).all():
+        raise InvalidModelError(f"{what}: expected finite features of the checkpoint's images, got NaN or infinity")
+    if not variance(torch) > 0:
+        raise InvalidModelError(f"{what}: all images have the same features, so it tells no two sets of them apart")
 
 
 def rows_of(name: str, torch: Features, ours: Features, gate: DistributionGate) -> list[tuple[Row, str]]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from edgedm.models import Checkpoint
 from edgedm.outcome import Outcome
+from edgedm.verify import LEVELS
 from edgedm.verify.evidence import Evidence
 from edgedm.verify.gate import Tables
-from edgedm.verify.gates import gate_rows, with_requirements
+from edgedm.verify.gates import gate_rows, unmeasured_rows, with_requirements
 from edgedm.verify.report import Level, Row, outcome_of
 from edgedm.verify.request import Request
 
@@ -28,10 +29,16 @@ def finish(
     checkpoint: Checkpoint | str,
     request: Request,
     blame: Callable[[Level, Row], str],
+    known: Sequence[str],
+    method: str,
 ) -> Finished:
-    """Apply the gates; `blame` says what introduced the first row that is off."""
+    """Apply the gates; `blame` says what introduced the first row that is off.
+
+    `known` are the levels that such an artefact has, `method` is that of its checkpoint.
+    """
     found = with_requirements(levels, tables)
-    gates = gate_rows(found, tables, evidence.sizes, evidence.speed)
+    gates = gate_rows(found, tables, evidence.sizes, evidence.speed, of_bundle=known == LEVELS)
+    gates += unmeasured_rows(found, known, request, method)
     named = checkpoint if isinstance(checkpoint, str) else "(a checkpoint in memory)"
     outcome = outcome_of(found, artefact, named, gates, blame)
     outcome.details["schedule"] = {"steps": request.steps, "sampler": request.sampler}

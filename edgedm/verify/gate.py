@@ -136,11 +136,11 @@ class Gate(Tables):
 
     def of_method(self, name: str) -> Tables:
         """The tables that hold for a checkpoint of method `name`: its own, the file's, the method's defaults."""
-        merged: dict[str, dict[str, Any]] = {}
-        for source in (DEFAULTS.get(name, {}), _written(self), _written(self.method.get(name))):  # type: ignore[call-overload]
-            for table, values in source.items():
-                merged.setdefault(table, {}).update(values)
-        return Tables.model_validate(merged)
+        return Tables.model_validate(_merged(DEFAULTS.get(name, {}), self.written(name)))
+
+    def written(self, name: str) -> dict[str, dict[str, Any]]:
+        """What the file itself says for a checkpoint of method `name`, by table and key."""
+        return _merged(_written(self), _written(self.method.get(name)))  # type: ignore[call-overload]
 
 
 DEFAULTS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
@@ -193,6 +193,15 @@ def _keys(place: tuple[int | str, ...]) -> list[str]:
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             model = field.annotation
     return [each.alias or name for name, each in model.model_fields.items()]
+
+
+def _merged(*sources: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tables of which later ones go before earlier ones, key by key."""
+    merged: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        for table, values in source.items():
+            merged.setdefault(table, {}).update(values)
+    return merged
 
 
 def _written(tables: Tables | None) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from edgedm.verify.gate import KernelGate, Tables
 from edgedm.verify.report import Level, Row, number
+from edgedm.verify.request import Request
 
 
 def with_requirements(levels: Sequence[Level], tables: Tables) -> list[Level]:
@@ -13,22 +14,50 @@ def with_requirements(levels: Sequence[Level], tables: Tables) -> list[Level]:
 
 
 def gate_rows(
-    levels: Sequence[Level], tables: Tables, sizes: Mapping[str, float], speed: Mapping[str, float]
+    levels: Sequence[Level],
+    tables: Tables,
+    sizes: Mapping[str, float],
+    speed: Mapping[str, float],
+    of_bundle: bool = True,
 ) -> list[Row]:
-    """A row for every threshold on what was run and measured: `<table>.<key>`, actual and allowed."""
+    """A row for every threshold: `<table>.<key>`, actual and allowed.
+
+    Those of size and speed are of a bundle, so a graph has none; of a bundle that was not measured they fail.
+    """
     rows: list[Row] = []
     for level in levels:
         rows += _level_rows(level, tables)
-    if sizes:
+    if of_bundle:
         rows += _most("size.max_bundle_bytes", tables.size.max_bundle_bytes, sizes.get("bytes.bundle"))
         rows += _most("size.max_shipped_bytes", tables.size.max_shipped_bytes, sizes.get("bytes.shipped"))
         rows += _least("size.min_ratio", tables.size.min_ratio, sizes.get("size.shipped_ratio"))
-    if speed:
         ours, torch = speed.get("edgedm"), speed.get("torch")
         rows += _most("speed.max_step_ms", tables.speed.max_step_ms, ours)
         times = torch / ours if torch and ours else None
         rows += _least("speed.min_times_torch", tables.speed.min_times_torch, times)
     return rows
+
+
+def unmeasured_rows(levels: Sequence[Level], known: Sequence[str], request: Request, method: str) -> list[Row]:
+    """A failing row for every threshold that the gate file itself wrote on a level that it leaves out.
+
+    `known` are the levels of such an artefact: those of another kind of artefact are not missing. Where arguments
+    name the levels, leaving the others out is what was asked for.
+    """
+    if request.levels is not None and request.levels != request.gate.levels:
+        return []
+    ran, tables = {level.name for level in levels}, request.tables(method)
+    return [
+        Row(f"{name}.{key}", False, {"allowed": float(value)}, f"not measured: level {name} did not run")
+        for name, values in request.gate.written(method).items()
+        if name in known and name not in ran and tables.of_level(name).required
+        for key, value in values.items()
+        if key not in _NO_THRESHOLDS and value is not None
+    ]
+
+
+_NO_THRESHOLDS = ("required", "samples", "chance")
+"""Keys of levels that say how to look, not what to find."""
 
 
 def _level_rows(level: Level, tables: Tables) -> Iterator[Row]:

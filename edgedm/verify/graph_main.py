@@ -42,7 +42,18 @@ def run(path: str | os.PathLike[str], against: Checkpoint | str | os.PathLike[st
     def blame(_level: Level, row: Row) -> str:
         return blame_graph(examination, row)
 
-    return finish(found, examination.tables, examination.evidence, os.fspath(path), checkpoint, request, blame)
+    method = reference.config.method
+    return finish(
+        found,
+        examination.tables,
+        examination.evidence,
+        os.fspath(path),
+        checkpoint,
+        request,
+        blame,
+        GRAPH_LEVELS,
+        method,
+    )
 
 
 class Examination:

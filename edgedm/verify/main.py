@@ -64,7 +64,15 @@ def run(
             return blame_bundle(examination, level, row)
 
         return finish(
-            found, examination.tables, examination.evidence, os.fspath(bundle_path), checkpoint, request, blame
+            found,
+            examination.tables,
+            examination.evidence,
+            os.fspath(bundle_path),
+            checkpoint,
+            request,
+            blame,
+            LEVELS,
+            str(probe.manifest.config["method"]),
         )
 
 

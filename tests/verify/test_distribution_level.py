@@ -1,5 +1,7 @@
 """Level distribution on a whole model: torch's images against a bundle's, judged by a network of the user's."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -8,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.verify import verify
+from edgedm.verify.distribution_level import check_features
 from edgedm.verify.features import features_for
 
 SHAPE, BATCH, FEATURES = (1, 8, 8), 3, 4
@@ -54,6 +57,20 @@ def test_a_network_for_other_images_and_images_without_one_are_refused(tmp_path)
     (tmp_path / "other.onnx").write_bytes(b"no graph")
     with pytest.raises(InvalidModelError, match=r"other.onnx"):
         features_for(SHAPE, tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.full((8, FEATURES), 0.5), "net.onnx: all images have the same features"),
+        (np.array([[0.0, 1.0], [np.nan, 2.0]]), "net.onnx: expected finite features"),
+        (np.array([[0.0, 1.0], [np.inf, 2.0]]), "net.onnx: expected finite features"),
+    ],
+)
+def test_a_network_that_tells_no_images_apart_is_refused_by_name(features, message: str) -> None:
+    with pytest.raises(InvalidModelError, match=message):
+        check_features(features, Path("net.onnx"))
+    check_features(np.eye(3), None)
 
 
 def test_a_right_bundle_draws_from_the_same_distribution(bundle, tmp_path) -> None:

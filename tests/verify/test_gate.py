@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.verify import verify
+from edgedm.verify.distribution_level import fits
 from edgedm.verify.gate import DEFAULTS, MAX_BYTES, Gate, load_gate
-from edgedm.verify.gates import gate_rows, with_requirements
+from edgedm.verify.gates import gate_rows, unmeasured_rows, with_requirements
 from edgedm.verify.report import Level, Row
 from edgedm.verify.request import SWEEPS, request_of
 
@@ -100,6 +101,36 @@ def test_a_threshold_that_nothing_measured_fails(tmp_path) -> None:
     assert not row.ok and "nothing measured it" in row.note
 
 
+def test_size_and_speed_are_of_a_bundle_measured_or_not(tmp_path) -> None:
+    tables = gate(tmp_path, "[size]\nmin_ratio = 4\n[speed]\nmax_step_ms = 1").of_method("bidm")
+    of_bundle = {row.name: row for row in gate_rows([], tables, {}, {})}
+    assert set(of_bundle) == {"size.min_ratio", "speed.max_step_ms"}  # compiled for another machine: not timed
+    assert not any(row.ok for row in of_bundle.values())
+    assert gate_rows([], tables, {"bytes.graph": 9.0, "size.ratio": 2.0}, {}, of_bundle=False) == []
+
+
+def test_a_threshold_on_a_level_that_the_file_leaves_out_fails(tmp_path) -> None:
+    path = tmp_path / "gate.toml"
+    path.write_text(
+        "levels = ['op']\n[step]\nmin_snr_db = 30\n[weights]\nrequired = true\n[layer]\nrequired = false\n"
+        "max_left_out = 0\n[method.bidm.distribution]\nmax_shift = 0.1\nsamples = 32\n"
+    )
+    asked = request_of(None, None, None, None, None, None, None, None, True, path)
+    rows = unmeasured_rows(LEVELS[:1], ("op", "layer", "step", "distribution"), asked, "bidm")
+    assert [row.name for row in rows] == ["step.min_snr_db", "distribution.max_shift"]
+    assert all(not row.ok and "did not run" in row.note for row in rows)
+    assert [row.name for row in unmeasured_rows(LEVELS[:1], ("op", "step"), asked, "fp32")] == ["step.min_snr_db"]
+    narrowed = request_of(("layer",), None, None, None, None, None, None, None, True, path)
+    assert unmeasured_rows(LEVELS[1:2], ("op", "layer", "step"), narrowed, "bidm") == []
+
+
+def test_a_table_of_one_method_switches_level_distribution_on_for_it(tmp_path) -> None:
+    path = tmp_path / "gate.toml"
+    path.write_text("[method.bidm.distribution]\nsamples = 32\n")
+    asked = request_of(None, None, None, None, None, None, None, None, True, path)
+    assert fits({"method": "bidm"}, asked) and not fits({"method": "fp32"}, asked)
+
+
 def test_thresholds_of_a_level_that_is_not_required_do_not_decide(tmp_path) -> None:
     tables = gate(tmp_path, "[step]\nrequired = false\nmin_snr_db = 90").of_method("bidm")
     assert not [row for row in gate_rows(LEVELS, tables, {}, {}) if row.name.startswith("step")]
@@ -122,6 +153,13 @@ def test_too_few_images_and_a_chain_that_is_none_are_refused_before_anything_run
     assert request_of(("op",), None, None, 3, None, None, None, None, True, None).images == 3
     with pytest.raises(InvalidModelError, match="expected the graphs of `edgedm optimize --dump`"):
         verify(tmp_path / "none.bundle", "none", chain=tmp_path)
+
+
+def test_reports_without_a_place_of_their_own_are_refused_before_anything_runs(tmp_path) -> None:
+    with pytest.raises(InvalidModelError, match="is a folder; expected a name for a file"):
+        verify(tmp_path / "none.bundle", "none", html=tmp_path)
+    with pytest.raises(UnsupportedError, match="one would replace another"):
+        verify(tmp_path / "none.bundle", "none", html=tmp_path / "a", junit=tmp_path / "b" / ".." / "a")
 
 
 @given(layers=st.integers(1, 500), steps=st.integers(1, 1000))
