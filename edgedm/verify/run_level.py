@@ -50,6 +50,9 @@ FLOOR = 1e-6
 IMAGE_SPAN = 2.0  # images cover -1..1
 
 
+VISITED = 4
+"""Trajectories whose moments level layer looks at, by turns: the null class and three labels."""
+
 SEED = 0
 
 
@@ -83,10 +86,11 @@ def _labels(reference: TorchReference, images: int) -> tuple[list[int], list[tup
 def visit_moments(reference: TorchReference, steps: int, count: int) -> tuple[list[Moment], list[int]]:
     """`count` moments spread over a schedule, in float32, and the number of the image to look at in each.
 
-    That is another one at each, with another label, where the model has labels.
+    That is another one at each, with another label, where the model has labels: of `VISITED` trajectories at most,
+    since all of them take every step and only one is looked at.
     """
     chosen = sorted({int(step) for step in np.linspace(0, steps - 1, min(count, steps)).round()})
-    labels, noise = _labels(reference, min(len(chosen), reference.null_class + 1))
+    labels, noise = _labels(reference, min(len(chosen), reference.null_class + 1, VISITED))
     progress.stage(f"{len(chosen)} steps of torch in float32")
     return reference.visit(labels, noise, steps, chosen), [number % len(labels) for number in range(len(chosen))]
 

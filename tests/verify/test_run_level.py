@@ -1,12 +1,13 @@
 """The sign test: chance passes, faults do not."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 
 from edgedm.verify.report import Level, Row
 from edgedm.verify.request import CHANCE
-from edgedm.verify.run_level import sign_test, without_coins
+from edgedm.verify.run_level import VISITED, sign_test, visit_moments, without_coins
 
 
 def lognormal(rng: np.random.Generator, runs: int, scale: float = 1e-3) -> list[float]:
@@ -77,3 +78,18 @@ def test_many_undecided_timesteps_excuse_nothing_beyond_a_tenth() -> None:
 
 def test_what_is_not_finite_is_never_excused() -> None:
     assert failures(without_coins(level({30: math.inf}), TIMESTEPS, lambda _: True))
+
+
+def test_a_model_of_many_labels_takes_few_trajectories_through_the_visited_steps() -> None:
+    asked: list[list[int]] = []
+
+    def visit(labels, noise, _steps, chosen) -> list[int]:
+        asked.append(list(labels))
+        assert len(noise) == len(labels)
+        return list(chosen)
+
+    moments, images = visit_moments(SimpleNamespace(null_class=1000, visit=visit), 50, 50)
+    assert asked == [[1000, 0, 1, 2]] and len(moments) == len(images) == 50
+    assert images[: VISITED + 1] == [0, 1, 2, 3, 0]
+    visit_moments(SimpleNamespace(null_class=0, visit=visit), 50, 50)
+    assert asked[1] == [0]
