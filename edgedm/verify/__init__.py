@@ -98,7 +98,7 @@ def verify(
         check_file_place(place)
     if len({os.path.realpath(place) for place in places}) < len(places):
         raise UnsupportedError(
-            f"reports: expected a file each, got {', '.join(map(os.fspath, places))}; one would replace another"
+            f"reports: expected a file each, got {', '.join(os.fspath(place) for place in places)}; one would replace another"
         )
     request = request_of(
         levels,
