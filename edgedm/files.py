@@ -7,19 +7,18 @@ hold a name twice, of which readers take different ones, numbers that are none, 
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edgedm.errors import InvalidModelError
 
-_HUB_SNAPSHOTS = "snapshots"  # a hub's cache has links there, into `blobs` beside it
-
 
 def check_regular(path: str | os.PathLike[str], within: str | os.PathLike[str] | None = None) -> int:
     """Return the size of `path` in bytes; raise `InvalidModelError` unless it is a file with contents of its own.
 
-    With a folder `within`, a link must end there (or, in the cache of a model hub, among the model's blobs). Nothing
-    is opened. A missing file raises FileNotFoundError.
+    With a folder `within`, the path must end there, whatever links it or a folder on its way is (or, in the cache of
+    a model hub, among the blobs of the same model). Nothing is opened. A missing file raises FileNotFoundError.
     """
     path = Path(path)
     try:
@@ -30,9 +29,16 @@ def check_regular(path: str | os.PathLike[str], within: str | os.PathLike[str] |
         raise InvalidModelError(f"{path}: {error.strerror}; expected a file") from error
     if not stat.S_ISREG(found.st_mode):
         raise InvalidModelError(f"{path}: expected a file, got a folder, pipe or device")
-    if within is not None and path.is_symlink() and not path.resolve().is_relative_to(_home(Path(within))):
-        raise InvalidModelError(f"{path}: a link that leaves {within}; put the file itself there")
+    if within is not None:
+        check_inside(path, within)
     return found.st_size
+
+
+def check_inside(path: str | os.PathLike[str], within: str | os.PathLike[str]) -> None:
+    """Raise `InvalidModelError` where links on the way to `path` leave the folder `within`; see `check_regular`."""
+    end = Path(path).resolve()
+    if not any(end.is_relative_to(home) for home in _homes(Path(within))):
+        raise InvalidModelError(f"{path}: a link that leaves {within}; put the file itself there")
 
 
 def read_json(path: str | os.PathLike[str], most_bytes: int, within: str | os.PathLike[str] | None = None) -> Any:
@@ -72,7 +78,14 @@ def _constant(name: str) -> float:
     return float(name)
 
 
-def _home(folder: Path) -> Path:
+def _homes(folder: Path) -> Iterator[Path]:
+    """Where the files of a model in `folder` may lie: there, and of `models--NAME/snapshots/REVISION` in its blobs.
+
+    A model hub's cache has links in a snapshot, into `blobs` beside the snapshots; `folder` may be a part of one.
+    """
     real = folder.resolve()
-    above = next((each for each in (real, *real.parents) if each.parent.name == _HUB_SNAPSHOTS), None)
-    return above.parent.parent if above is not None else real
+    yield real
+    for revision in (real, *real.parents):
+        model = revision.parent.parent
+        if revision.parent.name == "snapshots" and model.name.startswith("models--"):
+            yield model / "blobs"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.files import read_json
+from edgedm.files import check_inside, read_json
 from edgedm.models.checkpoint import Checkpoint, blank_decoder, read_tensors, skeleton, tensor_entries
 from edgedm.models.config import MOST_TOKENS, Architecture, CheckpointConfig, DecoderArchitecture
 from edgedm.models.decoder import LatentDecoder
@@ -64,6 +64,7 @@ def load_diffusers(
     or scheduler.
     """
     root = Path(path)
+    _check_parts(root)
     folder = root / "unet" if (root / "unet" / CONFIG_FILE).is_file() else root
     class_name, architecture = _architecture(folder / CONFIG_FILE)
     schedule = NoiseSchedule.from_config(_scheduler(root, folder))
@@ -90,6 +91,18 @@ def load_diffusers(
     module, decoder = skeleton(config), _decoder(config, _decoder_folder(root))
     module.unet.load_state_dict(tensors)
     return Checkpoint(config, module, decoder)
+
+
+def _check_parts(root: Path) -> None:
+    """No folder of the pipeline is a link to somebody's other files; those of one file are looked at when it is read.
+
+    Raises `InvalidModelError` that names the folder.
+    """
+    names = ("unet", "scheduler", *AUTOENCODERS, *(Path(name).parent.name for name, _ in _LENGTHS))
+    parts = [root / name for name in names] + ([root.parent / "scheduler"] if root.name == "unet" else [])
+    for part in parts:
+        if part.exists():
+            check_inside(part, part.parent)
 
 
 def _decoder(config: CheckpointConfig, folder: Path) -> LatentDecoder | None:

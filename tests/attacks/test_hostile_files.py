@@ -179,3 +179,20 @@ def test_a_name_that_stands_twice_among_a_hundred_thousand_is_found_at_once(guar
     answer = guard.open(loader, target)
     check(answer, target / name, f"the name {names[-1]!r} stands twice")
     assert answer["seconds"] < 5, answer
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_called_snapshots_makes_no_hubs_cache_of_what_is_above_it(guard, tmp_path, name) -> None:
+    target = Path(shutil.copytree(FILES / "checkpoint/sound", tmp_path / "home/snapshots/monday/c"))
+    (target / name).rename(tmp_path / "home" / name)
+    (target / name).symlink_to(tmp_path / "home" / name)
+    check(guard.open("checkpoint", target), target / name, "leaves")
+
+
+@pytest.mark.parametrize("place", ["models--x/other", "models--x/snapshots/4567", "models--y/blobs"])
+def test_a_hubs_snapshot_ends_at_its_own_models_blobs(guard, tmp_path, place) -> None:
+    snapshot = Path(shutil.copytree(FILES / "checkpoint/sound", tmp_path / "models--x/snapshots/0123"))
+    (tmp_path / place).mkdir(parents=True)
+    (snapshot / "config.json").rename(tmp_path / place / "config.json")
+    (snapshot / "config.json").symlink_to(tmp_path / place / "config.json")
+    check(guard.open("checkpoint", snapshot), snapshot / "config.json", "leaves")

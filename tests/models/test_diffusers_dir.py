@@ -162,3 +162,19 @@ def test_a_config_of_another_kind_is_refused(pipeline, change, kind, complaint):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(kind, match=complaint):
         load_base(pipeline)
+
+
+@pytest.mark.parametrize("name", ["unet", "scheduler"])
+def test_a_part_of_a_pipeline_that_is_a_link_out_of_it_is_refused(pipeline, tmp_path, name):
+    (pipeline / name).rename(tmp_path / "elsewhere")
+    (pipeline / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InvalidModelError, match=f"{name}: a link that leaves"):
+        load_diffusers(pipeline)
+    if name == "scheduler":
+        with pytest.raises(InvalidModelError, match="scheduler: a link that leaves"):
+            load_diffusers(pipeline / "unet")
+
+
+def test_a_pipeline_that_is_a_link_itself_is_read(pipeline, tmp_path):
+    (tmp_path / "named").symlink_to(pipeline)
+    assert load_diffusers(tmp_path / "named").config == load_diffusers(pipeline).config
