@@ -97,9 +97,8 @@ def verify(
     for place in places:
         check_file_place(place)
     if len({os.path.realpath(place) for place in places}) < len(places):
-        raise UnsupportedError(
-            f"reports: expected a file each, got {', '.join(os.fspath(place) for place in places)}; one would replace another"
-        )
+        named = ", ".join(os.fspath(place) for place in places)
+        raise UnsupportedError(f"reports: expected a file each, got {named}; one would replace another")
     request = request_of(
         levels,
         steps,
