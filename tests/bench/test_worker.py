@@ -13,10 +13,11 @@ import tiny_model
 from edgedm.bench.timing import Sample
 from edgedm.bench.worker import Worker, busiest_share, check_threads, last_words
 from edgedm.errors import ToolchainError
+from edgedm.targets import resolve
 
 
 def job(engine: str, source: Path, threads: int = 1) -> dict[str, object]:
-    return {"engine": engine, "source": str(source), "threads": threads, "target": "host"}
+    return {"engine": engine, "source": str(source), "threads": threads, "target": resolve("host").name}
 
 
 def state(pid: int) -> str:
