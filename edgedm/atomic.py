@@ -104,11 +104,15 @@ def write_scratch(target: Path, data: bytes) -> Path:
 def atomic_dir(target: str | os.PathLike[str], strangeness: Strangeness | None = None) -> Iterator[Path]:
     """Yield an empty folder to fill; on success it replaces `target`, on any exception it is removed.
 
-    An existing folder is replaced only if it is empty or nothing about it is strange: see `check_replaceable`. Old and
-    new folder change names in one system call. Where the file system has none, the old one is moved aside first, under
-    a lock; if the second rename fails, it is put back.
+    An existing folder is replaced only if it is empty or nothing about it is strange: see `check_replaceable`. A
+    target that is a link stays one: the folder that it leads to is replaced. Old and new folder change names in one
+    system call. Where the file system has none, the old one is moved aside first, under a lock; if the second rename
+    fails, it is put back, and a process that is killed between the two leaves it as `.<name>.old.*/<name>` beside the
+    target.
     """
     target = Path(target)
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
     check_replaceable(target, strangeness)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -203,6 +207,11 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
+    """The process's mask; Linux tells it, elsewhere it has to be set for a moment, which other threads see."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
     mask = os.umask(0)
     os.umask(mask)
     return mask

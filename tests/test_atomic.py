@@ -1,5 +1,7 @@
 """Readers see the old target or the new one, never a mixture."""
 
+import os
+
 import pytest
 
 from edgedm.atomic import atomic_dir, atomic_file, check_place, read_mark
@@ -33,6 +35,36 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path):
         (scratch / "fresh").write_text("new")
     assert [path.name for path in target.iterdir()] == ["fresh"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_a_folder_stays_one_and_the_folder_is_replaced(tmp_path, there):
+    (tmp_path / "disk").mkdir()
+    if there:
+        (tmp_path / "disk/bundle").mkdir()
+        (tmp_path / "disk/bundle/stale").write_text("old")
+    target = tmp_path / "bundle"
+    target.symlink_to("disk/bundle")
+    with atomic_dir(target) as scratch:
+        (scratch / "fresh").write_text("new")
+    assert target.is_symlink() and [path.name for path in (tmp_path / "disk/bundle").iterdir()] == ["fresh"]
+    assert sorted(path.name for path in (*tmp_path.iterdir(), *(tmp_path / "disk").iterdir())) == [
+        "bundle",
+        "bundle",
+        "disk",
+    ]
+
+
+def test_the_mask_is_asked_for_and_not_set(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", None)  # who sets it would fail
+            with atomic_file(tmp_path / "file"):
+                pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):
