@@ -37,6 +37,12 @@ Array = NDArray[Any]
 
 NOT_SEARCHED = "not looked for (--no-bisect)"
 
+ADDS_UP = (
+    "the runtime (carried state, rows of a step, labels), or small errors of many steps: single steps hold where they "
+    "were looked at, and it adds up over the trajectory"
+)
+"""Of a trajectory whose single steps hold: no pass and no kernel shows a fault that could be searched for."""
+
 
 def blame_bundle(examination: "Examination", level: Level, row: Row) -> str:
     """What introduced the first row of a bundle that is off."""
@@ -51,11 +57,13 @@ def blame_bundle(examination: "Examination", level: Level, row: Row) -> str:
     if not examination.request.bisect:
         return NOT_SEARCHED
     search = _Search(examination.reference, examination.runs, row, examination.tables.step.ratio)
+    states = [port.name for port in examination.probe.manifest.states()]
+    if _adds_up(row) and search.holds(examination.runner, states):
+        return ADDS_UP
     against, reference, request = examination.checkpoint, examination.reference, examination.request
     found, fresh = _search(search, against, reference, request, _weights(examination))
     if found is not None:
         return found
-    states = [port.name for port in examination.probe.manifest.states()]
     if not search.holds(LoweredRunner(examination.graphs, reference), states):
         return f"lowering, or another graph than this pipeline makes: {fresh}"
     for again in (examination.layer, examination.op):
@@ -75,12 +83,19 @@ def blame_graph(examination: "GraphExamination", row: Row) -> str:
     if not examination.request.bisect:
         return NOT_SEARCHED
     search = _Search(examination.reference, examination.runs, row, examination.tables.step.ratio)
+    if _adds_up(row) and search.holds(examination.runner, graph.states, examination.runner.undecided):
+        return ADDS_UP
 
     def compared(fresh: Path) -> str:
         return _constants(fresh, {"step": graph, "prepare": graph}, lowered=False)
 
     found, fresh = _search(search, examination.checkpoint, examination.reference, examination.request, compared)
     return found or f"a change after the pipeline, all of whose graphs hold: {fresh}"
+
+
+def _adds_up(row: Row) -> bool:
+    """Whether the row is of whole trajectories, where no single step need be off."""
+    return row.name.startswith("after step")
 
 
 def _kernel(row: Row) -> str:
