@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ROOT / "tests/attacks/files"
+SOUND_GATE = ROOT / "docs/ci/gate.toml"
 SEEDS = {
     "graph": [("graph", "*.onnx")],
     "config": [("checkpoint", "*config.json")],
@@ -28,7 +29,7 @@ SEEDS = {
     "golden": [("golden", "*")],
     "array": [("array", "*")],
     "tuning": [("tuning", "*")],
-    "gate": [],
+    "gate": [("gate", "*.toml")],
 }
 C = "c"
 MOST_GROWTH_MB = 256
@@ -105,7 +106,7 @@ def _python_fuzzer(name: str, folder: Path) -> list[str]:
             if path.stat().st_size <= MOST_INPUT:
                 shutil.copyfile(path, folder / f"{kind}-{path.parent.name}-{path.name}")
     if name == "gate":
-        (folder / "gate.toml").write_text("[layer]\nmax_off = 0\n")
+        shutil.copyfile(SOUND_GATE, folder / SOUND_GATE.name)
     return [sys.executable, str(ROOT / "fuzz/loaders.py"), name]
 
 
