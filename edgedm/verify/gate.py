@@ -72,11 +72,12 @@ class DistributionGate(_LevelGate):
     """Of level distribution: how many samples, which shift counts, and how seldom chance may fail an equal one.
 
     `max_shift` is the Frechet distance beyond chance over the variance of torch's features: 0.01 is a mean that moved
-    by a tenth of a standard deviation in every direction.
+    by a tenth of a standard deviation in every direction. Distances of all pairs of images are held in memory, and a
+    chance takes twice its inverse of throws to tell: hence the bounds of `samples` and `chance`.
     """
 
-    samples: Annotated[int, Field(ge=16, le=1_000_000)] = 256
-    chance: Annotated[float, Field(gt=0, le=0.5)] = 1e-3
+    samples: Annotated[int, Field(ge=16, le=8192)] = 256
+    chance: Annotated[float, Field(ge=1e-5, le=0.5)] = 1e-3
     max_shift: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     min_precision: Share | None = None
     min_recall: Share | None = None
