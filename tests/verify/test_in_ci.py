@@ -1,9 +1,11 @@
 """What docs/verify.md tells a team to put into its CI: the files are valid, and their commands are ours and run."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -57,6 +59,22 @@ def test_the_workflow_is_a_workflow_and_keeps_its_report() -> None:
     assert len(uploads) == 1 and uploads[0]["if"] == "always()"
     verbs = [words[1] for words in workflow()]
     assert verbs == ["export", "optimize", "compile", "verify"]
+
+
+def test_the_workflow_names_no_package_index() -> None:
+    assert "index-url" not in (CI / "verify.yml").read_text()
+
+
+def test_the_page_of_the_run_shows_the_whole_report_but_for_its_images(tmp_path) -> None:
+    (job,) = yaml.safe_load((CI / "verify.yml").read_text())["jobs"].values()
+    (show,) = (step["run"] for step in job["steps"] if "GITHUB_STEP_SUMMARY" in step.get("run", ""))
+    row = "| ok | " + "µ" * 5000 + " |"
+    images = "![a](data:image/png;base64,AA==) ![b](data:image/png;base64,BB)"
+    (tmp_path / "parity.md").write_text(f"# ✓\n{row}\n{images}\nend\n")
+    summary = tmp_path / "summary"
+    variables = {**os.environ, "GITHUB_STEP_SUMMARY": str(summary)}
+    subprocess.run(["bash", "-c", show], cwd=tmp_path, env=variables, check=True)
+    assert summary.read_text() == f"# ✓\n{row}\n \nend\n"
 
 
 @pytest.mark.parametrize("words", [*workflow(), hook()], ids=" ".join)
