@@ -63,7 +63,7 @@ def check_settled(main: str | os.PathLike[str]) -> None:
     if not _journal(main).is_file():
         return
     with locked(main.parent):
-        if any(_pending(scratch, target) for scratch, target in _listed(main)):
+        if any(_pending(scratch, target) or _lost(scratch, target) for scratch, target in _listed(main)):
             raise InvalidModelError(
                 f"{main}: a write of it and the files beside it was cut short; write it again with the verb that made "
                 f"it (`edgedm export` or `edgedm optimize`), which finishes that one first, or delete {_journal(main)}"
@@ -99,6 +99,11 @@ def _finish(main: Path) -> None:
 def _pending(scratch: Path | None, target: Path) -> bool:
     """Whether the entry's removal (without a scratch) or renaming is still to be done."""
     return _is_regular(target if scratch is None else scratch)
+
+
+def _lost(scratch: Path | None, target: Path) -> bool:
+    """Whether the entry's file was neither renamed nor is it waiting: somebody removed it."""
+    return scratch is not None and not scratch.exists() and not target.exists()
 
 
 def _is_regular(path: Path) -> bool:

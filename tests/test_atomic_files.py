@@ -85,6 +85,17 @@ def test_a_reader_takes_what_is_renamed_whole_though_its_journal_is_left(tmp_pat
     check_settled(tmp_path / NAMES[0])
 
 
+def test_a_reader_refuses_where_a_part_that_the_journal_names_is_gone(tmp_path, files):
+    write_together(files)
+    (tmp_path / NAMES[2]).unlink()
+    (tmp_path / ".m.onnx.commit").write_text(json.dumps({"files": [[f".{NAMES[2]}.x", NAMES[2]]]}))
+    with pytest.raises(InvalidModelError, match="was cut short"):
+        check_settled(tmp_path / NAMES[0])
+    write_together(files)
+    check_settled(tmp_path / NAMES[0])
+    assert contents(tmp_path) == {name: name.encode() for name in NAMES}
+
+
 def test_the_next_writer_finishes_the_one_before(tmp_path, files, monkeypatch):
     def stop(_main):
         if atomic_files._journal(_main).is_file():
