@@ -129,7 +129,7 @@ for turn in range(60):
     with atomic_dir(folder / "bundle") as scratch:
         for name in "abc":
             (scratch / name).write_bytes(mark * 1000)
-    write_together({folder / f"m.{name}": mark * 1000 for name in ("onnx", "prepare.onnx", "golden")})
+    write_together({folder / f"m.{name}": mark * 1000 for name in ("onnx", "prepare.onnx", "golden.safetensors")})
 """
     running = [subprocess.Popen([sys.executable, "-c", script, str(folder), mark]) for mark in "xy"]
     seen = set()
@@ -140,7 +140,7 @@ for turn in range(60):
         if bundle.is_dir():
             seen.add(bundle)
     assert [each.returncode for each in running] == [0, 0]
-    for names in (["bundle/a", "bundle/b", "bundle/c"], ["m.onnx", "m.prepare.onnx", "m.golden"]):
+    for names in (["bundle/a", "bundle/b", "bundle/c"], ["m.onnx", "m.prepare.onnx", "m.golden.safetensors"]):
         assert {(folder / name).read_bytes() for name in names} in ({b"x" * 1000}, {b"y" * 1000})
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
