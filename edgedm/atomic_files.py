@@ -25,13 +25,16 @@ _MOST_JOURNAL_BYTES = 1 << 16
 def write_together(files: Mapping[Path, bytes | None]) -> None:
     """Write `files` of one folder, whole or not at all; None removes a companion that earlier ones may have left.
 
-    The first is the one that readers ask for. Raises `InvalidModelError` where a folder or a file stands in the way,
-    OSError where the disk refuses; then the old files are untouched.
+    The first is the one that readers ask for. Raises ValueError for a name that is none of its companions',
+    `InvalidModelError` where a folder or a file stands in the way, OSError where the disk refuses; then the old files
+    are untouched.
     """
     main = next(iter(files))
     for path in files:
         check_file_place(path)
         assert path.parent == main.parent, "files that belong together lie together"
+        if path.name not in _names(main):
+            raise ValueError(f"{path}: no companion of {main.name}; expected {', '.join(sorted(_names(main)))}")
     main.parent.mkdir(parents=True, exist_ok=True)
     settle(main)
     scratches: dict[Path, Path] = {}
@@ -52,6 +55,11 @@ def write_together(files: Mapping[Path, bytes | None]) -> None:
         if listing is None or listing.exists():  # once it has its name, they are the journal's, whatever ended us
             for scratch in (*scratches.values(), *([listing] if listing else [])):
                 scratch.unlink(missing_ok=True)
+
+
+def _names(main: Path) -> set[str]:
+    """The names that a journal of `main` may rename files to."""
+    return {main.name, *(main.with_suffix(suffix).name for suffix in _RENAMED)}
 
 
 def check_settled(main: str | os.PathLike[str]) -> None:
@@ -116,7 +124,7 @@ def _is_regular(path: Path) -> bool:
 def _listed(main: Path) -> Iterator[tuple[Path | None, Path]]:
     """A journal that came with somebody's folder may name nothing but what a writer of `main` replaces anyway."""
     listed = read_mark(_journal(main), _MOST_JOURNAL_BYTES).get("files")
-    ours = {main.name, *(main.with_suffix(suffix).name for suffix in _RENAMED)}
+    ours = _names(main)
     for entry in listed if isinstance(listed, list) else []:
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry):
             scratch, target = entry

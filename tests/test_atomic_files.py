@@ -146,3 +146,9 @@ def test_a_strange_journal_renames_and_removes_nothing(tmp_path, entry):
     settle(tmp_path / "a/m.onnx")
     assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
     assert (tmp_path / "other").read_bytes() == b"other"
+
+
+def test_a_name_that_the_journal_would_not_take_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"m\.golden.*no companion of m\.onnx"):
+        write_together({tmp_path / "m.onnx": b"graph", tmp_path / "m.golden": b"data"})
+    assert not list(tmp_path.iterdir())
