@@ -2,7 +2,9 @@
 
 From the same noise a pair differs by what rounding and flipped decisions did, so small shifts show; from other noise
 nothing is shared but what was asked for, as between two people who draw. A row fails only where chance would give as
-much too seldom, and the distance beyond chance is one that counts; see `shift` for both.
+much too seldom, and what is beyond chance is so much that it counts; see `shift`. Each of the rows is a test, and the
+gate's `chance` is that of the level: a row is held to its part of it (Bonferroni's correction, whatever the rows have
+to do with each other), so that a CI of many runs fails equal engines as seldom as it was told.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +30,10 @@ Floats = NDArray[np.float32]
 
 BATCH = 32
 """Images that torch draws together; all steps of a batch are kept in memory."""
+
+NOISES = ("same", "independent")
+TESTS = 3 * len(NOISES)
+"""Rows of the level, each of which could fail by chance: distance, precision and recall by noise."""
 
 
 class Decodes(Protocol):
@@ -60,7 +66,7 @@ def distribution_level(
     check_features(first, request.features)
     rows: list[Row] = []
     figures: dict[str, float] = {"samples": float(gate.samples), "chance": gate.chance}
-    for name, offset in (("same", 0), ("independent", gate.samples)):
+    for name, offset in zip(NOISES, (0, gate.samples), strict=True):
         drawn = _ours(runner, own, reference, labels, request, offset)
         second = features(_decoded(drawn, own.decode, reference))
         if not np.isfinite(second).all():
@@ -69,7 +75,10 @@ def distribution_level(
         for row, statistic in rows_of(name, first, second, gate):
             rows.append(row)
             figures[f"{statistic}.{name}"] = row.figures["seen"]
-    demand = f"no shift beyond chance ({number(gate.chance)}) and {number(gate.max_shift)} of the features' variance"
+    demand = (
+        f"no shift that equal engines give with a probability below {number(gate.chance)}, all rows together, and that "
+        f"is more than {number(gate.max_shift)} of the features' variance or {number(gate.max_drop)} of the images"
+    )
     return Level("distribution", demand, tuple(rows), figures)
 
 
@@ -84,24 +93,25 @@ def check_features(torch: Features, path: Path | None) -> None:
 
 def rows_of(name: str, torch: Features, ours: Features, gate: DistributionGate) -> list[tuple[Row, str]]:
     """Judge features [N, F] of images from the `name` noise (same, independent); each row with its statistic's name."""
-    found = frechet_shift(torch, ours, name == "same", gate.chance)
+    chance = gate.chance / TESTS
+    found = frechet_shift(torch, ours, name == "same", chance)
     beyond = (found.seen - found.by_chance) / variance(torch)
     note = ""
-    if found.probability < gate.chance and beyond > gate.max_shift:
+    if found.probability < chance and beyond > gate.max_shift:
         note = (
             f"expected a distance of {number(found.by_chance)} by chance, got {number(found.seen)}, which chance gives "
             f"with a probability of {number(found.probability)}; beyond chance it is {number(beyond)} of the "
             f"variance, at most {number(gate.max_shift)} allowed"
         )
     rows = [(Row(f"Frechet distance, {name} noise", not note, {**_figures(found), "shift": beyond}, note), "frechet")]
-    for statistic, share in zip(("precision", "recall"), precision_recall(torch, ours, gate.chance), strict=True):
-        note = ""
-        if share.probability < gate.chance:
+    for statistic, share in zip(("precision", "recall"), precision_recall(torch, ours, chance), strict=True):
+        drop, note = share.by_chance - share.seen, ""
+        if share.probability < chance and drop > gate.max_drop:
             note = (
                 f"expected {number(share.by_chance)} by chance, got {number(share.seen)}, so low with a probability "
-                f"of {number(share.probability)}"
+                f"of {number(share.probability)}; it is {number(drop)} lower, at most {number(gate.max_drop)} allowed"
             )
-        rows.append((Row(f"{statistic}, {name} noise", not note, _figures(share), note), statistic))
+        rows.append((Row(f"{statistic}, {name} noise", not note, {**_figures(share), "drop": drop}, note), statistic))
     return rows
 
 

@@ -61,7 +61,10 @@ class StepGate(_LevelGate):
 
 
 class TrajectoryGate(_LevelGate):
-    """Of level trajectory: the ratio as above; the peak signal-to-noise ratio of the images against float64's."""
+    """Of level trajectory: the ratio as above; the peak signal-to-noise ratio of the images against float64's.
+
+    Of a latent model those are the decoded images.
+    """
 
     ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
     min_psnr_db: Number | None = None
@@ -69,16 +72,18 @@ class TrajectoryGate(_LevelGate):
 
 
 class DistributionGate(_LevelGate):
-    """Of level distribution: how many samples, which shift counts, and how seldom chance may fail an equal one.
+    """Of level distribution: how many samples, which shift counts, and how seldom the level may fail equal engines.
 
     `max_shift` is the Frechet distance beyond chance over the variance of torch's features: 0.01 is a mean that moved
-    by a tenth of a standard deviation in every direction. Distances of all pairs of images are held in memory, and a
-    chance takes twice its inverse of throws to tell: hence the bounds of `samples` and `chance`.
+    by a tenth of a standard deviation in every direction. `max_drop` is by how much precision and recall may fall below
+    what chance gives: a share of the images. Distances of all pairs of images are held in memory, and a chance takes
+    a dozen times its inverse of throws to tell: hence the bounds of `samples` and `chance`.
     """
 
     samples: Annotated[int, Field(ge=16, le=8192)] = 256
-    chance: Annotated[float, Field(ge=1e-5, le=0.5)] = 1e-3
+    chance: Annotated[float, Field(ge=1e-4, le=0.5)] = 1e-3
     max_shift: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    max_drop: Share = 0.02
     min_precision: Share | None = None
     min_recall: Share | None = None
 
@@ -145,11 +150,15 @@ class Gate(Tables):
 
 
 DEFAULTS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
-    "fp32": {"step": {"min_snr_db": 80.0}, "trajectory": {"min_psnr_db": 60.0}, "layer": {"max_flip_share": 0.0}},
+    "fp32": {
+        "step": {"min_snr_db": 80.0},
+        "trajectory": {"min_psnr_db": 60.0, "min_worst_psnr_db": 40.0},
+        "layer": {"max_flip_share": 0.0},
+    },
 }
 """What differs by method where the file says nothing. A network in floats decides nothing, so its images are torch's
-but for rounding. A low-bit one amplifies a single decision that rounding took the other way, in torch as in the
-bundle, so that only the ratio to torch float32's own error means anything."""
+but for rounding, all of them. A low-bit one amplifies a single decision that rounding took the other way, in torch as
+in the bundle, so that only the ratio to torch float32's own error means anything."""
 
 
 def load_gate(path: str | os.PathLike[str]) -> Gate:

@@ -51,7 +51,7 @@ def test_defaults_go_by_method_and_the_file_goes_before_them(tmp_path) -> None:
         ("[step]\nmin_snr_db = nan", "step.min_snr_db: .*finite"),
         ("[layer]\nmax_flip_share = 2.0", "layer.max_flip_share"),
         ("[distribution]\nchance = inf", "distribution.chance"),
-        ("[distribution]\nchance = 1e-9", "distribution.chance"),
+        ("[distribution]\nchance = 1e-5", "distribution.chance"),
         ("[distribution]\nsamples = 8193", "distribution.samples"),
         ("steps = 0", "steps"),
         ("steps = 'many'", "steps"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edgedm.training.quality import frechet_distance as other_frechet
 from edgedm.training.quality import precision_recall as other_precision_recall
-from edgedm.verify.distribution_level import rows_of
+from edgedm.verify.distribution_level import NOISES, TESTS, rows_of
 from edgedm.verify.gate import DistributionGate
 from edgedm.verify.report import Level
 from edgedm.verify.shift import frechet_distance, frechet_shift, precision_recall, variance
@@ -61,6 +61,44 @@ def test_the_interval_of_equal_distributions_holds_zero_and_that_of_a_shift_does
 def rows(torch, ours, name: str = "independent", gate: DistributionGate | None = None) -> Level:
     gate = gate or DistributionGate(chance=0.01)
     return Level("distribution", "", tuple(row for row, _ in rows_of(name, torch, ours, gate)))
+
+
+def level(rng: np.random.Generator, count: int, gate: DistributionGate, gap: float = 0.0) -> Level:
+    """Both noises: images of the same noise differ by a rounding of each engine's own, others by the noise too."""
+    torch = draw(rng, count)
+    same, other = (each + rng.normal(0, 0.05, torch.shape) for each in (torch, draw(rng, count)))
+    torch = torch + rng.normal(0, 0.05, torch.shape)
+    pairs = zip(NOISES, (same, other), strict=True)
+    found = tuple(row for name, ours in pairs for row, _ in rows_of(name, torch, ours + gap * SPREAD, gate))
+    assert len(found) == TESTS
+    return Level("distribution", "", found)
+
+
+def test_the_whole_level_fails_equal_engines_as_seldom_as_its_chance_says() -> None:
+    """Of 40 runs at a chance of 0.2 at most 17 fail but once in a thousand; uncorrected, half of them would."""
+    gate, rng = DistributionGate(chance=0.2, max_shift=0.0, max_drop=0.0), np.random.default_rng(6)
+    failed = sum(not level(rng, 16, gate).ok for _ in range(40))
+    assert 1 <= failed <= 17
+
+
+def test_a_shift_is_found_in_every_run() -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(5):
+        found = level(rng, 64, DistributionGate(chance=0.05), gap=0.5)
+        assert not found.ok and not found.rows[0].ok and not found.rows[3].ok
+
+
+def test_a_drop_of_precision_counts_only_beyond_what_the_gate_allows() -> None:
+    rng = np.random.default_rng(8)
+    torch = draw(rng, 128)
+    wide = draw(rng, 128) * 1.6  # further out than torch's
+    precision = {
+        most: next(row for row, name in rows_of("independent", torch, wide, gate) if name == "precision")
+        for most in (0.02, 0.9)
+        for gate in [DistributionGate(chance=0.01, max_drop=most)]
+    }
+    assert not precision[0.02].ok and "lower, at most 0.02 allowed" in precision[0.02].note
+    assert precision[0.9].ok and precision[0.9].figures["drop"] > 0.1
 
 
 def test_a_shift_of_a_few_images_is_found() -> None:
