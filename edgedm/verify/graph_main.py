@@ -5,12 +5,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 from edgedm import progress
-from edgedm.errors import InvalidModelError
 from edgedm.models import Checkpoint
 from edgedm.verify import GRAPH_LEVELS
+from edgedm.verify.bisect import Dumped, check_same_config
 from edgedm.verify.blame import blame_graph
 from edgedm.verify.contents_level import contents_level
 from edgedm.verify.decoder_rows import with_decoder
@@ -34,7 +33,9 @@ def run(path: str | os.PathLike[str], against: Checkpoint | str | os.PathLike[st
         names.remove("distribution")
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
     reference = TorchReference(checkpoint)
-    _check_same_model(reference, graph, Path(path))
+    check_same_config(path, graph.info.config, reference.config.model_dump(mode="json"))
+    if request.chain is not None:
+        Dumped(request.chain).check_made_from(graph.info.config)
     examination = Examination(graph, checkpoint, reference, request)
     found = [examination.level(name) for name in names]
     examination.illustrate()
@@ -99,9 +100,16 @@ class Examination:
 
     def trajectory(self) -> Level:
         """Whole trajectories."""
-        asked, most = self.request, self.tables.trajectory.ratio
+        asked = self.request
         return trajectory_level(
-            self.runner, self.reference, self.runs, asked.steps, asked.sampler, most=most, seen=self.evidence
+            self.runner,
+            self.reference,
+            self.runs,
+            asked.steps,
+            asked.sampler,
+            most=self.tables.trajectory.ratio,
+            seen=self.evidence,
+            decode=self.runner.decode if self.reference.decodes else None,
         )
 
     def distribution(self) -> Level:
@@ -124,13 +132,3 @@ _LEVELS: dict[str, Callable[[Examination], Level]] = {
     "trajectory": Examination.trajectory,
     "distribution": Examination.distribution,
 }
-
-
-def _check_same_model(reference: TorchReference, graph: WholeGraph, path: Path) -> None:
-    own, theirs = graph.info.config, reference.config.model_dump(mode="json")
-    different = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
-    if different:
-        raise InvalidModelError(
-            f"{path} was not made from this checkpoint: {', '.join(different)} differ; "
-            "verify against the checkpoint that was exported"
-        )

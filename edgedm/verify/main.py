@@ -16,6 +16,7 @@ from edgedm.export.graph_io import load_graph
 from edgedm.models import Checkpoint
 from edgedm.runtime.choice import choose
 from edgedm.verify import LEVELS
+from edgedm.verify.bisect import Dumped, check_same_config
 from edgedm.verify.blame import blame_bundle
 from edgedm.verify.by_labels import ByLabels
 from edgedm.verify.decoder_rows import with_decoder
@@ -29,14 +30,15 @@ from edgedm.verify.op_level import op_level
 from edgedm.verify.pass_level import pass_level
 from edgedm.verify.probe import Probe, open_probe
 from edgedm.verify.report import Level, Row
-from edgedm.verify.request import Request
+from edgedm.verify.request import LEAST_IMAGES, Request
 from edgedm.verify.run_level import Runs, draw_runs, step_level, trajectory_level, visit_moments
 from edgedm.verify.sampler_rows import sampler_rows
 from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import TorchReference
 
-MOMENTS = 8
-"""Steps of a trajectory, first and last included, whose single steps are compared."""
+MOMENTS = LEAST_IMAGES
+"""Steps of a trajectory, first and last included, whose single steps are compared: so many that even the steps of one
+image, with a label that no other has, are enough for a sign test."""
 
 
 def run(
@@ -50,6 +52,8 @@ def run(
     bundle = choose(load(bundle_path), variant)
     if request.levels is None and not fits(bundle.manifest.config, request):
         names.remove("distribution")
+    if request.chain is not None:
+        Dumped(request.chain).check_made_from(bundle.manifest.config)
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
     names_of_graphs: tuple[GraphName, ...] = ("prepare", "step", "decoder")
     graphs: dict[str, Graph] = {
@@ -97,7 +101,7 @@ class Examination:
     def reference(self) -> TorchReference:
         """The checkpoint in torch; it must be the bundle's."""
         reference = TorchReference(self.checkpoint)
-        _check_same_model(reference, self.probe.bundle)
+        check_same_config(self.probe.bundle.path, self.probe.manifest.config, reference.config.model_dump(mode="json"))
         return reference
 
     @cached_property
@@ -149,6 +153,7 @@ class Examination:
             self.probe.sample,
             self.tables.trajectory.ratio,
             self.evidence,
+            self.probe.decode if self.reference.decodes else None,
         )
         return replace(level, rows=(*level.rows, *sampler_rows(self.runner, self.probe, self.reference)))
 
@@ -184,13 +189,3 @@ def _graph(bundle: Bundle, name: str) -> Graph:
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file; verify needs the lowered graphs: compile the bundle again")
     return Graph(load_graph(path))
-
-
-def _check_same_model(reference: TorchReference, bundle: Bundle) -> None:
-    own, theirs = bundle.manifest.config, reference.config.model_dump(mode="json")
-    different = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
-    if different:
-        raise InvalidModelError(
-            f"{bundle.path} was not made from this checkpoint: {', '.join(different)} differ; "
-            "verify against the checkpoint that was exported"
-        )

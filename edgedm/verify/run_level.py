@@ -7,9 +7,9 @@ is ruled by the few in which one did. What no chance can do is to be worse in ne
 implementations are exchangeable, so ours exceeds twice torch's in less than half of the runs. The gate is
 therefore a sign test, which assumes nothing of the errors' distribution: it fails if our error exceeds `RATIO`
 times torch's in so many runs that a fair coin would do it with a probability below `CHANCE`. A right kernel fails
-at most that often; a wrong table, state or constant is wrong in every run. Each compared tensor and each step is a
-row with a test of its own, so that a fault of one timestep is not outvoted. Reported beside it: the median of the
-run-by-run ratios, and medians and worst of both errors.
+at most that often; a wrong table, state or constant is wrong in every run. Each compared tensor, each step and each
+label is a row with a test of its own, so that a fault of one timestep or of one label is not outvoted. Reported beside
+it: the median of the run-by-run ratios, and medians and worst of both errors.
 
 The runs of one step are independent but for what depends on the timestep alone. Where the embedding of a timestep is
 itself quantised and one of its codes lies on a boundary within rounding, that one coin decides for all runs: such a
@@ -38,6 +38,9 @@ Array = NDArray[Any]
 Sample = Callable[[int, int, int], NDArray[np.float32]]
 """(count, seed, first image) -> images."""
 
+Decode = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""A latent f32[C, h, w] -> its image f32[3, H, W]."""
+
 RATIO = 2.0
 """At most twice torch float32's error."""
 
@@ -48,7 +51,6 @@ FLOOR = 1e-6
 """Relative errors below about ten units of float32's precision are not told apart."""
 
 IMAGE_SPAN = 2.0  # images cover -1..1
-
 
 VISITED = 4
 """Trajectories whose moments level layer looks at, by turns: the null class and three labels."""
@@ -110,10 +112,19 @@ class Runner(Protocol):
         """The output at a timestep from a given state, and the next state."""
 
 
+class Predicts(Protocol):
+    """What answers for torch: a `TorchReference`."""
+
+    null_class: int
+
+    def predict(self, bits: int, moment: Moment) -> tuple[Array, list[Array]]:
+        """The model's outputs at one moment in float`bits`, and the states it leaves."""
+
+
 def step_level(
     runner: Runner,
     states: Sequence[str],
-    reference: TorchReference,
+    reference: Predicts,
     runs: Runs,
     undecided: Callable[[int], bool] | None = None,
     most: float = RATIO,
@@ -126,7 +137,7 @@ def step_level(
     whether rounding may take a decision of its own path, which all images share, either way.
     """
     moments = runs.float32.moments
-    errors = _Errors()
+    errors, by_label = _Errors(), _Errors()
     for moment in progress.track(moments, "steps", len(moments)):
         exact, exact_state = reference.predict(64, moment)
         single, single_state = reference.predict(32, moment)
@@ -138,12 +149,20 @@ def step_level(
             where = f"image {image}, step {moment.step}"
             name = f"eps, step {moment.step} (timestep {moment.timestep})"
             errors.add(name, output, single[image], exact[image], where, moment)
+            by_label.add(f"eps, label {label}", output, single[image], exact[image], where)
             for state, true, torch32 in zip(states, exact_state, single_state, strict=True):
                 errors.add(f"{state}.next", after[f"{state}.next"][0], torch32[image], true[image], where)
     demand = f"error at most {most:g} times torch float32's, same inputs"
     level = _level("step", demand, errors, most, [name for name in errors.ours if name.startswith("eps")])
+    level = replace(level, rows=(*level.rows, *_label_rows(by_label, most)))
     timesteps = {f"(timestep {moment.timestep})": moment.timestep for moment in moments}
     return level if undecided is None else without_coins(level, timesteps, undecided)
+
+
+def _label_rows(errors: "_Errors", most: float) -> list[Row]:
+    """A row for each of several labels, over all steps: of so many runs that the sign test can fail."""
+    told = [name for name, runs in errors.ours.items() if len(runs) >= LEAST_IMAGES]
+    return [_row(name, errors, most) for name in told] if len(errors.ours) > 1 else []
 
 
 def without_coins(level: Level, timesteps: Mapping[str, int], undecided: Callable[[int], bool]) -> Level:
@@ -168,11 +187,13 @@ def trajectory_level(
     sample: Sample | None = None,
     most: float = RATIO,
     seen: Evidence | None = None,
+    decode: Decode | None = None,
 ) -> Level:
     """Whole trajectories from the same noise: the images at five points along the way, the last one included.
 
     `sample` is the runner's own sampler, if it has one: its image must be the one of its steps, bit by bit. `seen`
-    takes the images that a report shows.
+    takes the images that a report shows. `decode` is the artefact's own decoder, if the model is a latent one: peak
+    signal-to-noise ratios are those of images, each side decoded by its own.
     """
     points = sorted({int(point) for point in np.linspace(0, steps, 6).round()[1:]})
     errors, psnr, unlike = _Errors(), [], []
@@ -185,7 +206,11 @@ def trajectory_level(
         if seen is not None:
             torchs = [each[image] for each in runs.float32.images]
             seen.add(runs.labels[image], torchs, mine)
-        psnr.append(psnr_db(mine[-1], runs.float64.images[-1][image], IMAGE_SPAN))
+        finished = runs.float64.images[-1][image]
+        if decode is None:
+            psnr.append(psnr_db(mine[-1], finished, IMAGE_SPAN))
+        else:
+            psnr.append(psnr_db(decode(mine[-1]), reference.decode(32, finished), IMAGE_SPAN))
         if sample and not np.array_equal(mine[-1].view(np.uint32), sample(1, SEED, image)[0].view(np.uint32)):
             unlike.append(str(image))
     demand = f"error at most {most:g} times torch float32's, same noise"
@@ -209,7 +234,7 @@ def _trajectory(
     return list(trajectory(predict, reference.schedule, reference.shape, steps, sampler, 0.0, SEED, image))
 
 
-def _wanted(reference: TorchReference, label: int) -> int | None:
+def _wanted(reference: Predicts, label: int) -> int | None:
     return None if label == reference.null_class else label
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from edgedm.verify.report import Level, Row
 from edgedm.verify.request import CHANCE
-from edgedm.verify.run_level import VISITED, sign_test, visit_moments, without_coins
+from edgedm.verify.run_level import VISITED, Runs, sign_test, step_level, visit_moments, without_coins
+from edgedm.verify.torch_reference import Moment, Trajectories
 
 
 def lognormal(rng: np.random.Generator, runs: int, scale: float = 1e-3) -> list[float]:
@@ -93,3 +94,43 @@ def test_a_model_of_many_labels_takes_few_trajectories_through_the_visited_steps
     assert images[: VISITED + 1] == [0, 1, 2, 3, 0]
     visit_moments(SimpleNamespace(null_class=0, visit=visit), 50, 50)
     assert asked[1] == [0]
+
+
+class Exact:
+    """A reference whose float32 is a hair off, and a runner that takes one label for another."""
+
+    null_class = 4
+
+    def __init__(self, mistaken: int | None) -> None:
+        self.mistaken = mistaken
+
+    def predict(self, bits: int, moment: Moment):
+        return self._of(moment.x, moment.labels) * (1 if bits == 64 else 1 + 1e-6), []
+
+    def step(self, timestep: int, x, label: int | None = None, state=None):
+        label = self.null_class if label is None else label
+        read = 0 if label == self.mistaken else label
+        return self._of(x[None], np.array([read]))[0] * (1 + 1.5e-6), {}
+
+    def _of(self, x, labels):
+        return x.astype(np.float64) * (1 + labels[:, None, None, None])
+
+
+def label_run(mistaken: int | None, steps: int) -> Level:
+    rng, labels = np.random.default_rng(0), [(image + 4) % 5 for image in range(10)]
+    moments = [
+        Moment(step, 100 - step, np.array(labels), rng.standard_normal((10, 1, 2, 2)).astype(np.float32), (), False)
+        for step in range(steps)
+    ]
+    subject = Exact(mistaken)
+    return step_level(subject, [], subject, Runs(labels, Trajectories([], moments), Trajectories([], [])))
+
+
+def test_a_fault_of_one_label_is_not_outvoted_by_the_others() -> None:
+    assert label_run(None, 10).ok
+    assert failures(label_run(3, 10)) == ["eps, label 3"]
+
+
+def test_a_label_with_too_few_runs_for_the_sign_test_has_no_row() -> None:
+    assert [row.name for row in label_run(3, 4).rows] == [f"eps, step {n} (timestep {100 - n})" for n in range(4)]
+    assert sum(row.name.startswith("eps, label") for row in label_run(None, 5).rows) == 5
