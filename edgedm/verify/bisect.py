@@ -1,15 +1,16 @@
 """Find the pass after which a model leaves tolerance, by binary search over the graphs between the passes.
 
 The graphs are made again from the checkpoint's own export, as many passes as are asked for, or read from a folder that
-`edgedm optimize --dump` wrote. A search over n passes looks at about log2(n) graphs, each of which is made anew: no
-more than one of them is in memory, or on disk, at a time.
+`edgedm optimize --dump` wrote, which must be of the same checkpoint. A search over n passes looks at about log2(n)
+graphs, each of which is made anew: no more than one of them is in memory, or on disk, at a time.
 """
 
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -17,7 +18,7 @@ from edgedm import progress
 from edgedm.errors import InvalidModelError, ParityError
 from edgedm.export import export
 from edgedm.export.decoder_file import decoder_path
-from edgedm.export.graph_io import load_graph, save_graph
+from edgedm.export.graph_io import graph_info, load_graph, save_graph
 from edgedm.models import Checkpoint
 from edgedm.passes.check import Checker
 from edgedm.passes.pipeline import PIPELINE, Schedule
@@ -99,6 +100,20 @@ class Dumped(Chain):
     def graph(self, number: int) -> Path:
         """The file as it stands there."""
         return self.files[number]
+
+    def check_made_from(self, config: Mapping[str, Any]) -> None:
+        """Raise `InvalidModelError` unless the exported graph is one of a checkpoint with this config."""
+        check_same_config(self.files[0], graph_info(load_graph(self.files[0])).config, config)
+
+
+def check_same_config(path: object, own: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
+    """Raise `InvalidModelError` that names `path` and the keys in which its config is not that of the checkpoint."""
+    different = sorted(key for key in own.keys() | checkpoint.keys() if own.get(key) != checkpoint.get(key))
+    if different:
+        raise InvalidModelError(
+            f"{path} was not made from this checkpoint: {', '.join(different)} differ; "
+            "verify against the checkpoint that was exported"
+        )
 
 
 def first_off(chain: Chain, holds: Holds) -> int | None:

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from edgedm import progress
 from edgedm.export.decoder_file import load_decoder
 from edgedm.export.graph_io import graph_info, load_graph
-from edgedm.models import Checkpoint
 from edgedm.passes.pipeline import Schedule
 from edgedm.verify.bisect import Chain, Dumped, Rerun, first_off
 from edgedm.verify.conditions import text_condition
+from edgedm.verify.contents_level import contents_level
 from edgedm.verify.graphs import Graph
 from edgedm.verify.layer_level import READS
 from edgedm.verify.pass_level import constants_row
 from edgedm.verify.report import Level, Row
-from edgedm.verify.request import Request
 from edgedm.verify.run_level import Runner, Runs, step_level
 from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import Moment, TorchReference
@@ -54,17 +53,16 @@ def blame_bundle(examination: "Examination", level: Level, row: Row) -> str:
         return "the runtime: its sampler or its noise; the kernels that both sides ran are the same"
     if row.name == "decoder":
         return "the decoder: its graph or its kernels; levels pass, op and layer tell which"
-    if not examination.request.bisect:
-        return NOT_SEARCHED
-    search = _Search(examination.reference, examination.runs, row, examination.tables.step.ratio)
     states = [port.name for port in examination.probe.manifest.states()]
-    if _adds_up(row) and search.holds(examination.runner, states):
-        return ADDS_UP
-    against, reference, request = examination.checkpoint, examination.reference, examination.request
-    found, fresh = _search(search, against, reference, request, _weights(examination))
+
+    def compared(fresh: Path) -> str:
+        return _constants(fresh, examination.graphs, lowered=True)
+
+    search = _Search(examination, row)
+    found, fresh = search.cause(states, compared)
     if found is not None:
         return found
-    if not search.holds(LoweredRunner(examination.graphs, reference), states):
+    if not search.holds(LoweredRunner(examination.graphs, examination.reference), states):
         return f"lowering, or another graph than this pipeline makes: {fresh}"
     for again in (examination.layer, examination.op):
         off = again().first_failure
@@ -80,22 +78,12 @@ def blame_graph(examination: "GraphExamination", row: Row) -> str:
         return "export, or a change of the file after it"
     if row.name == "decoder":
         return "the decoder's graph: export, its simplification, or a change of the file"
-    if not examination.request.bisect:
-        return NOT_SEARCHED
-    search = _Search(examination.reference, examination.runs, row, examination.tables.step.ratio)
-    if _adds_up(row) and search.holds(examination.runner, graph.states, examination.runner.undecided):
-        return ADDS_UP
 
     def compared(fresh: Path) -> str:
         return _constants(fresh, {"step": graph, "prepare": graph}, lowered=False)
 
-    found, fresh = _search(search, examination.checkpoint, examination.reference, examination.request, compared)
+    found, fresh = _Search(examination, row).cause(graph.states, compared, examination.runner.undecided)
     return found or f"a change after the pipeline, all of whose graphs hold: {fresh}"
-
-
-def _adds_up(row: Row) -> bool:
-    """Whether the row is of whole trajectories, where no single step need be off."""
-    return row.name.startswith("after step")
 
 
 def _kernel(row: Row) -> str:
@@ -137,58 +125,88 @@ class LoweredRunner:
         return values[self._outputs[0]][0], after
 
 
+class _Remembered:
+    """What torch gives at the moments of a search, computed once for all the graphs that are looked at."""
+
+    def __init__(self, reference: TorchReference) -> None:
+        self.null_class = reference.null_class
+        self._reference = reference
+        self._known: dict[tuple[int, int], tuple[Array, list[Array]]] = {}
+
+    def predict(self, bits: int, moment: Moment) -> tuple[Array, list[Array]]:
+        """As `TorchReference.predict`; moments are told apart by their step."""
+        key = bits, moment.step
+        if key not in self._known:
+            self._known[key] = self._reference.predict(bits, moment)
+        return self._known[key]
+
+
 class _Search:
     """Whether a graph's single steps are within tolerance, at the moment that was off, or at all that were kept."""
 
-    def __init__(self, reference: TorchReference, runs: Runs, row: Row, most: float) -> None:
-        self.reference, self.most = reference, most
+    def __init__(self, examination: "Examination | GraphExamination", row: Row) -> None:
+        self.examination, self.reference = examination, _Remembered(examination.reference)
+        self.whole = row.name.startswith("after step")  # of a trajectory, where no single step need be off
         steps = {int(moment["step"]) for moment in row.moments if "timestep" in moment}
+        runs = examination.runs
         kept = [moment for moment in runs.float32.moments if not steps or moment.step in steps]
         self.runs = Runs(runs.labels, type(runs.float32)(runs.float32.images, kept), runs.float64)
 
-    def holds(self, runner: Runner, states: Sequence[str], undecided: Callable[[int], bool] | None = None) -> bool:
-        return step_level(runner, states, self.reference, self.runs, undecided, self.most).ok
+    def cause(
+        self, states: Sequence[str], compared: Callable[[Path], str], undecided: Callable[[int], bool] | None = None
+    ) -> tuple[str | None, str]:
+        """What export or which pass introduced it, or why that was not looked for; None where every graph holds.
 
-    def holds_file(self, path: Path) -> bool:
+        Then what `compared` finds in the last graph.
+        """
+        if not self.examination.request.bisect:
+            return NOT_SEARCHED, ""
+        if self.whole and self.holds(self.examination.runner, states, undecided):
+            return ADDS_UP, ""
+        with tempfile.TemporaryDirectory(prefix="edgedm-") as folder:
+            return self._through(self._chain(Path(folder)), compared)
+
+    def holds(self, runner: Runner, states: Sequence[str], undecided: Callable[[int], bool] | None = None) -> bool:
+        """Whether the steps of a runner are within tolerance."""
+        most = self.examination.tables.step.ratio
+        return step_level(runner, states, self.reference, self.runs, undecided, most).ok
+
+    def _chain(self, folder: Path) -> Chain:
+        asked, noise = self.examination.request, self.examination.reference.schedule
+        if asked.chain is not None:
+            return Dumped(asked.chain)
+        schedule = Schedule(noise.timesteps(asked.steps, asked.sampler), noise.num_train_timesteps)
+        return Rerun(self.examination.checkpoint, schedule, folder)
+
+    def _through(self, chain: Chain, compared: Callable[[Path], str]) -> tuple[str | None, str]:
+        number = first_off(chain, self._holds_file)
+        if number is None:
+            progress.stage("every graph of the pipeline holds")
+            return None, compared(chain.graph(len(chain.names) - 1))
+        if number == 0:
+            return f"export: the exported graph is off before any pass{self._other_weights(chain)}", ""
+        region = chain.region(number, self._feeds(chain.graph(0)))
+        return f"pass {chain.names[number]}" + (f": {region}" if region else ""), ""
+
+    def _holds_file(self, path: Path) -> bool:
         graph = WholeGraph(path)
         runner = GraphRunner(graph, self.reference.null_class)
         return self.holds(runner, graph.states, runner.undecided)
 
-    def feeds(self, path: Path) -> dict[str, Array]:
+    def _other_weights(self, chain: Chain) -> str:
+        """The first weight of the exported graph that is not the checkpoint's, in words; "" where all are."""
+        reference = self.examination.reference
+        trained = reference.schedule.num_train_timesteps
+        off = contents_level(WholeGraph(chain.graph(0)), reference.modules[32], trained).first_failure
+        return f", or of another checkpoint: {off.name}: {off.note}" if off else ""
+
+    def _feeds(self, path: Path) -> dict[str, Array]:
         """The inputs of a graph file at the first moment, first image."""
         graph, moment = WholeGraph(path), self.runs.float32.moments[0]
         state = {name: each[:1] for name, each in zip(graph.states, moment.state, strict=False)}
         text = None if moment.texts is None else moment.texts[0]
         given = state if moment.has_state else None
         return dict(feeds_of(graph, moment.timestep, moment.x[0], int(moment.labels[0]), given, text))
-
-
-def _search(
-    search: _Search,
-    checkpoint: Checkpoint | str,
-    reference: TorchReference,
-    request: Request,
-    compared: Callable[[Path], str],
-) -> tuple[str | None, str]:
-    """What in the chain of graphs is off first, or None; and what `compared` finds in the chain's last graph."""
-    with tempfile.TemporaryDirectory(prefix="edgedm-") as folder:
-        schedule = Schedule(
-            reference.schedule.timesteps(request.steps, request.sampler), reference.schedule.num_train_timesteps
-        )
-        chain: Chain
-        chain = Dumped(request.chain) if request.chain else Rerun(checkpoint, schedule, Path(folder))
-        number = first_off(chain, search.holds_file)
-        if number is None:
-            progress.stage("every graph of the pipeline holds")
-            return None, compared(chain.graph(len(chain.names) - 1))
-        if number == 0:
-            return "export: the exported graph is off before any pass", ""
-        region = chain.region(number, search.feeds(chain.graph(0)))
-        return f"pass {chain.names[number]}" + (f": {region}" if region else ""), ""
-
-
-def _weights(examination: "Examination") -> Callable[[Path], str]:
-    return lambda fresh: _constants(fresh, examination.graphs, lowered=True)
 
 
 def _constants(path: Path, graphs: Mapping[str, Graph], lowered: bool) -> str:

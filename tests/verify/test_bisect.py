@@ -1,13 +1,16 @@
 """Finding the pass after which a model leaves tolerance."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from mutants import write_back
 
 from edgedm.errors import InvalidModelError
 from edgedm.passes import optimize, pipeline
@@ -86,11 +89,31 @@ def test_the_pass_that_broke_parity_is_named_with_what_it_changed(careless) -> N
     assert dumped.details["first_failure"]["introduced_by"] == "pass FuseEpilogue"
 
 
+def chain_of(exported: Path, folder: Path) -> Path:
+    """A folder like one of `optimize --dump`, of which nothing but the first graph is looked at."""
+    folder.mkdir()
+    for name in ("00-exported.onnx", "01-Simplify.onnx"):
+        shutil.copyfile(exported, folder / name)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_chain_of_another_checkpoint_is_refused_or_named(careless, deployed, tmp_path) -> None:
+    other = chain_of(deployed("bidm").with_name("model.onnx"), tmp_path / "other")
+    asked = {"levels": ("step",), "steps": 4}
+    with pytest.raises(InvalidModelError, match=r"00-exported.onnx was not made from this checkpoint: .*method"):
+        verify(careless / "deploy.onnx", tiny.checkpoint("w4a4"), chain=other, **asked)
+    proto = onnx.load(deployed("w4a4").with_name("model.onnx"))
+    write_back(proto, lambda _, arrays: np.negative(arrays["conv_in.weight"], out=arrays["conv_in.weight"]))
+    onnx.save(proto, tmp_path / "retrained.onnx")
+    chain = chain_of(tmp_path / "retrained.onnx", tmp_path / "retrained")
+    outcome = verify(careless / "deploy.onnx", tiny.checkpoint("w4a4"), chain=chain, **asked)
+    cause = outcome.details["first_failure"]["introduced_by"]
+    assert cause.startswith("export: the exported graph is off before any pass, or of another checkpoint: conv_in.weig")
+
+
 @pytest.mark.slow
 def test_what_no_pass_did_is_called_a_change_after_them(deployed, tmp_path) -> None:
-    import onnx
-    from mutants import write_back
-
     def edit(_proto, arrays) -> None:
         name = next(each for each in arrays if each.endswith("conv2.codes.last"))
         arrays[name][0] = (arrays[name][0].astype(np.uint8) ^ 8).astype(arrays[name].dtype)
