@@ -1,16 +1,19 @@
 """Write several files that belong together (a graph and its companions): all of them new, or all as they were.
 
 No file system renames several files at once. So the new ones are first written whole beside their targets, then a
-journal `.<name of the first>.commit` that lists them appears, and from then on the new ones count: the next writer
-finishes the renames that a killed one left (`settle`). A reader changes nothing, for the folder may be a stranger's,
-journal and all: it refuses what is half-renamed (`check_settled`). Renames are done under a lock of the folder, so two
-writers don't mix their files and a reader waits for one that is at work.
+journal `.<name of the first>.commit` that lists them with their SHA-256 appears, and from then on the new ones count:
+the next writer finishes the renames that a killed one left (`settle`). A reader changes nothing, for the folder may be
+a stranger's, journal and all: it refuses what is half-renamed, and what cannot be finished because somebody removed a
+part of it (`check_settled`). Renames are done under a lock of the folder, so two writers don't mix their files and a
+reader waits for one that is at work.
 """
 
+import hashlib
 import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgedm.atomic import check_file_place, locked, read_mark, sync_folder, write_scratch
@@ -43,7 +46,10 @@ def write_together(files: Mapping[Path, bytes | None]) -> None:
         for path, data in files.items():
             if data is not None:
                 scratches[path] = write_scratch(path, data)
-        entries = [[scratches[path].name if path in scratches else "", path.name] for path in files]
+        entries = [
+            ["", path.name, ""] if data is None else [scratches[path].name, path.name, hashlib.sha256(data).hexdigest()]
+            for path, data in files.items()
+        ]
         with locked(main.parent):
             _finish(main)  # of a writer that was quicker
             journal = _journal(main)
@@ -71,7 +77,7 @@ def check_settled(main: str | os.PathLike[str]) -> None:
     if not _journal(main).is_file():
         return
     with locked(main.parent):
-        if any(_pending(scratch, target) or _lost(scratch, target) for scratch, target in _listed(main)):
+        if any(entry.pending or entry.lost for entry in _listed(main)):
             raise InvalidModelError(
                 f"{main}: a write of it and the files beside it was cut short; write it again with the verb that made "
                 f"it (`edgedm export` or `edgedm optimize`), which finishes that one first, or delete {_journal(main)}"
@@ -88,30 +94,49 @@ def settle(main: str | os.PathLike[str]) -> None:
 
 
 def _finish(main: Path) -> None:
-    """Do the journal's renames, as often as it takes: what is done is skipped."""
+    """Do the journal's renames, as often as it takes: what is done is skipped.
+
+    Where a part is lost, the journal stays: until all are written anew, readers have to refuse what is there.
+    """
     journal = _journal(main)
     if not journal.is_file():
         return
-    for scratch, target in _listed(main):
-        if not _pending(scratch, target):  # it is done
+    for entry in _listed(main):
+        if not entry.pending:  # it is done
             continue
-        if scratch is None:
-            target.unlink()
+        if entry.scratch is None:
+            entry.target.unlink()
         else:
-            os.replace(scratch, target)
+            os.replace(entry.scratch, entry.target)
     sync_folder(main.parent)
+    if any(entry.lost for entry in _listed(main)):
+        return
     journal.unlink(missing_ok=True)
     sync_folder(main.parent)
 
 
-def _pending(scratch: Path | None, target: Path) -> bool:
-    """Whether the entry's removal (without a scratch) or renaming is still to be done."""
-    return _is_regular(target if scratch is None else scratch)
+@dataclass(frozen=True)
+class _Entry:
+    """A renaming of `scratch`, whose contents have `digest`, to `target`; without a scratch a removal of `target`."""
 
+    scratch: Path | None
+    target: Path
+    digest: str
 
-def _lost(scratch: Path | None, target: Path) -> bool:
-    """Whether the entry's file was neither renamed nor is it waiting: somebody removed it."""
-    return scratch is not None and not scratch.exists() and not target.exists()
+    @property
+    def pending(self) -> bool:
+        """Whether it is still to be done."""
+        return _is_regular(self.target if self.scratch is None else self.scratch)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the file was neither renamed nor is it waiting: somebody removed it, or put another in its place."""
+        if self.scratch is None or self.pending:
+            return False
+        if not _is_regular(self.target):
+            return True
+        with self.target.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() != self.digest
 
 
 def _is_regular(path: Path) -> bool:
@@ -121,15 +146,15 @@ def _is_regular(path: Path) -> bool:
         return False
 
 
-def _listed(main: Path) -> Iterator[tuple[Path | None, Path]]:
+def _listed(main: Path) -> Iterator[_Entry]:
     """A journal that came with somebody's folder may name nothing but what a writer of `main` replaces anyway."""
     listed = read_mark(_journal(main), _MOST_JOURNAL_BYTES).get("files")
     ours = _names(main)
     for entry in listed if isinstance(listed, list) else []:
-        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry):
-            scratch, target = entry
+        if isinstance(entry, list) and len(entry) == 3 and all(isinstance(text, str) for text in entry):
+            scratch, target, digest = entry
             if target in ours and "/" not in scratch and (not scratch or scratch.startswith(f".{target}.")):
-                yield (main.parent / scratch if scratch else None), main.parent / target
+                yield _Entry(main.parent / scratch if scratch else None, main.parent / target, digest)
 
 
 def _journal(main: Path) -> Path:

@@ -1,5 +1,6 @@
 """Files that belong together are all new or all old, whoever looks."""
 
+import hashlib
 import json
 import os
 
@@ -79,16 +80,37 @@ def test_a_reader_refuses_what_is_half_renamed_and_changes_nothing(tmp_path, fil
     assert contents(tmp_path) == {name: name.encode() for name in NAMES}
 
 
+def leave_journal(folder, *entries):
+    (folder / ".m.onnx.commit").write_text(json.dumps({"files": entries}))
+
+
+def digest(name):
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 def test_a_reader_takes_what_is_renamed_whole_though_its_journal_is_left(tmp_path, files):
     write_together(files)
-    (tmp_path / ".m.onnx.commit").write_text(json.dumps({"files": [[".m.onnx.x", "m.onnx"], ["", "m.decoder.onnx"]]}))
+    leave_journal(tmp_path, [".m.onnx.x", "m.onnx", digest("m.onnx")], ["", "m.decoder.onnx", ""])
     check_settled(tmp_path / NAMES[0])
+
+
+def test_a_scratch_that_somebody_removed_is_not_taken_for_a_renamed_one(tmp_path, files):
+    """The old file is still there, beside new ones."""
+    write_together(files)
+    leave_journal(tmp_path, *([f".{name}.x", name, digest(name if name != NAMES[1] else "new")] for name in NAMES))
+    for _ in range(2):
+        with pytest.raises(InvalidModelError, match="was cut short"):
+            check_settled(tmp_path / NAMES[0])
+        settle(tmp_path / NAMES[0])  # which cannot finish it, and so does not forget it
+    write_together(files)
+    check_settled(tmp_path / NAMES[0])
+    assert contents(tmp_path) == {name: name.encode() for name in NAMES}
 
 
 def test_a_reader_refuses_where_a_part_that_the_journal_names_is_gone(tmp_path, files):
     write_together(files)
     (tmp_path / NAMES[2]).unlink()
-    (tmp_path / ".m.onnx.commit").write_text(json.dumps({"files": [[f".{NAMES[2]}.x", NAMES[2]]]}))
+    leave_journal(tmp_path, [f".{NAMES[2]}.x", NAMES[2], digest(NAMES[2])])
     with pytest.raises(InvalidModelError, match="was cut short"):
         check_settled(tmp_path / NAMES[0])
     write_together(files)
@@ -123,16 +145,17 @@ STRANGERS = ("other", "mm.onnx", ".m.onnx.x", "m.safetensors", "m.py", ".m.py.x"
 @pytest.mark.parametrize(
     "entry",
     [
-        [".m.onnx.x", "../other"],
-        ["../.m.onnx.x", "m.onnx"],
-        ["", "other"],
-        ["other", "m.onnx"],
-        [".m.onnx.x", "mm.onnx"],
-        ["", "/etc/passwd"],
-        ["", "m.safetensors"],
-        ["", "m.py"],
-        [".m.py.x", "m.py"],
-        [1, 2],
+        [".m.onnx.x", "../other", ""],
+        ["../.m.onnx.x", "m.onnx", ""],
+        ["", "other", ""],
+        ["other", "m.onnx", ""],
+        [".m.onnx.x", "mm.onnx", ""],
+        ["", "/etc/passwd", ""],
+        ["", "m.safetensors", ""],
+        ["", "m.py", ""],
+        [".m.py.x", "m.py", ""],
+        [".m.onnx.x", "m.onnx"],
+        [1, 2, 3],
         "m.onnx",
     ],
 )
@@ -141,7 +164,7 @@ def test_a_strange_journal_renames_and_removes_nothing(tmp_path, entry):
     before = {tmp_path / "a" / name: name.encode() for name in STRANGERS}
     for path in [*before, tmp_path / "other"]:
         path.write_bytes(path.name.encode())
-    (tmp_path / "a/.m.onnx.commit").write_text(json.dumps({"files": [entry]}))
+    leave_journal(tmp_path / "a", entry)
     check_settled(tmp_path / "a/m.onnx")
     settle(tmp_path / "a/m.onnx")
     assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before

@@ -164,7 +164,7 @@ def test_a_journal_that_came_with_a_folder_changes_nothing_in_it(guard, tmp_path
     for name in ("model.onnx", "model.golden.safetensors", "model.safetensors", "model.py", ".model.onnx.x"):
         (tmp_path / name).write_bytes(name.encode())
     scratch = ".model.onnx.x" if target == "model.onnx" else ""
-    (tmp_path / ".model.onnx.commit").write_text(json.dumps({"files": [[scratch, target]]}))
+    (tmp_path / ".model.onnx.commit").write_text(json.dumps({"files": [[scratch, target, "0" * 64]]}))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     reason = "cut short" if target in ("model.onnx", "model.golden.safetensors") else "not an ONNX file"
     check(guard.open(loader, tmp_path / "model.onnx"), tmp_path / "model.onnx", reason)
