@@ -16,11 +16,15 @@ Interface = tuple[tuple[str, str, str], ...]
 
 @dataclass
 class Report(PassResult):
-    """Result of one pass: the model, what was rewritten (by node), and what was recognised but refused."""
+    """Result of one pass: the model, what was rewritten (by node), and what was recognised but refused.
+
+    `notes` are figures; `details` name what they count: kind -> node -> numbers.
+    """
 
     rewritten: list[str] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     notes: dict[str, float] = field(default_factory=dict)
+    details: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
 
 def interface(model: ir.Model) -> Interface:
@@ -58,7 +62,7 @@ class GraphPass(InPlacePass):
         if not self.changes_interface and interface(model) != before:
             raise PassError(f"{self.name} changed the interface from {before} to {interface(model)}")
         modified = bool(editor.rewritten) or list(model.graph) != nodes
-        return Report(model, modified, editor.rewritten, editor.refusals, notes or {})
+        return Report(model, modified, editor.rewritten, editor.refusals, notes or {}, editor.details)
 
     @abstractmethod
     def rewrite(self, model: ir.Model, editor: Editor) -> dict[str, float] | None:

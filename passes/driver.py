@@ -43,8 +43,9 @@ def optimize(
     `dump` is a folder for the graph after every pass, numbered; `check` runs the graph before and after every pass
     and fails (`ok` false, nothing written) at the first that breaks the model; `steps` and `sampler` name the
     default schedule, against which the timestep tables are checked. Figures: nodes after, rewrites and refusals of
-    every pass, bytes, seconds. Raises InvalidModelError for a broken or already optimised file and UnsupportedError
-    for a schedule that the tables don't cover.
+    every pass, bytes, seconds; `details` has the refusals' reasons, and under FoldWeightDilation the channels that
+    went into each norm and each quantiser. Raises InvalidModelError for a broken or already optimised file and
+    UnsupportedError for a schedule that the tables don't cover.
     """
     started, output = time.perf_counter(), Path(output)
     if output.suffix != ".onnx":
@@ -59,6 +60,7 @@ def optimize(
     checker = Checker(_feeds(model, info, golden, schedule)) if check else None
     figures: dict[str, float] = {"nodes.exported": float(len(model.graph))}
     refusals: dict[str, list[str]] = {}
+    details: dict[str, Any] = {"refusals": refusals}
     watch = _Watch(model, dump, checker)
 
     def after_each(number: int, each: GraphPass, report: Report) -> None:
@@ -68,9 +70,10 @@ def optimize(
         figures.update({f"{each.name}.{name}": float(value) for name, value in report.notes.items()})
         if report.refusals:
             refusals[each.name] = [str(refusal) for refusal in report.refusals]
+        if report.details:
+            details[each.name] = report.details
         watch.after(number, each, model)
 
-    details: dict[str, Any] = {"refusals": refusals}
     try:
         run_passes(model, schedule, after_each)
         if decoder is not None:

@@ -117,6 +117,7 @@ class Editor:
         self.graph = model.graph
         self.refusals: list[Refusal] = []
         self.rewritten: list[str] = []
+        self.details: dict[str, dict[str, list[int]]] = {}
         self._names = {value.name for node in self.graph for value in node.outputs}
         self._names |= {value.name for value in self.graph.inputs} | set(self.graph.initializers)
         self._node_names = {node.name for node in self.graph}

@@ -36,14 +36,14 @@ from edgedm.passes.low_bit import Vector, channel_vector
 class FoldWeightDilation(GraphPass):
     """Div by a constant per channel before QuantizeUniform -> gamma and beta of the norm before, or the divisor.
 
-    Figures: how many channels were divided (by other than 1) in a norm and in a quantiser.
+    Figures: how many channels were divided (by other than 1) in a norm and in a quantiser; details: which, by node.
     """
 
     exact = False
 
     def rewrite(self, model: ir.Model, editor: Editor) -> dict[str, float]:
         """See the module."""
-        channels = {"channels.norm": 0.0, "channels.quantiser": 0.0}
+        channels: dict[str, dict[str, list[int]]] = {"channels.norm": {}, "channels.quantiser": {}}
         for node in editor.nodes():
             if not is_edgedm(node, "QuantizeUniform") or constant(operand(node, 1)) is None:
                 continue
@@ -54,13 +54,14 @@ class FoldWeightDilation(GraphPass):
             norm = _norm_behind(division, dilation)
             if norm is not None:
                 _fold_into_norm(editor, norm, dilation)
-                channels["channels.norm"] += _dilated(dilation)
+                channels["channels.norm"][describe(norm)] = _dilated(dilation)
             elif np.all(constant(operand(node, 1)) == 1):
                 _fold_into_quantiser(editor, node, division, dilation)
-                channels["channels.quantiser"] += _dilated(dilation)
+                channels["channels.quantiser"][describe(node)] = _dilated(dilation)
             else:
                 editor.refuse(node, "it has a divisor already")
-        return channels
+        editor.details.update({kind: found for kind, found in channels.items() if found})
+        return {kind: float(sum(map(len, found.values()))) for kind, found in channels.items()}
 
 
 def _before(value: ir.Value, turn: dict[int, tuple[int, ...]]) -> tuple[ir.Value, int]:
@@ -158,5 +159,6 @@ def _fold_into_quantiser(editor: Editor, node: ir.Node, division: ir.Node, dilat
     editor.rewritten.append(describe(node))
 
 
-def _dilated(dilation: Vector) -> float:
-    return float(np.count_nonzero(dilation != 1))
+def _dilated(dilation: Vector) -> list[int]:
+    """The channels that are divided by other than 1."""
+    return [int(channel) for channel in np.flatnonzero(dilation != 1)]

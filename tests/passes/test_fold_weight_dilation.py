@@ -46,6 +46,8 @@ def test_a_division_behind_a_norm_goes_into_its_gamma_and_beta():
     gamma, beta = affine_of(result)
     assert np.array_equal(gamma, AFFINE["gamma"] / DILATION) and np.array_equal(beta, AFFINE["beta"] / DILATION)
     assert result.report.notes == {"channels.norm": 3, "channels.quantiser": 0}
+    (found,) = result.report.details["channels.norm"].items()
+    assert "GroupNorm" in found[0] and found[1] == [1, 3, 4] and set(result.report.details) == {"channels.norm"}
     result.assert_within_rounding()
 
 
