@@ -4,12 +4,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pass_testing import graph, random_feeds, run, text_of
 
 from edgedm.errors import UnsupportedError
 from edgedm.export.graph_io import GraphInfo, graph_info, set_graph_info
 from edgedm.passes.split_prepare import PREPARE, ROWS_KEY, SplitPrepare
 
+SETTINGS = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 ROLES = {"x": "x", "timestep": "timestep", "class_labels": "class_labels", "state.a": "state"}
 
 
@@ -74,6 +77,28 @@ def test_a_prepared_input_that_is_read_with_x_crosses_through_an_identity():
     step, prepare, _ = split("i = Gather<axis=1>(x, class_labels) eps = Add(i, state_a)")
     assert [node.op_type for node in prepare.graph] == ["Identity"]
     assert names(step.graph.inputs) == ["x", "state.a", "row.0"]
+
+
+@SETTINGS
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["Add", "Sub", "Mul"]), st.integers(0, 99), st.integers(0, 99)),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_any_graph_computes_the_same_in_two_and_leaves_nothing_of_time_in_the_step(operations):
+    """Values of x, the state, time, label and constants with any number of readers, none included."""
+    values = ["x", "state_a", "t", "e", "scale"]
+    lines = ["t = Cast<to=1>(timestep)", "e = Gather(embedding, class_labels)"]
+    for number, (op, left, right) in enumerate(operations):
+        lines.append(f"v{number} = {op}({values[left % len(values)]}, {values[right % len(values)]})")
+        values.append(f"v{number}")
+    lines.append(f"last = Mul({values[-1]}, t) scaled = Mul(x, scale) eps = Add(last, scaled)")
+    step, _, _ = split(" ".join(lines), embedding=EMBEDDING, scale=np.array([[0.5, -2, 1, 3]], np.float32))
+    rows = {value for value in step.graph.inputs if value.name.startswith("row.")}
+    fixed = set(step.graph.initializers.values())
+    assert rows and not any(rows & set(node.inputs) and set(node.inputs) <= rows | fixed for node in step.graph)
 
 
 def test_splitting_a_split_graph_changes_nothing():
