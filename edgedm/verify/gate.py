@@ -5,6 +5,7 @@ them; `[method.NAME.<table>]` holds what differs for checkpoints of one method, 
 What the file leaves out comes from `DEFAULTS` of the method, then from the fields below. An unknown key is refused.
 """
 
+import contextlib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -134,7 +135,7 @@ class Gate(Tables):
     levels: Annotated[tuple[LevelName, ...], Field(min_length=1)] | None = None
     steps: Annotated[int, Field(ge=1, le=100_000)] | None = None
     sampler: Literal["ddim", "ddpm", "dpm-solver++"] | None = None
-    images: Count | None = None
+    images: Annotated[int, Field(ge=1, le=1000)] | None = None  # drawn together, all their steps in memory
     timesteps: Count | None = None
     sample: Count | None = None
     features: Annotated[str, Field(min_length=1)] | None = None
@@ -162,7 +163,10 @@ in the bundle, so that only the ratio to torch float32's own error means anythin
 
 
 def load_gate(path: str | os.PathLike[str]) -> Gate:
-    """Read a gate file; `InvalidModelError` names the file and the key that is unknown or out of range."""
+    """Read a gate file; `InvalidModelError` names the file and the key that is unknown or out of range.
+
+    The features that it names must lie in its folder, links and all: whoever sends a gate names no other files.
+    """
     path = Path(path)
     try:
         if check_regular(path) > MAX_BYTES:
@@ -173,9 +177,19 @@ def load_gate(path: str | os.PathLike[str]) -> Gate:
     except (ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
         raise InvalidModelError(f"{path}: not valid TOML: {error}") from error
     try:
-        return Gate.model_validate(values)
+        gate = Gate.model_validate(values)
     except ValidationError as error:
         raise InvalidModelError(f"{path}: {_first(error)}") from error
+    if gate.features is not None:
+        named = Path(gate.features)
+        if named.is_absolute() or ".." in named.parts:
+            raise InvalidModelError(
+                f"{path}: features: expected a file below the folder of the gate file, got {gate.features!r}; "
+                "another one is named by --features"
+            )
+        with contextlib.suppress(FileNotFoundError):  # said when it is read
+            check_regular(path.parent / named, path.parent)
+    return gate
 
 
 def _first(error: ValidationError) -> str:

@@ -56,6 +56,12 @@ def golden() -> dict[str, bytes]:
         text = json.dumps({"__metadata__": metadata, "step.0.x": tensor})
         return struct.pack("<Q", len(text)) + text.encode() + body
 
+    def twice(metadata: dict[str, str], name: str) -> bytes:
+        """Two tensors of the same bytes."""
+        entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+        text = f'{{"__metadata__":{json.dumps(metadata)},"step.0.x":{entry},{name}:{entry}}}'
+        return struct.pack("<Q", len(text)) + text.encode() + bytes(4)
+
     return {
         "steps-deep.safetensors": file({"golden_steps": "[" * 10_000}),
         "steps-no-list.safetensors": file({"golden_steps": "7"}),
@@ -66,5 +72,10 @@ def golden() -> dict[str, bytes]:
         "noise-infinite.safetensors": file({"golden_steps": "[0]", "rounding_noise": "[Infinity]"}),
         "nan.safetensors": file({"golden_steps": "[0]"}, struct.pack("<f", float("nan"))),
         "shape-wraps.safetensors": file({"golden_steps": "[0]"}, shape=[1 << 33, 1 << 33]),
+        "shape-zero.safetensors": file({"golden_steps": "[0]"}, shape=[0]),
+        "offset-beyond-end.safetensors": file({"golden_steps": "[0]"}, data_offsets=[1 << 40, (1 << 40) + 4]),
+        "overlap.safetensors": twice({"golden_steps": "[0]"}, '"step.0.y"'),
+        "name-twice.safetensors": twice({"golden_steps": "[0]"}, '"step.0.x"'),
+        "truncated.safetensors": file({"golden_steps": "[0]"}, bytes(3)),
         "layers-step.safetensors": file({"golden_steps": "[0]", "layers_step": "first"}),
     }

@@ -1,4 +1,8 @@
-"""Hostile files of torch.save, in the archive and the older form, and of safetensors, as authors' checkpoints."""
+"""Hostile files of torch.save, in the archive and the older form, and of safetensors, as authors' checkpoints.
+
+Tensors that are wrong in themselves (NaN, no numbers) need a whole model around them, which is too large for a file
+here: `tests/models/importers/test_hostile_imports.py` makes those.
+"""
 
 import io
 import pickle
@@ -44,6 +48,7 @@ def attacks() -> dict[str, bytes]:
         "length-beyond-end.safetensors": struct.pack("<Q", 1 << 50) + b"{}",
         "name-twice.safetensors": safetensors(f'{{"a":{ENTRY},"a":{ENTRY}}}', bytes(4)),
         "hole.safetensors": safetensors(f'{{"a":{ENTRY.replace("0,4", "4,8")}}}', bytes(8)),
+        "product-wraps.safetensors": safetensors(f'{{"a":{ENTRY.replace("[1]", f"[{1 << 62},4]")}}}', bytes(4)),
     }
 
 

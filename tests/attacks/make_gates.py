@@ -14,6 +14,14 @@ GATES = {
     "deep-tables": "[" + ".".join("a" * 5000) + "]\n",
     "many-digits": "[size]\nmax_bundle_bytes = " + "9" * 5000 + "\n",
     "not-toml": "[",
+    "zero-steps": "steps = 0\n",
+    "huge-steps": "steps = 1099511627776\n",
+    "huge-images": "images = 1099511627776\n",
+    "zero-samples": "[distribution]\nsamples = 0\n",
+    "huge-samples": "[distribution]\nsamples = 1099511627776\n",
+    "features-absolute": 'features = "/etc/passwd"\n',
+    "features-parent": 'features = "../../../etc/passwd"\n',
+    "features-parent-inside": 'features = "gate/../../features.onnx"\n',
 }
 
 

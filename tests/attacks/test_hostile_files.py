@@ -139,6 +139,16 @@ def test_what_is_no_file_is_never_read(guard, tmp_path, loader, kind) -> None:
     check(guard.open(loader, path), where, "")
 
 
+@pytest.mark.parametrize("kind", [symbolic, chain, relative, loop, device], ids=lambda kind: kind.__name__)
+def test_the_features_that_a_gate_names_lie_beside_it(guard, tmp_path, kind) -> None:
+    (tmp_path / "gate").mkdir()
+    (tmp_path / "net.onnx").write_bytes(b"somebody's")
+    (tmp_path / "gate/gate.toml").write_text("features = 'net.onnx'\n")
+    assert guard.open("gate", tmp_path / "gate/gate.toml")["kind"] == "accepted"  # missing: said when it is read
+    kind(tmp_path / "net.onnx", tmp_path / "gate/net.onnx")
+    check(guard.open("gate", tmp_path / "gate/gate.toml"), tmp_path / "gate/net.onnx", "")
+
+
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
 def test_a_file_of_more_bytes_than_any_sound_one_is_not_read(guard, tmp_path, name) -> None:
     """A sparse one, of which reading would fill the memory."""
