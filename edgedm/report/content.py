@@ -13,7 +13,7 @@ from edgedm.images import encode_png, to_pixels
 from edgedm.outcome import Outcome
 from edgedm.report.charts import Heat, Line, Plot
 from edgedm.verify.evidence import Evidence
-from edgedm.verify.report import UNBOUNDED, number
+from edgedm.verify.report import UNBOUNDED, number, verdict
 
 Floats = NDArray[np.float32]
 Details = Mapping[str, Any]
@@ -50,6 +50,7 @@ class Content:
     """All of a report."""
 
     ok: bool
+    verdict: str
     artefact: str
     against: str
     schedule: str
@@ -74,6 +75,7 @@ def content_of(outcome: Outcome, evidence: Evidence) -> Content:
     plots = [*_step_plots(levels.get("step")), *_layer_plots(levels.get("layer"))]
     return Content(
         ok=outcome.ok,
+        verdict=("✓ " if outcome.ok else "✗ ") + verdict(outcome),
         artefact=details["artefact"],
         against=details["against"],
         schedule=f"{schedule['sampler']}, {schedule['steps']} steps",

@@ -26,7 +26,7 @@ def render(outcome: Outcome, evidence: Evidence) -> str:
     """The report."""
     it = content_of(outcome, evidence)
     parts = [
-        f"# {'✓ Parity holds' if it.ok else '✗ Parity does not hold'}: {_text(it.artefact)}",
+        f"# {it.verdict}: {_text(it.artefact)}",
         f"against {_text(it.against)} in PyTorch; {it.schedule}",
         *_failure(it),
         "## Levels",

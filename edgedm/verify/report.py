@@ -90,6 +90,17 @@ def outcome_of(
     return Outcome(ok=bool(levels) and failed is None and gate is None, figures=figures, details=details)
 
 
+def verdict(outcome: Outcome) -> str:
+    """The outcome of `verify` in words: what is off and does not decide is named, not passed over."""
+    levels = outcome.details["levels"]
+    if not outcome.ok:
+        return "parity does not hold"
+    off = ", ".join(level["name"] for level in levels if not level["ok"])
+    if not outcome.details["gates"] and not any(level["required"] for level in levels):
+        return "nothing was required" + (f"; off: {off}" if off else ", and everything holds")
+    return "parity holds" + (f" where it is required; off and not required: {off}" if off else "")
+
+
 def _cause(blame: Callable[[Level, Row], str] | None, level: Level, row: Row) -> str:
     """What `blame` says. The verdict is known before it, so nothing that the search meets may take its place."""
     if blame is None:
@@ -156,7 +167,9 @@ def render(outcome: Outcome, every_row: bool = False) -> None:
             highlight=False,
         )
         console.print(f"introduced by: {escape(failure['introduced_by'])}", highlight=False)
-    console.print("[green]parity holds[/green]" if outcome.ok else "[red]parity does not hold[/red]")
+    clear = outcome.ok and all(level["ok"] for level in outcome.details["levels"])
+    colour = "green" if clear else "yellow" if outcome.ok else "red"
+    console.print(f"[{colour}]{verdict(outcome)}[/{colour}]", highlight=False)
 
 
 def _rows_table(title: str, rows: list[dict[str, Any]]) -> Any:

@@ -59,7 +59,7 @@ def test_the_browser_finds_nothing_to_complain_about_and_fetches_nothing(page) -
     assert driver.get_log("browser") == []
     fetched = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert [each for each in fetched if not each.startswith("data:")] == []
-    assert "Parity does not hold" in driver.title
+    assert "parity does not hold" in driver.title
     broken = "return [...document.images].filter(i => !i.complete || i.naturalWidth === 0).length"
     assert driver.execute_script(broken) == 0
     width, height = struct.unpack(">II", driver.get_screenshot_as_png()[16:24])

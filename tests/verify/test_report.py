@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from edgedm.verify.report import UNBOUNDED, Level, Row, number, outcome_of, render
+from edgedm.verify.report import UNBOUNDED, Level, Row, number, outcome_of, render, verdict
 
 GOOD = Level("op", "integers equal", (Row("BinaryConv", True, {"use": 0.25}),), {"kernels": 1.0})
 BAD = Level("layer", "within rounding", (Row("a", True), Row("mid.conv1[0, 3]", False, note="expected -1, got [1]")))
@@ -65,6 +65,22 @@ def test_the_table_shows_levels_failures_and_verdict(capsys) -> None:
     assert "parity does not hold" in shown
     render(outcome_of([GOOD], "b", "c"))
     assert "parity holds" in capsys.readouterr().out
+
+
+def test_the_verdict_names_what_is_off_and_does_not_decide(capsys) -> None:
+    shown = replace(BAD, required=False)
+    assert (
+        verdict(outcome_of([GOOD, shown], "b", "c")) == "parity holds where it is required; off and not required: layer"
+    )
+    assert verdict(outcome_of([shown], "b", "c")) == "nothing was required; off: layer"
+    assert (
+        verdict(outcome_of([replace(GOOD, required=False)], "b", "c")) == "nothing was required, and everything holds"
+    )
+    assert verdict(outcome_of([shown], "b", "c", [Row("size.min_ratio", True)])).startswith(
+        "parity holds where it is req"
+    )
+    render(outcome_of([shown], "b", "c"))
+    assert "parity holds" not in capsys.readouterr().out
 
 
 def test_numbers_are_short() -> None:
