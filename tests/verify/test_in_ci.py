@@ -61,6 +61,24 @@ def test_the_workflow_is_a_workflow_and_keeps_its_report() -> None:
     assert verbs == ["export", "optimize", "compile", "verify"]
 
 
+def readme() -> list[object]:
+    """The YAML of the README: steps of a job, and a pre-commit configuration."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS.parent / "README.md").read_text(), re.DOTALL)
+    return [yaml.safe_load(block) for block in blocks]
+
+
+def test_the_readme_shows_the_hook_and_steps_of_the_workflow() -> None:
+    steps, hooks = readme()
+    assert hooks == yaml.safe_load((CI / "pre-commit-config.yaml").read_text())
+    (job,) = yaml.safe_load((CI / "verify.yml").read_text())["jobs"].values()
+    assert [each["uses"] for each in steps if "uses" in each] == [job["steps"][-1]["uses"]]
+    told = [words for each in steps for words in commands(each.get("run", ""))]
+    assert [words[1] for words in told] == ["compile", "verify"]
+    for words in told:
+        known = {name for parameter in main.get_command(None, words[1]).params for name in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known
+
+
 def test_the_workflow_names_no_package_index() -> None:
     assert "index-url" not in (CI / "verify.yml").read_text()
 
