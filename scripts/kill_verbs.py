@@ -1,16 +1,14 @@
 """Kill every verb at random moments and let it fail at every change: python scripts/kill_verbs.py [--kills 100]
 
 First each verb runs under the tests' shim (`tests/faults/shim.c`) once for every write, rename, fsync, creation and
-removal below its target, killed before it, amid it, and refused as by a full disk; then it is started as a program
-and killed after a random time, `--kills` times. After each the target must be the old one or the new one, whole. Ends
-with 1 if it ever is not.
+removal below its target, killed before it, amid it, and refused as by a full disk; then it runs in a process of its own
+that is killed after a random time, `--kills` times. After each the target must be the old one or the new one, whole.
+Ends with 1 if it ever is not.
 """
 
 import argparse
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,44 +37,28 @@ def every_point(server: Server, verb: str, room: Path) -> tuple[int, int]:
 
 
 def random_moments(server: Server, verb: str, room: Path, kills: int) -> tuple[int, int]:
-    """Start a verb as a process and kill it at a random moment; returns how often it was killed, and broken."""
-    whole = target(server, verb, room)
-    code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); from verbs import verbs; "
-        "run = verbs(Path(sys.argv[2]))[sys.argv[3]]; print('go', flush=True); run(Path(sys.argv[4]))"
-    )
-    taken, killed, broken = None, 0, 0
-    for number in range(kills + 1):
-        folder = room / f"kill{number}"
-        folder.mkdir()
-        faults.old(verb, folder, server.room)
-        words = [sys.executable, "-c", code, str(ROOT / "tests/faults"), str(server.room), verb, str(folder)]
-        running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert running.stdout is not None and running.stdout.readline() == b"go\n"
-        started = time.monotonic()
-        if taken is None:  # the first one shows how long it takes
-            running.wait()
-            taken = time.monotonic() - started
-        else:
-            time.sleep(random.uniform(0, taken))
-            running.send_signal(signal.SIGKILL)
-            killed += running.wait() == -signal.SIGKILL
-        found = faults.state(verb, folder, server.room)
-        broken += found not in (whole["old"], whole["new"])
-        shutil.rmtree(folder)
+    """Kill a verb at random moments until it was still at work in `kills` of them; returns them, and how many broke it."""
+    whole, killed, broken = target(server, verb, room), 0, 0
+    while killed + broken < kills:
+        try:
+            killed += faults.kill(server, verb, room, random.uniform(0, float(str(whole["seconds"]))), whole)
+        except AssertionError as error:
+            broken += 1
+            print(error, file=sys.stderr)
+            shutil.rmtree(room / "killed")
     return killed, broken
 
 
 def target(server: Server, verb: str, room: Path) -> dict[str, object]:
-    """The target before and after a run that nothing disturbs."""
+    """The target before and after a run that nothing disturbs, how many changes that has and how long it takes."""
     folder = room / "whole"
     folder.mkdir()
     faults.old(verb, folder, server.room)
-    before = faults.state(verb, folder, server.room)
-    answer = server.run(verb, folder)
-    after = faults.state(verb, folder, server.room)
+    before, started = faults.state(verb, folder, server.room), time.monotonic()
+    answer = server.run(verb, folder, whole=True)
+    taken, after = time.monotonic() - started, faults.state(verb, folder, server.room)
     shutil.rmtree(folder)
-    return {"old": before, "new": after, "count": answer["count"]}
+    return {"old": before, "new": after, "count": answer["count"], "seconds": taken}
 
 
 def main() -> None:
@@ -91,11 +73,11 @@ def main() -> None:
         room = Path(scratch)
         (room / "room").mkdir()
         server = Server(room / "room")
-        print(f"{'verb':<10}{'points':>8}{'broken':>8}{'kills':>8}{'broken':>8}")
+        print(f"{'verb':<15}{'points':>8}{'broken':>8}{'kills':>8}{'broken':>8}")
         for verb in arguments.verb or faults.VERBS:
             points, amiss = every_point(server, verb, room)
             kills, lost = random_moments(server, verb, room, arguments.kills)
-            print(f"{verb:<10}{points:>8}{amiss:>8}{kills:>8}{lost:>8}", flush=True)
+            print(f"{verb:<15}{points:>8}{amiss:>8}{kills:>8}{lost:>8}", flush=True)
             total += amiss + lost
         server.process.communicate()
     sys.exit(1 if total else 0)

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 class Server:
-    """Runs a verb in a folder, whole or up to its `at`-th change of a file."""
+    """Runs a verb in a folder, whole, up to its `at`-th change of a file, or for so many seconds."""
 
     def __init__(self, room: Path) -> None:
         self.room = room
@@ -31,9 +31,17 @@ class Server:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 
-    def run(self, verb: str, folder: Path, at: int = 0, mode: str = "", whole: bool = False) -> dict[str, Any]:
+    def run(
+        self,
+        verb: str,
+        folder: Path,
+        at: int = 0,
+        mode: str = "",
+        whole: bool = False,
+        seconds: float | None = None,
+    ) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
-        request = {"verb": verb, "folder": str(folder), "at": at, "mode": mode, "whole": whole}
+        request = {"verb": verb, "folder": str(folder), "at": at, "mode": mode, "whole": whole, "seconds": seconds}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())

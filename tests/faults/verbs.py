@@ -4,13 +4,16 @@
 
 It makes small artefacts in FOLDER, which the verbs read. Requests are lines of JSON, {"verb": NAME, "folder": target's
 folder, "at": N, "mode": a letter of the shim or "", "whole": false where what a verb does before it writes may be left
-out}; the answer tells how many changes there were and what was raised; none comes from a child that was killed.
+out, "seconds": after how many the child is killed wherever it is, or null}; the answer tells how many changes there
+were and what was raised; none comes from a child that was killed.
 """
 
 import ctypes
 import importlib
 import json
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,15 +25,22 @@ Verb = Callable[[Path], object]
 
 def verbs(room: Path) -> dict[str, Verb]:
     """Every verb that writes, as a function of the folder that its target is in."""
+    import numpy as np
+
     import edgedm
+    from edgedm.bundle import load as load_bundle
     from edgedm.bundle import sign
     from edgedm.models import load
     from edgedm.models.checkpoint import save
+    from edgedm.runtime.library import Library
     from edgedm.runtime.sample import sample_bundle
 
     checkpoint = load(SOUND)
     graph, bundle = room / "deploy.onnx", room / "model.bundle"
     exported = room / "model.onnx"
+    opened = load_bundle(bundle)
+    native = Library(opened.library, opened.manifest.prefix)
+    image = np.zeros(opened.manifest.image_shape, np.float32).ctypes
 
     def compiled(folder: Path) -> object:
         return edgedm.compile(graph, folder / "model.bundle", steps=4)  # kept since the first time
@@ -38,12 +48,17 @@ def verbs(room: Path) -> dict[str, Verb]:
     def drawn(folder: Path) -> object:
         return sample_bundle(bundle, folder / "images.npy", n=1, steps=2)
 
+    def written_in_c(folder: Path) -> object:
+        place = os.fsencode(folder / "images.png")
+        return native.check("write_images", place, image.data_as(ctypes.POINTER(ctypes.c_float)), 1)
+
     return {
         "quantize": lambda folder: save(checkpoint, folder / "checkpoint"),
         "export": lambda folder: edgedm.export(checkpoint, folder / "model.onnx"),
         "optimize": lambda folder: edgedm.optimize(exported, folder / "deploy.onnx"),
         "compile": compiled,
         "sample": drawn,
+        "edgedm-sample": written_in_c,
         "sign": lambda folder: sign(folder / "model.bundle", room / "key.pem"),
     }
 
@@ -97,6 +112,8 @@ def serve(room: Path) -> None:
             os.write(writer, json.dumps(answer).encode())
             os._exit(0)
         os.close(writer)
+        if request["seconds"] is not None and not select.select([reader], [], [], request["seconds"])[0]:
+            os.kill(child, signal.SIGKILL)
         with os.fdopen(reader) as stream:
             text = stream.read()
         _, status = os.waitpid(child, 0)

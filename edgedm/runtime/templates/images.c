@@ -169,20 +169,28 @@ edm_status edm_check_output(const char *path, uint32_t count, const int64_t shap
   return edm_fail(EDM_BAD_ARGUMENT, "%s: expected a name that ends in .png or .npy", path);
 }
 
+/* Whether the contents are on the disk, before a name points to them; file systems that cannot tell are let be. */
+static bool settled(FILE *file) {
+  if (fflush(file)) return false;
+  return fsync(fileno(file)) == 0 || errno == EINVAL || errno == ENOTSUP || errno == ENOSYS;
+}
+
 static edm_status write_shaped(const char *path, const float *images, uint32_t count, const int64_t shape[3]) {
   edm_status status = edm_check_output(path, count, shape);
   if (status) return status;
   bool png = ends_with(path, ".png");
+  const char *slash = strrchr(path, '/');
+  int folder = slash ? (int)(slash + 1 - path) : 0;
   size_t room = strlen(path) + 32;
   char *scratch = malloc(room);
   if (!scratch) return edm_fail(EDM_NO_MEMORY, "no memory to write %s", path);
-  snprintf(scratch, room, "%s.%ld.part", path, (long)getpid());
+  snprintf(scratch, room, "%.*s.%s.%ld.part", folder, path, path + folder, (long)getpid());
   FILE *file = fopen(scratch, "wb");
   if (!file) {
     status = edm_fail(EDM_IO_FAILED, "%s: %s", path, strerror(errno));
   } else {
     status = png ? write_png(file, images, count, shape) : write_npy(file, images, count, shape);
-    bool failed = ferror(file) != 0;
+    bool failed = ferror(file) != 0 || (!status && !settled(file));
     failed = fclose(file) != 0 || failed;
     if (!status && failed) status = edm_fail(EDM_IO_FAILED, "%s: could not write: %s", path, strerror(errno));
     if (!status && rename(scratch, path)) status = edm_fail(EDM_IO_FAILED, "%s: %s", path, strerror(errno));
