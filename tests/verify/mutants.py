@@ -279,12 +279,6 @@ def skip_left_out(proto: onnx.ModelProto, _arrays: Arrays) -> None:
     del sums[-1].input[1]
 
 
-def bias_of_the_next_channel(_proto: onnx.ModelProto, arrays: Arrays) -> None:
-    name = next(each for each in arrays if each.endswith("conv_out.bias") or each.endswith(f"{LAYER}.bias"))
-    array = arrays[name]
-    array[:] = np.roll(array, 1) if array.size > 1 else array + 1
-
-
 def write_back(proto: onnx.ModelProto, edit: Callable[[onnx.ModelProto, Arrays], None]) -> None:
     """Let `edit` change nodes, or arrays in place."""
     tensors = {item.name: item for item in proto.graph.initializer}
