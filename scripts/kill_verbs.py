@@ -37,7 +37,7 @@ def every_point(server: Server, verb: str, room: Path) -> tuple[int, int]:
 
 
 def random_moments(server: Server, verb: str, room: Path, kills: int) -> tuple[int, int]:
-    """Kill a verb at random moments until it was still at work in `kills` of them; returns them, and how many broke it."""
+    """Kill a verb at random moments until it was at work in `kills` of them; returns that and how many broke it."""
     whole, killed, broken = target(server, verb, room), 0, 0
     while killed + broken < kills:
         try:

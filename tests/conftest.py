@@ -4,8 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from edgedm import progress
+
+settings.register_profile("edgedm", deadline=None)  # a deadline tells how busy the machine is
+settings.load_profile("edgedm")
 
 
 @pytest.fixture(autouse=True)

@@ -72,11 +72,12 @@ def test_mutants_of_what_kernels_read_are_killed(shop, tmp_path, mutant: Mutant)
 def test_mutants_of_kernels_are_killed(shop, tmp_path, mutant: Mutant) -> None:
     built, _ = shop(mutant.model)
     broken, node = built.broken_kernel(tmp_path / "b", mutant.op, mutant.plant, mutant.module)
+    assert node.op == mutant.op
+    assert workshop.results_of(broken, node) != workshop.results_of(built.bundle, node)  # the op's result changed
     outcome = verified(broken, mutant)
     off = [row for level in outcome.details["levels"] for row in level["rows"] if not row["ok"]]
-    assert off and all(row["name"].startswith(mutant.op) for row in off), off  # the op's result changed
+    assert off and all(row["name"].startswith(mutant.op) for row in off), off
     assert all("expected" in row["note"] and "got" in row["note"] for row in off)
-    assert node.op == mutant.op
     assert outcome.details["first_failure"]["introduced_by"].startswith(f"the kernel of {mutant.op} ")
 
 
