@@ -133,6 +133,9 @@ def test_a_cell_has_every_figure_of_its_row(base, tmp_path, monkeypatch, row):
     json.dumps(cell)
 
 
+BITS = {"bidm": "W1A1", "w1a1": "W1A1", "binarydm": "W1A4"}  # the other families: W4A4
+
+
 def cell(row, seed, **figures):
     made = {
         "row": row,
@@ -149,7 +152,7 @@ def cell(row, seed, **figures):
         "memory": {"saved": 1, "model": 1, "trained": 1, "cache": 2**20, "total": 3 * 2**20},
         "peak_rss": 2**30,
         "curves": {"s": [{"iteration": 50, "loss": 1.0, "eps": 0.9}, {"iteration": 100, "loss": 0.5, "eps": 0.4}]},
-        "configuration": {"loop": {"batch": 32}},
+        "configuration": {"loop": {"batch": 32}, "bits": {"res_conv": BITS.get(row.partition("/")[0], "W4A4")}},
     }
     return {**made, **figures}
 
@@ -195,6 +198,20 @@ def test_a_ranking_tells_rows_apart_only_where_no_seeds_overlap():
     assert ranking(rows, "frechet") == "XNOR ~ +learnedk > +TBS"
 
 
+def test_rows_of_all_families_are_ranked_at_each_width():
+    more = [*CELLS, cell("w1a1/DoReFa", 0, frechet=25.0), cell("binarydm/vanilla", 0)]
+    text = report(more, ORDER)
+    assert "- **W1A1**: bidm/XNOR ~ bidm/+learnedk ~ w1a1/DoReFa > bidm/+TBS." in text
+    assert "- **W4A4**: " in text and "- **W1A4**" not in text  # a single row has nothing to be held against
+
+
+def test_the_committed_cells_are_of_the_rows_as_they_are():
+    runs, names = Path(__file__).parents[2] / "docs" / "methods", runpy.run_path(str(SCRIPT))
+    base = names["base_digest"](runs)
+    stale = [f"{row.key} {seed}" for row in ROWS for seed in (0, 1) if not names["is_done"](runs, row, seed, 1.0, base)]
+    assert not stale, "measure them again: python scripts/bench_methods.py --runs docs/methods"
+
+
 def test_the_report_states_the_claims_in_figures():
     text = report(CELLS, ORDER)
     assert "changes 25.00% of a layer's integer weights" in text and "50% of the layers do not change" in text
@@ -217,7 +234,9 @@ def test_plots_are_written_for_what_there_is_and_the_same_every_time(tmp_path):
     pytest.importorskip("matplotlib", reason="plots need edgedm[bench]")
     rows = by_row(CELLS, ORDER)
     names = draw_all(rows, tmp_path / "a")
-    assert {"frechet-bidm.svg", "changed-codes.svg", "dilatable.svg", "lsq-efficientdm.svg"} <= set(names)
+    assert {"frechet-bidm.svg", "frechet-all.svg", "changed-codes.svg", "dilatable.svg", "lsq-efficientdm.svg"} <= set(
+        names
+    )
     assert "loss-binarydm.svg" not in names
     draw_all(rows, tmp_path / "b")
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedm.errors import ToolchainError
-from edgedm.training.comparison.report import TITLES, Cell
+from edgedm.training.comparison.report import TITLES, Cell, width
 
 Rows = Mapping[str, Sequence[Cell]]
 Draw = Callable[[Any, Rows], bool]  # fills axes; False where there is nothing to show
@@ -26,6 +26,7 @@ def draw_all(rows: Rows, folder: Path) -> list[str]:
 
     plots: dict[str, Draw] = {f"frechet-{family}.svg": _bars(family) for family in TITLES}
     plots |= {
+        "frechet-all.svg": _all,
         "loss-binarydm.svg": _curves("binarydm"),
         "changed-codes.svg": _per_layer("changed_codes", "share of integer weights changed"),
         "dilatable.svg": _dilatable,
@@ -60,6 +61,24 @@ def _bars(family: str) -> Draw:
         return len(own) > 1
 
     return draw
+
+
+def _all(axes: Any, rows: Rows) -> bool:
+    """Every row of every family, one below the other, coloured by width."""
+    widths = sorted({width(cells) for cells in rows.values()})
+    means = {key: statistics.fmean(cell["frechet"] for cell in cells) for key, cells in rows.items()}
+    order = sorted(rows, key=means.__getitem__, reverse=True)
+    for number, bits in enumerate(widths):
+        places = [place for place, key in enumerate(order) if width(rows[key]) == bits]
+        axes.barh(places, [means[order[place]] for place in places], color=f"C{number}", label=bits)
+    for place, key in enumerate(order):
+        axes.plot([cell["frechet"] for cell in rows[key]], [place] * len(rows[key]), "k|")
+    axes.set_yticks(range(len(order)), order, fontsize=7)
+    axes.margins(y=0.01)
+    axes.figure.set_size_inches(6.4, 0.6 + 0.16 * len(order))
+    axes.set_xlabel("digit Frechet distance")
+    axes.legend()
+    return len(order) > 1
 
 
 def _curves(family: str) -> Draw:

@@ -81,20 +81,44 @@ def report(cells: Iterable[Cell], order: Sequence[str]) -> str:
         if len(own) > 1:
             parts.append(f"By Frechet distance, worst first: {ranking(own, 'frechet')}.  ")
             parts.append(f"By eps-MSE to the float model, worst first: {ranking(own, 'eps_mse')}.")
+    parts += _across(rows)
     claims = [*_changed(rows), *_dilated(rows), *_time(rows), *_memory(rows)]
     if claims:
         parts.append("### Claims\n\n" + "\n".join(f"- {claim}" for claim in claims))
     return "\n\n".join(parts)
 
 
-def ranking(rows: Mapping[str, Sequence[Cell]], figure: str) -> str:
-    """Return the names of rows, those with the largest mean first; "~" joins rows whose seeds overlap."""
+def width(cells: Sequence[Cell]) -> str:
+    """Return the bits of a row's body, such as W4A4."""
+    bits: str = cells[0]["configuration"]["bits"]["res_conv"]
+    return bits
+
+
+def _across(rows: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """Return one ranking a width of the rows of all families."""
+    lines = []
+    for bits in sorted({width(cells) for cells in rows.values()}):
+        group = {key: cells for key, cells in rows.items() if width(cells) == bits}
+        if len(group) > 1:
+            lines.append(f"- **{bits}**: {ranking(group, 'frechet', whole=True)}.")
+    if not lines:
+        return []
+    head = "### All families at each width\n\nBy Frechet distance, worst first; budgets differ between families."
+    return [f"{head}\n\n" + "\n".join(lines)]
+
+
+def ranking(rows: Mapping[str, Sequence[Cell]], figure: str, whole: bool = False) -> str:
+    """Return the names of rows, those with the largest mean first; "~" joins rows whose seeds overlap.
+
+    A name is `whole` with its family.
+    """
     spans = {key: [cell[figure] for cell in cells] for key, cells in rows.items()}
     names = sorted(spans, key=lambda key: -statistics.fmean(spans[key]))
-    text = names[0].partition("/")[2]
+    shown = {key: key if whole else key.partition("/")[2] for key in names}
+    text = shown[names[0]]
     for before, name in itertools.pairwise(names):
         apart = min(spans[before]) > max(spans[name])
-        text += f" {'>' if apart else '~'} {name.partition('/')[2]}"
+        text += f" {'>' if apart else '~'} {shown[name]}"
     return text
 
 
