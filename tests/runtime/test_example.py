@@ -1,6 +1,7 @@
-"""examples/draw.c, found by CMake and by pkg-config, draws what Python draws."""
+"""The C programs of examples/ and of the README, by CMake and by pkg-config, draw what Python draws."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import tools
 from edgedm.images import encode_png, grid
 from edgedm.runtime import LocalRunner
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+WARNINGS = ("-std=c11", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
 
 
 def _run(*command, cwd: Path, **environment: str) -> str:
@@ -35,15 +38,13 @@ def _by_cmake(bundle: Path, folder: Path) -> Path:
     return folder / "build" / "draw"
 
 
-def _by_pkg_config(bundle: Path, folder: Path) -> Path:
+def _by_pkg_config(bundle: Path, folder: Path, source: Path = EXAMPLES / "draw.c") -> Path:
     tools.need("pkg-config")
     tools.need("gcc")
     flags = _run(
         "pkg-config", "--cflags", "--libs", "edgedm", cwd=folder, PKG_CONFIG_PATH=str(bundle / "lib/pkgconfig")
     ).split()
-    warnings = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
-    rpath = f"-Wl,-rpath,{bundle / 'lib'}"
-    _run("gcc", *warnings, EXAMPLES / "draw.c", "-o", "draw", *flags, rpath, cwd=folder)
+    _run("gcc", *WARNINGS, source, "-o", "draw", *flags, f"-Wl,-rpath,{bundle / 'lib'}", cwd=folder)
     return folder / "draw"
 
 
@@ -57,6 +58,17 @@ def test_the_example_draws_what_python_draws(tiny_bundle, tmp_path, build):
         want = runner.sample(1)
     ours = (tmp_path / "out.png").read_bytes()
     assert _pixels(ours) == _pixels(encode_png(grid(want)))
+
+
+def test_the_program_in_the_readme_draws_what_python_draws(tiny_bundle, tmp_path):
+    (program,) = re.findall(r"^```c\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "four.c").write_text(program)
+    (tmp_path / "model.bundle").symlink_to(tiny_bundle)
+    _run(_by_pkg_config(tiny_bundle, tmp_path, tmp_path / "four.c"), cwd=tmp_path)
+    with LocalRunner(tiny_bundle) as runner:
+        runner.prepare(20, "dpm-solver++", label=1, guidance=1.5)
+        want = runner.sample(4)
+    assert _pixels((tmp_path / "four.png").read_bytes()) == _pixels(encode_png(grid(want)))
 
 
 def _pixels(data: bytes) -> bytes:
