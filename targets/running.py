@@ -1,12 +1,15 @@
 """What runs a target's programs on this machine, and the list of targets with what each needs."""
 
 import contextlib
+import importlib.util
 from typing import Any
 
 from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.outcome import Outcome
 from edgedm.targets import android, arm, x86
 from edgedm.targets.target import COMBINATIONS, CORES, HOST, Target, detect, resolve
+
+_COMPILERS = ("tvm", "ziglang")  # all that any target needs; the compiler for C brings every C library along
 
 
 def runs_natively(target: Target) -> bool:
@@ -36,10 +39,10 @@ def command_for(target: Target) -> tuple[str, ...]:
 
 
 def available() -> list[dict[str, Any]]:
-    """List the targets: {name, needs, available, runs}.
+    """List the targets: {name, compiles, runs, available, needs}.
 
-    `available` says whether everything is here to compile for it and to run that; `runs` is how ("natively", the
-    emulator's command, or "").
+    `compiles` says whether the compilers are here; `runs` is how its programs run here ("natively", the emulator's
+    command, or ""); `available` says both; `needs` is what serves it, and what is missing and how to get it.
     """
     return [_row(resolve(name)) for name in (*COMBINATIONS, *CORES)]
 
@@ -54,25 +57,28 @@ def targets() -> Outcome:
 
 
 def _row(target: Target) -> dict[str, Any]:
-    row = _program_row(target)
-    return {**row, "needs": f"{row['needs']}; {android.needs()}"} if target.base.system == "android" else row
+    compiles = all(importlib.util.find_spec(name) for name in _COMPILERS)
+    runs, how = _running(target)
+    needs = [how] if compiles else ["to compile for it, pip install 'edgedm[compile]'", how]
+    if target.base.system == "android":
+        needs.append(android.needs())
+    return {
+        "name": target.name,
+        "compiles": compiles,
+        "runs": runs,
+        "available": compiles and bool(runs),
+        "needs": "; ".join(needs),
+    }
 
 
-def _program_row(target: Target) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": target.name, "available": True, "runs": "natively", "needs": "pip packages only"}
+def _running(target: Target) -> tuple[str, str]:
+    """How the target's programs run here, as in `available`, and the same in words or what is missing."""
     if runs_natively(target):
-        return row
+        return "natively", "runs here"
     emulator = target.base.emulator
     if emulator is None:
-        missing = ", ".join(sorted(target.features - detect()))
-        return {
-            **row,
-            "available": False,
-            "runs": "",
-            "needs": f"compiles here; to run it this machine lacks {missing}",
-        }
+        return "", f"to run it here, the processor lacks {', '.join(sorted(target.features - detect()))}"
     command = emulator.shown(target.features)
     if emulator.is_here:
-        return {**row, "runs": command, "needs": f"pip packages; runs here under {command}"}
-    needs = f"compiles here; to run it, {emulator.program} (package {emulator.package}) is missing"
-    return {**row, "available": False, "runs": "", "needs": needs}
+        return command, f"runs here under {command}"
+    return "", f"to run it here, {emulator.program} is missing ({emulator.source})"

@@ -36,7 +36,13 @@ LEVELS = {
     )
     for name, features in (("x86-64", _V1), ("x86-64-v2", _V2), ("x86-64-v3", _V3), ("x86-64-v4", _V4))
 }
-COMBINATIONS = (*LEVELS, "x86-64-v3+avxvnni", "x86-64-v4+vnni", "x86-64-v4+vnni+vbmi+vpopcntdq")
+COMBINATIONS = (
+    *LEVELS,
+    "x86-64-v3+avxvnni",
+    "x86-64-v4+vnni",
+    "x86-64-v4+vnni+vpopcntdq",
+    "x86-64-v4+vnni+vbmi+vpopcntdq",
+)
 
 _CPUINFO_NAME = {
     "sse4.1": "sse4_1",

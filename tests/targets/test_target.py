@@ -7,7 +7,7 @@ import pytest
 import tvm_ffi
 
 from edgedm.errors import ToolchainError, UnsupportedError
-from edgedm.targets import arm, available, command_for, resolve, runs_natively, targets, x86
+from edgedm.targets import arm, available, command_for, resolve, running, runs_natively, targets, x86
 from edgedm.targets.target import CORES
 
 FLAGS_V3 = "fpu sse2 ssse3 sse4_1 sse4_2 popcnt avx avx2 fma abm movbe bmi1 bmi2 f16c"
@@ -173,5 +173,13 @@ def test_the_list_names_every_target_and_what_it_needs(monkeypatch):
     assert {"aarch64", "aarch64+dotprod", "aarch64+dotprod+i8mm", "armv7+neon", "riscv64", "cortex-x1"} <= set(rows)
     if not arm.detect():
         assert not rows["aarch64"]["available"]
-        assert "qemu-aarch64-static" in rows["aarch64"]["needs"]
+        assert "qemu-aarch64-static is missing (Debian's package qemu-user-static; " in rows["aarch64"]["needs"]
+        assert rows["aarch64"]["compiles"]
     assert targets().ok
+
+
+def test_the_list_says_what_is_missing_where_nothing_compiles(monkeypatch):
+    monkeypatch.setattr(running, "_COMPILERS", ("tvm", "no_such_compiler"))
+    rows = available()
+    assert not any(row["available"] or row["compiles"] for row in rows)
+    assert all(row["needs"].startswith("to compile for it, pip install 'edgedm[compile]'; ") for row in rows)
