@@ -193,8 +193,16 @@ def test_runs_over_hundreds_of_timesteps(sampler, prediction, betas):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm-solver++"])
-def test_runs_over_all_timesteps(sampler):
-    Recorded({"timestep_spacing": "trailing"}, sampler, 1000).check()
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_runs_over_all_timesteps(sampler, prediction, spacing):
+    """With each final step. DPM-Solver++ leaves timestep 0 to its end, unless it spaces backwards from the other."""
+    steps = 999 if sampler == "dpm-solver++" and spacing != "trailing" else 1000
+    finals = ({"final_sigmas_type": each} for each in ("zero", "sigma_min"))
+    ends = finals if sampler == "dpm-solver++" else ({"set_alpha_to_one": each} for each in (True, False))
+    for number, end in enumerate(ends):
+        config = {"prediction_type": prediction, "timestep_spacing": spacing, "clip_sample": number == 0, **end}
+        Recorded(config, sampler, steps, 0.5 * (number == 1 and sampler == "ddim")).check()
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.2])
