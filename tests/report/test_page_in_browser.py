@@ -73,6 +73,8 @@ def test_nothing_is_wider_than_the_screen(page, width: int) -> None:
     wide = """return [...document.querySelectorAll('section, .plot, figure, h1, h2, p, details')]
         .filter(e => e.getBoundingClientRect().right > innerWidth + 0.5).length"""
     assert driver.execute_script(wide) == 0
+    gates = "const e = document.querySelector('#gates .scroll'); return e.scrollWidth - e.clientWidth"
+    assert width < 375 or driver.execute_script(gates) <= 0  # what was allowed and what came, side by side
     smallest = """return Math.min(...[...document.querySelectorAll('p, td, th, li, a, summary, dd')]
         .map(e => parseFloat(getComputedStyle(e).fontSize)))"""
     assert driver.execute_script(smallest) >= 12
