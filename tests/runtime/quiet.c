@@ -1,4 +1,4 @@
-/* What a session does between edm_prepare and edm_session_free: quiet WEIGHTS THREADS. Prints how many kernels,
+/* What a session does after edm_prepare, with each sampler: quiet WEIGHTS THREADS. Prints how many kernels,
  * parallel tasks and callbacks ran, how many of them while a lock was held, and how often memory was asked for.
  *
  * The program's own malloc and its kin count; the linker leads every lock, every kernel (kernels.h) and every parallel
@@ -130,17 +130,20 @@ int main(int count, char **arguments) {
   if (count != 3) return 2;
   edm_source source = {.path = arguments[1]};
   edm_session_options options = {.threads = atoi(arguments[2])};
-  edm_schedule schedule = {.steps = STEPS, .sampler = EDM_DDPM};
   static float text[LARGEST];
   int64_t shape[2];
   edm_condition_shape(shape);
   edm_conditions conditions = {.label = -1, .guidance = 1.0F, .encoder_hidden_states = shape[0] ? text : NULL};
-  if (edm_open(&source, &model) || edm_session_create(model, &options, &session) ||
-      edm_prepare(session, &schedule, &conditions))
+  if (edm_open(&source, &model) || edm_session_create(model, &options, &session))
     return fprintf(stderr, "%s\n", edm_last_error()), 2;
-  atomic_store(&watching, true);
-  bool well = draw(session);
-  atomic_store(&watching, false);
+  bool well = true;
+  for (edm_sampler sampler = EDM_DDIM; sampler <= EDM_DPM_SOLVER_PP; ++sampler) {
+    edm_schedule schedule = {.steps = STEPS, .sampler = sampler, .eta = sampler == EDM_DDIM ? 0.5 : 0.0};
+    if (edm_prepare(session, &schedule, &conditions)) return fprintf(stderr, "%s\n", edm_last_error()), 2;
+    atomic_store(&watching, true);
+    well = draw(session) && well;
+    atomic_store(&watching, false);
+  }
   edm_session_free(session);
   edm_close(model);
   printf("kernels %ld\ntasks %ld\ncallbacks %ld\nlocked %ld\nasked %ld\n", kernels, tasks, callbacks, locked, asked);

@@ -57,44 +57,6 @@ def test_sanitizers_find_nothing_in_sessions_on_many_threads(tiny_bundle, tmp_pa
     assert _run(program, tiny_bundle / "weights.bin", cwd=tmp_path) == "same\n"
 
 
-_COUNT = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
-static _Atomic long count;
-#define COUNTED(type, name, parameters, ...) \\
-  type name parameters { \\
-    static type (*next) parameters; \\
-    if (!next) next = (type (*) parameters)dlsym(RTLD_NEXT, #name); \\
-    ++count; \\
-    return next(__VA_ARGS__); \\
-  }
-COUNTED(void *, malloc, (size_t n), n)
-COUNTED(void *, realloc, (void *p, size_t n), p, n)
-COUNTED(void *, aligned_alloc, (size_t a, size_t n), a, n)
-COUNTED(int, posix_memalign, (void **p, size_t a, size_t n), p, a, n)
-COUNTED(void *, mmap, (void *p, size_t n, int r, int f, int d, long o), p, n, r, f, d, o)
-__attribute__((destructor)) static void tell(void) { fprintf(stderr, "%ld\\n", count); }
-"""
-
-
-@pytest.mark.parametrize(("sampler", "threads"), [("ddim", 1), ("ddpm", 2), ("dpm-solver++", 3)])
-def test_nothing_is_allocated_while_sampling(tiny_bundle, tmp_path, sampler, threads):
-    """The number of allocations does not depend on the number of steps or images."""
-    tools.need("gcc")
-    (tmp_path / "count.c").write_text(_COUNT)
-    _run("gcc", "-shared", "-fPIC", "count.c", "-o", "count.so", "-ldl", cwd=tmp_path)
-    counts = []
-    for images, steps in ((2, 1), (2, 20), (7, 20)):
-        command = [tiny_bundle / "bin/edgedm-sample", "-n", str(images), "--steps", str(steps), "-o", "a.npy"]
-        command += ["--sampler", sampler, "--threads", str(threads)]
-        environment = {"LD_PRELOAD": str(tmp_path / "count.so")}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        counts.append(int(done.stderr))
-    assert counts[0] == counts[1] == counts[2]
-
-
 def test_memory_that_no_machine_can_address_is_refused(tiny_bundle, tmp_path):
     """Sums of what a session needs stop at the largest object instead of starting again from 0."""
     shutil.copytree(tiny_bundle, tmp_path / "b")
