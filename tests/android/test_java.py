@@ -8,6 +8,7 @@ from pathlib import Path
 import jvm
 import numpy as np
 import pytest
+import tiny_latent
 import tiny_model
 
 from edgedm.android.sysroot import HEADERS
@@ -38,6 +39,7 @@ CHECKS = (
     "assets",
     "threads",
     "two models",
+    "latent model",
     "pixels",
 )
 _OTHER = {**tiny_model.CONFIG, "noise_schedule": {"num_train_timesteps": 500, "timestep_spacing": "trailing"}}
@@ -50,14 +52,14 @@ _UNCHECKED = ("android/jni.c", "return (*to->env)->ExceptionCheck(to->env) || !g
 
 
 @pytest.fixture(scope="module")
-def bundles() -> tuple[Path, Path]:
-    """The tiny model, and one with another noise schedule."""
+def bundles() -> tuple[Path, Path, Path]:
+    """The tiny model, one with another noise schedule, and one of latents, with a text condition and a decoder."""
     folder = tiny_model.folder()
     other = folder / "other"
     if not other.exists():
         other.mkdir()
         compile_graph(tiny_model.write_pair(other, _OTHER), other / "model.bundle", steps=5)
-    return folder / "model.bundle", other / "model.bundle"
+    return folder / "model.bundle", other / "model.bundle", tiny_latent.folder() / "model.bundle"
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +71,10 @@ def classes(tmp_path_factory) -> Path:
 def ran(bundles, classes, tmp_path_factory):
     """What java said, and the folder with what it drew."""
     folder = tmp_path_factory.mktemp("java")
-    first, second = bundles
+    first, second, latent = bundles
     jvm.build_library(first, "tiny", folder)
     jvm.build_library(second, "other", folder)
+    jvm.build_library(latent, "latent", folder)
     jvm.build_library(first, "elsewhere", folder, _LACKING)
     jvm.build_library(first, "newer", folder, *_NEWER)
     jvm.build_library(first, "odd", folder, *_ODD)
@@ -85,8 +88,8 @@ def ran(bundles, classes, tmp_path_factory):
         place.write_bytes(content)
     (folder / "assets/empty").mkdir()
     (folder / "drawn").mkdir()
-    arguments = (first / "weights.bin", second / "weights.bin", folder / "assets", folder / "drawn")
-    return jvm.run(classes, folder, "Check", *arguments), folder
+    weights_of_all = (each / "weights.bin" for each in bundles)
+    return jvm.run(classes, folder, "Check", *weights_of_all, folder / "assets", folder / "drawn"), folder
 
 
 def test_java_does_what_an_app_asks_for(ran):
@@ -115,15 +118,16 @@ def test_a_broken_rule_would_have_been_told(bundles, classes, ran, tmp_path):
     for name in ("newer", "odd"):
         shutil.copy(ran[1] / f"libedgedm_{name}.so", tmp_path)
     (tmp_path / "drawn").mkdir()
-    done = jvm.run(classes, tmp_path, "Check", bundles[0] / "weights.bin", tmp_path, tmp_path, tmp_path / "drawn")
+    weights, drawn = bundles[0] / "weights.bin", tmp_path / "drawn"
+    done = jvm.run(classes, tmp_path, "Check", weights, tmp_path, tmp_path, tmp_path, drawn)
     assert _COMPLAINT.search(done.stdout + done.stderr)
 
 
 def test_java_draws_the_bits_of_the_c_interface(bundles, ran):
     _, folder = ran
 
-    def drawn(name: str) -> np.ndarray:
-        return np.fromfile(folder / "drawn" / name, "<f4").reshape(-1, 1, 8, 8)
+    def drawn(name: str) -> bytes:
+        return (folder / "drawn" / name).read_bytes()
 
     with LocalRunner(bundles[0], threads=2) as runner:
         runner.prepare(6, "ddpm", label=1)
@@ -144,9 +148,20 @@ def test_java_draws_the_bits_of_the_c_interface(bundles, ran):
     with LocalRunner(bundles[1]) as runner:
         runner.prepare(6, "ddpm", label=1)
         expected["other"] = runner.sample(1, 7)
+    rising = np.arange(12, dtype=np.float32)
+    text, negative = (
+        each.reshape(tiny_latent.TOKENS) for each in ((rising - 6) / np.float32(6), rising / np.float32(12))
+    )
+    with LocalRunner(bundles[2], threads=2) as runner:
+        runner.prepare(6, "ddpm", guidance=2.5, condition=text, negative=negative)
+        expected["latent"] = runner.sample(1, 7)
+        expected["decoded"] = runner.decode(expected["latent"][0])
+        runner.prepare(6, "ddpm", condition=text)
+        expected["unguided"] = runner.sample(1, 7)
+    assert expected["latent"].tobytes() != expected["unguided"].tobytes()
     assert {path.name for path in (folder / "drawn").iterdir()} == set(expected)
     for name, images in expected.items():
-        assert drawn(name).tobytes() == images.tobytes(), name
+        assert drawn(name) == images.tobytes(), name
 
 
 def test_the_header_for_builds_without_an_ndk_is_that_of_the_jdk(tmp_path):

@@ -36,14 +36,16 @@ public final class Check {
 
   private final File weights;
   private final File otherWeights;
+  private final File latentWeights;
   private final File assets;
   private final Path output;
 
   private Check(String[] arguments) {
     weights = new File(arguments[0]);
     otherWeights = new File(arguments[1]);
-    assets = new File(arguments[2]);
-    output = Paths.get(arguments[3]);
+    latentWeights = new File(arguments[2]);
+    assets = new File(arguments[3]);
+    output = Paths.get(arguments[4]);
   }
 
   private interface Body {
@@ -74,6 +76,7 @@ public final class Check {
     held("assets", check::assets);
     held("threads", check::threads);
     held("two models", check::twoModels);
+    held("latent model", check::latentModel);
     held("pixels", check::pixels);
   }
 
@@ -459,6 +462,30 @@ public final class Check {
       same(other.defaultSteps(), 5);
       same(model.defaultSteps(), 10);
       same(Arrays.equals(drawn, draw(model)), false);
+    }
+  }
+
+  /** Text conditions, guidance away from a negative one, and the decoder. */
+  private void latentModel() throws IOException {
+    try (Model model = Model.open("latent", latentWeights); Session session = model.session(2)) {
+      same(Arrays.toString(model.imageShape()), "[2, 4, 4]");
+      same(Arrays.toString(model.textShape()), "[3, 4]");
+      same(Arrays.toString(model.decodedShape()), "[3, 8, 8]");
+      float[] text = new float[12];
+      float[] negative = new float[12];
+      for (int i = 0; i < 12; i++) {
+        text[i] = (i - 6) / 6f;
+        negative[i] = i / 12f;
+      }
+      thrown(EdgedmException.class, () -> session.prepare(ddpm(), new Conditions()));
+      thrown(IllegalArgumentException.class, () -> session.prepare(ddpm(), new Conditions().text(new float[11])));
+      session.prepare(ddpm(), new Conditions().text(text).negative(negative).guidance(2.5f));
+      float[] latent = session.sample(new Drawing().seed(7));
+      write("latent", latent);
+      write("decoded", session.decode(latent));
+      session.prepare(ddpm(), new Conditions().text(text));
+      write("unguided", session.sample(new Drawing().seed(7)));
+      thrown(IllegalArgumentException.class, () -> session.decode(new float[31]));
     }
   }
 
