@@ -4,10 +4,21 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from edgedm.diffusion import NoiseSchedule, trajectory
 from edgedm.verify.report import Level, Row
 from edgedm.verify.request import CHANCE
-from edgedm.verify.run_level import VISITED, Runs, sign_test, step_level, visit_moments, without_coins
+from edgedm.verify.run_level import (
+    SEED,
+    VISITED,
+    Runs,
+    sign_test,
+    step_level,
+    trajectory_level,
+    visit_moments,
+    without_coins,
+)
 from edgedm.verify.torch_reference import Moment, Trajectories
 
 
@@ -134,3 +145,21 @@ def test_a_fault_of_one_label_is_not_outvoted_by_the_others() -> None:
 def test_a_label_with_too_few_runs_for_the_sign_test_has_no_row() -> None:
     assert [row.name for row in label_run(3, 4).rows] == [f"eps, step {n} (timestep {100 - n})" for n in range(4)]
     assert sum(row.name.startswith("eps, label") for row in label_run(None, 5).rows) == 5
+
+
+def test_images_of_a_latent_model_are_decoded_before_they_are_held_against_each_other() -> None:
+    schedule, shape, steps = NoiseSchedule(num_train_timesteps=1000), (1, 2, 2), 3
+    free = SimpleNamespace(prepare=lambda *_, **__: None, run_step=lambda _step, x: 0 * x)
+    way = list(trajectory(lambda x, _t, _step: 0 * x, schedule, shape, steps, "ddim", 0.0, SEED, 0))
+    runs = Trajectories([np.stack([x] * 10).astype(np.float64) for x in way], [])
+    reference = SimpleNamespace(
+        null_class=0, schedule=schedule, shape=shape, decode=lambda bits, latent: np.zeros((3, 4, 4))
+    )
+
+    def figures(decode) -> float:
+        same = Runs([0] * 10, runs, runs)
+        level = trajectory_level(free, reference, same, steps, "ddim", decode=decode)
+        return level.figures["psnr_db.median"]
+
+    assert figures(lambda latent: np.full((3, 4, 4), 0.2)) == pytest.approx(20.0)  # 2 of span, 0.2 apart
+    assert figures(lambda latent: np.full((3, 4, 4), 0.02)) == pytest.approx(40.0)
