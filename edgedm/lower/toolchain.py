@@ -24,6 +24,7 @@ COMPILE: tuple[str, ...] = (
     "-fPIC",
     "-fvisibility=hidden",
     "-ffunction-sections",
+    "-fdata-sections",
 )
 COMPILE += ("-ffp-contract=off", "-fno-math-errno")
 WASM_MAGIC = b"\0asm"
