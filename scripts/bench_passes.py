@@ -1,7 +1,9 @@
 """Measure what each graph pass gives in nodes, bytes moved and time; write docs/bench/passes.md.
 
     python scripts/bench_passes.py                                     the digits models that have kernels
-    python scripts/bench_passes.py --models zoo:digits-bidm-w1a1       only these (checkpoints, or exported graphs)
+    python scripts/bench_passes.py --models zoo:digits-bidm-w1a1       only these; the others keep their figures
+
+A model is a checkpoint (`preset:ddpm-cifar10,method=efficientdm` is one too) or an exported graph.
 
 Each model is compiled once with the whole pipeline and once without each pass that applies to it; then all variants
 take turns in one run, at one thread.
@@ -41,7 +43,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCS / "passes.md")
     arguments = parser.parse_args()
     progress.enabled = True
-    sections = [HEAD.format(target=resolve("host").name, system=platform.system())]
+    head = HEAD.format(target=resolve("host").name, system=platform.system())
+    held = sections(arguments.output)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for model in arguments.models:
         with tempfile.TemporaryDirectory(prefix="edgedm-ablation-") as scratch:
@@ -50,9 +53,16 @@ def main() -> None:
                 graph = Path(scratch) / "model.onnx"
                 export(model, graph)
             name = Path(model).stem if graph == Path(model) else model.removeprefix("zoo:")
-            sections.append(f"## {name}\n\n{table(ablate(graph, Path(scratch), arguments.seconds))}\n")
-        arguments.output.write_text("\n".join(sections))  # model by model: an interrupted run keeps what it has
+            held[name] = f"## {name}\n\n{table(ablate(graph, Path(scratch), arguments.seconds))}\n"
+        page = "\n".join([head, *held.values()])
+        arguments.output.write_text(page)  # model by model: an interrupted run keeps what it has
     print(arguments.output)
+
+
+def sections(page: Path) -> dict[str, str]:
+    """The parts of an earlier page, by model."""
+    text = page.read_text() if page.is_file() else ""
+    return {part.partition("\n")[0]: f"## {part}" for part in text.split("\n## ")[1:]}
 
 
 if __name__ == "__main__":
