@@ -11,6 +11,7 @@
 #include "runtime.h"
 
 enum { SPINS = 4000 }; /* about 20 microseconds: longer than the gap between two kernels of a small model */
+enum { CACHE_LINE = 128 }; /* two of x86's, which are fetched in pairs */
 
 #ifdef __wasm__ /* its threads need a page's server to send headers, and WASI has none */
 enum { HAS_THREADS = 0 };
@@ -18,17 +19,23 @@ enum { HAS_THREADS = 0 };
 enum { HAS_THREADS = 1 };
 #endif
 
-/* Its first member is a pointer to edm_pool_run, because TVMBackendParallelLaunch may come from another bundle. */
+/* Its first member is a pointer to edm_pool_run, because TVMBackendParallelLaunch may come from another bundle.
+ * Waiting workers read `ticket` all the time, and the caller `unfinished`: each has cache lines to itself, so that
+ * nobody who writes anything else has to fetch one back. */
 struct edm_pool {
   int (*run)(edm_pool *pool, edm_parallel_body body, void *closure, int tasks);
   int threads, started;
   pthread_t *workers; /* threads - 1; the caller works too */
-  atomic_uint_fast64_t ticket;
-  atomic_int unfinished, failed, sleeping;
-  atomic_bool stopping;
   edm_parallel_body body;
   void *closure;
   int tasks;
+  atomic_int failed, sleeping;
+  atomic_bool stopping;
+  char before_ticket[CACHE_LINE];
+  atomic_uint_fast64_t ticket;
+  char before_unfinished[CACHE_LINE];
+  atomic_int unfinished;
+  char before_lock[CACHE_LINE];
   pthread_mutex_t lock;
   pthread_cond_t wake;
 };
