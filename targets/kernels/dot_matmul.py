@@ -67,6 +67,7 @@ class _Kernel:
         self.words = self.steps * tile.step_words
         self.columns = -(-self.n // tile.lanes) * tile.lanes
         self.worthwhile = self.heads * self.m * self.n * self.k >= PARALLEL_MACS
+        self.rows_apart = self.worthwhile and self.heads == 1  # else threads take heads
 
     def scratch(self) -> list[TensorSpec]:
         """The right operand; what is taken off each column; sums of rows; the left operand where it is copied."""
@@ -84,11 +85,11 @@ class _Kernel:
         right, shifts, sums = scratch[:3]
         a = inputs["a"]
         rows = scratch[3] if self.image.needs_copy else self.image.as_words(a)
-        with parallel(self.heads, self.worthwhile) as h:
+        with parallel(self.heads, self.worthwhile and not self.rows_apart) as h:
             zero_a = let(cast(load(inputs["a_zero"], h), "int32") - self.tile.image_offset)
             zero_b = let(cast(load(inputs["b_zero"], h), "int32"))
             step = let(load(inputs["a_step"], h) * load(inputs["b_step"], h))
-            with loop(self.m) as row:
+            with parallel(self.m, self.rows_apart) as row:
                 source = (h * self.m + row) * self.k
                 if self.image.needs_copy:
                     self.image.copy(a, source, rows, h * self.m + row)
@@ -101,7 +102,7 @@ class _Kernel:
         """Words of rows of K codes to lanes."""
         lanes = self.tile.lanes
         whole, rest = divmod(self.k, WORD_CHANNELS)
-        with loop(self.columns // lanes) as index, loop(lanes) as lane:
+        with parallel(self.columns // lanes, self.rows_apart) as index, loop(lanes) as lane:
             column = let(index * lanes + lane)
             first = (h * self.n + column) * self.k
             at = (h * self.columns * self.words + index * lanes * self.words + lane) * WORD_CHANNELS
@@ -171,7 +172,7 @@ class _Kernel:
                 store(shifts, shift, h * self.columns + index * lanes, lanes)
 
         if whole:
-            with loop(whole) as index:
+            with parallel(whole, self.rows_apart) as index:
                 column_block(index, lanes)
         if self.n % lanes:
             column_block(whole, self.n % lanes)
@@ -216,4 +217,4 @@ class _Kernel:
                     else:
                         store(y, value, (h * self.m + row) * self.n + column, lanes)
 
-        sweep(shape, self.tile, self.m * words * 4, self.worthwhile and self.heads == 1, emit)
+        sweep(shape, self.tile, self.m * words * 4, self.rows_apart, emit)

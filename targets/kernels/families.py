@@ -99,7 +99,8 @@ def _norm(request: Request) -> Draft:
         else:
             form.write(operands, outs[0])
 
-    return Draft(f"norm {lanes}", body, specs, outputs, [TensorSpec((channels,), "float32")] * 3)
+    scratch = [TensorSpec((count, channels), "float32") for count in (form.parts, 1, 1)]
+    return Draft(f"norm {lanes}", body, specs, outputs, scratch)
 
 
 def _binary(request: Request) -> Draft:

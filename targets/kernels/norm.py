@@ -1,9 +1,12 @@
 """GroupNorm and what may follow it: SiLU, packing, quantising. Channels last, vectors of `lanes` along the channels.
 
-Three passes: per-channel sums (a strip of channels in registers, down all pixels), folded into the means of groups;
+Three passes: per-channel sums (a strip of channels in registers, down the pixels), folded into the means of groups;
 per-channel sums of squares about them; then y = (x - mean) * (gamma / sqrt(variance + epsilon)) + beta and what
 follows, one pixel at a time, so that a pixel's bits, mean magnitude or codes come from the y in registers: exactly
 the y that is written.
+
+Sums are made of PARTS parts of the pixels apart, and then added, whatever the number of threads: so they do not depend
+on it, and a thread sums the rows that it wrote as the layer before and will write again.
 
 SiLU is v / (1 + e^-v): about 20 operations and one division for `lanes` values, which is the limit of the last pass.
 """
@@ -29,12 +32,12 @@ from edgedm.targets.kernels.builder import (
     store,
 )
 from edgedm.targets.kernels.mathematics import codes, silu
-from edgedm.targets.kernels.pack import pack_row
+from edgedm.targets.kernels.pack import PARTS, pack_row
 from edgedm.targets.kernels.quantize import Uniform
 
 F32 = "float32"
 STRIP_VECTORS = 8  # accumulators of a pass down the pixels
-PARALLEL_ELEMENTS = 1 << 16  # about 20 us of one core
+PARALLEL_ELEMENTS = 1 << 14  # about 7 us of one core
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,13 @@ class Norm:
         """Whether threads pay."""
         return self.rows * self.channels >= PARALLEL_ELEMENTS
 
+    @property
+    def parts(self) -> int:
+        """Parts of the rows whose sums are made apart."""
+        return min(PARTS, self.rows) if self.worthwhile else 1
+
     def statistics(self, x: Buffer, gamma: Buffer, sums: Buffer, mean: Buffer, scale: Buffer) -> None:
-        """Fill `mean` and `scale` = gamma / sqrt(variance + epsilon); all are f32[channels], `sums` is scratch."""
+        """Fill `mean` and `scale` = gamma / sqrt(variance + epsilon), f32[channels]; `sums` f32[parts, channels]."""
         size = self.channels // self.groups
         count = const(self.rows * size, F32)
 
@@ -138,35 +146,48 @@ class Norm:
             in_lanes(self.channels, self.lanes, emit)
 
     def _sum(self, x: Buffer, sums: Buffer, term: Callable[[Expr, Expr, int], Expr]) -> None:
-        """Fill `sums` with the sum over pixels of term(x, channel, lanes), per channel."""
+        """Fill `sums`[0] with the sum over pixels of term(x, channel, lanes), per channel."""
         strip = STRIP_VECTORS * self.lanes
-        whole = self.channels // strip
-        if whole:
-            with parallel(whole, self.worthwhile) as index:
-                self._strip(x, sums, term, index * strip, [(v * self.lanes, self.lanes) for v in range(STRIP_VECTORS)])
-        rest = self.channels - whole * strip
-        if rest >= self.lanes:
-            vectors = [(v * self.lanes, self.lanes) for v in range(rest // self.lanes)]
-            self._strip(x, sums, term, whole * strip, vectors)
-        if rest % self.lanes:
-            with loop(rest % self.lanes, self.channels - rest % self.lanes) as channel:
-                self._strip(x, sums, term, channel, [(0, 1)])
+        whole, rest = divmod(self.channels, strip)
+        with parallel(self.parts, self.worthwhile) as part:
+
+            def add(first: Expr, vectors: Sequence[tuple[int, int]]) -> None:
+                self._strip(x, sums, term, part, first, vectors)
+
+            if whole:
+                with loop(whole) as index:
+                    add(index * strip, [(v * self.lanes, self.lanes) for v in range(STRIP_VECTORS)])
+            if rest >= self.lanes:
+                add(whole * strip, [(v * self.lanes, self.lanes) for v in range(rest // self.lanes)])
+            if rest % self.lanes:
+                with loop(rest % self.lanes, self.channels - rest % self.lanes) as channel:
+                    add(channel, [(0, 1)])
+        if self.parts > 1:
+            in_lanes(self.channels, self.lanes, lambda channel, lanes: self._add_parts(sums, channel, lanes))
 
     def _strip(
         self,
         x: Buffer,
         sums: Buffer,
         term: Callable[[Expr, Expr, int], Expr],
+        part: Expr,
         first: Expr,
         vectors: Sequence[tuple[int, int]],
     ) -> None:
+        start, end = (let((part + more) * self.rows // self.parts) for more in (0, 1))
         with block():
             acc = local(sum(lanes for _, lanes in vectors), F32)
             for at, lanes in vectors:
                 store(acc, const(0.0, F32, lanes), at, lanes)
-            with loop(self.rows) as row:
+            with loop(end - start, start) as row:
                 for at, lanes in vectors:
                     v = load(x, row * self.channels + first + at, lanes)
                     store(acc, load(acc, at, lanes) + term(v, first + at, lanes), at, lanes)
             for at, lanes in vectors:
-                store(sums, load(acc, at, lanes), first + at, lanes)
+                store(sums, load(acc, at, lanes), part * self.channels + first + at, lanes)
+
+    def _add_parts(self, sums: Buffer, channel: Expr, lanes: int) -> None:
+        total = load(sums, channel, lanes)
+        for part in range(1, self.parts):
+            total = total + load(sums, part * self.channels + channel, lanes)
+        store(sums, total, channel, lanes)

@@ -33,7 +33,9 @@ from edgedm.targets.kernels.mathematics import codes
 
 WORD_BITS = 64
 F32 = "float32"
-PARALLEL_ELEMENTS = 1 << 18  # about 20 us of one core
+PARALLEL_ELEMENTS = 1 << 18  # packed: about 9 us of one core
+PARALLEL_CODES = 1 << 16  # divided by a step: about 7 us of one core
+PARTS = 8  # shares of 8, 4 or 2 threads are equal
 
 # value(channel, lanes) is called once for every channel of a row, in order
 Value = Callable[[Expr, int], Expr]
@@ -103,9 +105,8 @@ def quantize_codes(x: Buffer, step: Buffer, out: Buffer, low: int, high: int, la
 
 def chunked(count: int, lanes: int, emit: Callable[[Expr, int], None]) -> None:
     """Emit `emit(start, lanes)` over `count` elements, over threads where that is worthwhile."""
-    chunk = PARALLEL_ELEMENTS // 8
-    if count < PARALLEL_ELEMENTS or count % chunk:
+    if count < PARALLEL_CODES or count % (PARTS * lanes):
         in_lanes(count, lanes, emit)
         return
-    with parallel(count // chunk) as index:
-        in_lanes(chunk, lanes, lambda at, size: emit(index * chunk + at, size))
+    with parallel(PARTS) as index:
+        in_lanes(count // PARTS, lanes, lambda at, size: emit(index * (count // PARTS) + at, size))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edgedm.targets.kernels.builder import Buffer, Expr, cast, hold, in_lanes, let, load, parallel, splat, store
 from edgedm.targets.kernels.mathematics import uniform_codes
-from edgedm.targets.kernels.pack import PARALLEL_ELEMENTS, chunked
+from edgedm.targets.kernels.pack import PARALLEL_CODES, chunked
 
 F32 = "float32"
 
@@ -52,7 +52,7 @@ def quantize(x: Buffer, grid: Uniform, out: Buffer, size: tuple[int, int, int], 
         one = grid.codes(0)
         chunked(math.prod(size), lanes, lambda at, count: store(out, one(load(x, at, count), 0, count), at, count))
         return
-    with parallel(heads * rows, heads * rows * channels >= PARALLEL_ELEMENTS // 4) as row:
+    with parallel(heads * rows, heads * rows * channels >= PARALLEL_CODES) as row:
         code = grid.codes(row // rows if heads > 1 else 0)
 
         def emit(channel: Expr, count: int) -> None:

@@ -10,7 +10,7 @@ from tvm import tirx
 
 from edgedm.targets.kernels.builder import Buffer, Expr, Registers, block, let, load, loop, parallel, store
 
-PARALLEL_ELEMENTS = 1 << 18  # about 20 us of one core
+PARALLEL_ELEMENTS = 1 << 16  # about 7 us of one core
 
 
 def transpose(x: Buffer, y: Buffer, size: tuple[int, int, int], lanes: int) -> None:

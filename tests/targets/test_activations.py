@@ -98,9 +98,9 @@ def norm_case(rng, op, shape, groups):
 
 
 def test_norms_equal_their_functions(target):
-    """Whole vectors, several strips, groups of odd size, channels that fill no vector."""
+    """Whole vectors, several strips, groups of odd size, channels that fill no vector, rows in unequal parts."""
     rng = np.random.default_rng(1)
-    shapes = [((1, 4, 4, 64), 8), ((1, 3, 5, 256), 32), ((1, 9, 224), 32), ((1, 2, 3, 70), 7)]
+    shapes = [((1, 4, 4, 64), 8), ((1, 3, 5, 256), 32), ((1, 9, 224), 32), ((1, 2, 3, 70), 7), ((1, 13, 27, 70), 7)]
     cases = [norm_case(rng, op, *shape) for shape in shapes for op in NORMS]
     for case, got in zip(cases, run_kernels(cases, target), strict=True):
         expected = reference(case)
