@@ -2,3 +2,4 @@
 #include <asm/errno.h>
 int *__errno(void);
 #define errno (*__errno())
+#define ENOTSUP EOPNOTSUPP

@@ -12,6 +12,7 @@ FILE *fopen(const char *path, const char *mode);
 int fclose(FILE *file);
 int fflush(FILE *file);
 int ferror(FILE *file);
+int fileno(FILE *file);
 int fseek(FILE *file, long offset, int whence);
 long ftell(FILE *file);
 size_t fread(void *data, size_t size, size_t count, FILE *file);
