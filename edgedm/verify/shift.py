@@ -6,9 +6,11 @@ swapping each pair at a coin's throw gives the statistic's distribution under ch
 (a permutation test: R. Fisher, "The Design of Experiments", section 21). A Frechet distance of finite samples is never
 0, which is why the distance itself says nothing; its excess over what chance gives does.
 
-Intervals are of 95 %. That of the distance is the basic bootstrap one (A. Davison, D. Hinkley, "Bootstrap Methods and
-their Application", section 5.2), which takes the bias of finite samples out: resampling adds that bias once more, and
-the interval subtracts it. Those of precision and recall resample the points that are looked up.
+Intervals are of 95 %. That of the distance is one of the distance beyond chance, which is what is left of it with all
+the samples there could be: its place comes from the exchanged pairs, which know the bias of finite samples, its width
+from resampling (the basic bootstrap: A. Davison, D. Hinkley, "Bootstrap Methods and their Application", section 5.2).
+Resampling alone would not do for its place: with samples not many times the features it adds more bias than there is.
+Those of precision and recall resample the points that are looked up.
 """
 
 from collections.abc import Callable
@@ -36,7 +38,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Finding:
-    """One statistic: what was seen, what chance gives on average, the probability of being as extreme, the interval."""
+    """One statistic: what was seen, what chance gives on average, the probability of being as extreme, the interval.
+
+    The interval is of a share itself, and of a distance beyond chance.
+    """
 
     seen: float
     by_chance: float
@@ -87,8 +92,8 @@ def frechet_shift(reference: Features, ours: Features, paired: bool, chance: flo
         rows = rng.integers(0, len(ours), len(ours))
         others = rows if paired else rng.integers(0, len(ours), len(ours))
         resampled.append(frechet_distance(reference[rows], ours[others]))
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Finding(seen, null, probability, 2 * seen - float(high), 2 * seen - float(low))
+    low, high = np.quantile(np.array(resampled) - np.mean(resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Finding(seen, null, probability, seen - null - float(high), seen - null - float(low))
 
 
 def precision_recall(reference: Features, ours: Features, chance: float, seed: int = 0) -> tuple[Finding, Finding]:
