@@ -97,6 +97,6 @@ def _with_readable_errors(run: Callable[..., Outcome], *args: Any, **kwargs: Any
 def show_figures(outcome: Outcome) -> None:
     """Print the figures, one a line, then the files that were written."""
     for name, value in outcome.figures.items():
-        click.echo(f"{name:<40} {value:,.6g}")
+        click.echo(f"{name:<40} {value:,.0f}" if float(value).is_integer() else f"{name:<40} {value:,.6g}")
     for path in outcome.details.get("written", []):
         click.echo(f"wrote {path}")

@@ -41,6 +41,12 @@ def test_every_verb_answers_help(name):
     assert "--quiet" in done.output
 
 
+def test_whole_figures_are_printed_to_the_last_digit_and_others_rounded():
+    figures = {"bytes": 1525955.0, "rate": 12345.678901, "least": 1.5e-9, "none": float("nan")}
+    printed = [line.split() for line in run(lambda: Outcome(True, figures)).output.splitlines()]
+    assert printed == [["bytes", "1,525,955"], ["rate", "12,345.7"], ["least", "1.5e-09"], ["none", "nan"]]
+
+
 def test_a_good_outcome_exits_with_0_and_prints_its_figures():
     done = run(lambda: Outcome(True, {"size.bytes": 12.0}))
     assert done.exit_code == OK
