@@ -4,8 +4,8 @@
 
 It makes small artefacts in FOLDER, which the verbs read. Requests are lines of JSON, {"verb": NAME, "folder": target's
 folder, "at": N, "mode": a letter of the shim or "", "whole": false where what a verb does before it writes may be left
-out, "seconds": after how many the child is killed wherever it is, or null}; the answer tells how many changes there
-were and what was raised; none comes from a child that was killed.
+out, "seconds": after how many of its work the child is killed wherever it is, or null}; the answer tells how many
+changes there were, how many seconds it took and what was raised; none comes from a child that was killed.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,13 @@ def serve(room: Path) -> None:
         child = os.fork()
         if child == 0:
             os.close(reader)
+            os.write(writer, b"\n")  # it begins
             run = known[request["verb"]]
             answer = attempt(shim, run if request["whole"] else quick.get(request["verb"], run), request)
             os.write(writer, json.dumps(answer).encode())
             os._exit(0)
         os.close(writer)
+        os.read(reader, 1)
         if request["seconds"] is not None and not select.select([reader], [], [], request["seconds"])[0]:
             os.kill(child, signal.SIGKILL)
         with os.fdopen(reader) as stream:
@@ -124,11 +127,12 @@ def attempt(shim: Any, run: Verb, request: dict[str, Any]) -> dict[str, Any]:
     """Run a verb armed."""
     folder, answer = Path(request["folder"]), {"killed": False, "error": ""}
     shim.shim_arm(os.fsencode(folder), request["at"], ord(request["mode"] or "\0"))
+    started = time.monotonic()
     try:
         run(folder)
     except Exception as error:
         answer["error"] = f"{type(error).__name__}: {error}"
-    answer["count"] = shim.shim_count()
+    answer["seconds"], answer["count"] = time.monotonic() - started, shim.shim_count()
     return answer
 
 
