@@ -6,6 +6,7 @@ layers stand for the float model's. The tiny model of all forms of uniform layer
 """
 
 import subprocess
+import sys
 from pathlib import Path
 
 import elsewhere
@@ -15,13 +16,22 @@ import tiny
 import edgedm
 from edgedm.bundle import load
 from edgedm.lower import compile as compile_graph
+from edgedm.runtime import open_runner
 from edgedm.targets import command_for, resolve
 from edgedm.verify import verify
+from edgedm.web import web
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "web"))
+
+import browser
 
 pytestmark = pytest.mark.slow
 
 DIGITS = ("bidm-w1a1", "binarydm-w1a4", "efficientdm-w4a4", "dilatequant-w4a4")
 
+MOST_BYTES = 500_000  # of a program without its weights
+# RISC-V without vectors counts the bits of sixteen pairs of planes by some fifteen instructions each.
+MOST_BYTES_OF = {("riscv64", "efficientdm-w4a4"): 720_000, ("riscv64", "dilatequant-w4a4"): 720_000}
 SAMPLE = 24  # kernels at level op, calls of each graph at level layer: one of every kind, and more
 
 
@@ -57,9 +67,23 @@ def test_a_digits_model_is_right_there(deployed_digits, tmp_path, target, model)
     elsewhere.need_machine(target)
     name = f"zoo:digits-{model}"
     edgedm.compile(deployed_digits(name), tmp_path / "model.bundle", target=target)
-    command = [*command_for(resolve(target)), str(load(tmp_path / "model.bundle").sampler), "--self-test"]
+    program = load(tmp_path / "model.bundle").sampler
+    assert program.stat().st_size <= MOST_BYTES_OF.get((target, model), MOST_BYTES)
+    command = [*command_for(resolve(target)), str(program), "--self-test"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "self-test passed" in done.stdout
     outcome = verify(tmp_path / "model.bundle", name, levels=("op", "layer"), timesteps=1, sample=SAMPLE)
     assert outcome.ok, outcome.details.get("first_failure")
+    if target == "wasm32+simd128":
+        a_browser_draws_what_wasmtime_draws(tmp_path / "model.bundle", tmp_path / "page.html")
+
+
+def a_browser_draws_what_wasmtime_draws(bundle: Path, page: Path) -> None:
+    web(bundle, page)
+    with browser.browser() as driver:
+        browser.open_page(driver, page.as_uri())
+        drawn = browser.draw(driver, count=1, steps=2, seed=5, sampler=0, label=7, guidance=1.5)
+    with open_runner(bundle) as runner:
+        runner.prepare(2, "ddim", label=7, guidance=1.5)
+        assert drawn.tobytes() == runner.sample(1, 5).tobytes()

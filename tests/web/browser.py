@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from tools import need
 
 SECONDS = 60
+IDLE = "!document.getElementById('draw').disabled"  # of edgedm's page
 _FLAGS = (
     "headless",
     "no-sandbox",  # CI runs as root
@@ -73,3 +76,26 @@ def look(driver: Chrome, width: int, height: int, dark: bool = False, mobile: bo
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+
+
+def open_page(driver: Chrome, address: str) -> None:
+    """Open edgedm's page and wait until it can draw."""
+    driver.get_log("browser"), driver.get_log("performance")  # what others said before is not this page's
+    driver.get(address)
+    wait(driver, IDLE)
+
+
+def fill(driver: Chrome, **wishes: int | float | str) -> None:
+    """Fill in the page's form: element -> value."""
+    driver.execute_script("document.getElementById('count').removeAttribute('max')")
+    for name, value in wishes.items():
+        driver.execute_script("document.getElementById(arguments[0]).value = arguments[1]", name, str(value))
+
+
+def draw(driver: Chrome, **wishes: int | float | str) -> np.ndarray:
+    """Draw to the end; images as the page has them, f32[n, ...] flat."""
+    fill(driver, **wishes)
+    driver.find_element(By.ID, "draw").click()
+    wait(driver, IDLE)
+    values = driver.execute_script("return edgedm.images.map((image) => Array.from(image))")
+    return np.array(values, np.float32)

@@ -6,6 +6,7 @@ import browser
 import numpy as np
 import pytest
 import tiny_model
+from browser import IDLE, draw, fill, open_page
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -19,32 +20,10 @@ pytestmark = pytest.mark.slow
 CLOSE = 1e-4  # of images in -1..1: kernels of x86 round products and sums at once, WebAssembly's one by one
 STEPS, SEED, LABEL, GUIDANCE = 4, 2**40 + 3, 1, 1.5
 MANY = {"count": 1000, "steps": 1000}  # takes ten seconds
-IDLE = "!document.getElementById('draw').disabled"
-
-
-def open_page(driver, address):
-    driver.get_log("browser"), driver.get_log("performance")  # what others said before is not this page's
-    driver.get(address)
-    browser.wait(driver, IDLE)
-
-
-def fill(driver, **wishes):
-    driver.execute_script("document.getElementById('count').removeAttribute('max')")
-    for name, value in wishes.items():
-        driver.execute_script("document.getElementById(arguments[0]).value = arguments[1]", name, str(value))
 
 
 def text(driver, name):
     return driver.find_element(By.ID, name).text
-
-
-def draw(driver, **wishes):
-    """Draw to the end; images as the page has them, f32[n, ...] flat."""
-    fill(driver, **wishes)
-    driver.find_element(By.ID, "draw").click()
-    browser.wait(driver, IDLE)
-    values = driver.execute_script("return edgedm.images.map((image) => Array.from(image))")
-    return np.array(values, np.float32)
 
 
 def seen(driver):
