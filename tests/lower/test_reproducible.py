@@ -10,16 +10,24 @@ import pytest
 from edgedm.lower.toolchain import cache_folder
 
 CHECKPOINT = Path(__file__).parents[1] / "attacks/files/checkpoint/sound"
+TINY = Path(__file__).parents[1] / "verify"  # a model a method, from a seed
+METHODS = ("fp32", "bidm", "binarydm", "w4a4")  # the last is of EfficientDM's and DilateQuant's layers
 SCRIPT = """
 import os, shutil, sys
 os.umask(int(sys.argv[2], 8))
-import edgedm
+sys.path[:0] = [sys.argv[5], os.path.dirname(sys.argv[5])]
+import edgedm, tiny
 from pathlib import Path
 here = Path(sys.argv[1])
-shutil.copytree(sys.argv[3], here / sys.argv[4])
-edgedm.export(str(here / sys.argv[4]), here / "model.onnx")
-edgedm.optimize(here / "model.onnx", here / "deploy.onnx")
-edgedm.compile(here / "deploy.onnx", here / "model.bundle", target="x86-64-v3", steps=4, cache=False)
+for method in sys.argv[6:]:
+    room = here / method
+    room.mkdir()
+    if method == "fp32":
+        shutil.copytree(sys.argv[3], room / sys.argv[4])
+    checkpoint = str(room / sys.argv[4]) if method == "fp32" else tiny.checkpoint(method)
+    edgedm.export(checkpoint, room / "model.onnx")
+    edgedm.optimize(room / "model.onnx", room / "deploy.onnx")
+    edgedm.compile(room / "deploy.onnx", room / "model.bundle", target="x86-64-v3", steps=4, cache=False)
 """
 
 
@@ -39,24 +47,30 @@ def build(folder: Path, number: int) -> None:
         "TZ": ("UTC", "Asia/Kolkata")[number - 1],
         "LANG": ("C", "en_US.UTF-8")[number - 1],
     }
-    words = [str(folder), ("022", "077")[number - 1], str(CHECKPOINT), f"checkpoint-{number}"]
+    words = [str(folder), ("022", "077")[number - 1], str(CHECKPOINT), f"checkpoint-{number}", str(TINY), *METHODS]
     subprocess.run([sys.executable, "-c", SCRIPT, *words], env=variables, check=True, cwd=folder)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_two_clean_builds_in_different_folders_are_equal_byte_for_byte(tmp_path):
-    rooms = [tmp_path / "a", tmp_path / "quite another/place of it"]
-    for number, room in enumerate(rooms, 1):
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory) -> list[Path]:
+    here = tmp_path_factory.mktemp("rooms")
+    made = [here / "a", here / "quite another/place of it"]
+    for number, room in enumerate(made, 1):
         room.mkdir(parents=True)
         build(room, number)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("method", METHODS)
+def test_two_clean_builds_in_different_folders_are_equal_byte_for_byte(rooms, method):
     found = []
-    for room in rooms:
+    for room in (each / method for each in rooms):
         files = [*room.glob("*.onnx"), *room.glob("*.safetensors"), *(room / "model.bundle").rglob("*")]
         found.append({str(path.relative_to(room)): path.read_bytes() for path in files if path.is_file()})
     assert found[0].keys() == found[1].keys() and len(found[0]) > 20
     assert [name for name in found[0] if found[0][name] != found[1][name]] == []
-    rights = [
-        {p.name: p.stat().st_mode & 0o111 for p in (room / "model.bundle").rglob("*") if p.is_file()} for room in rooms
-    ]
+    bundles = [room / method / "model.bundle" for room in rooms]
+    rights = [{p.name: p.stat().st_mode & 0o111 for p in bundle.rglob("*") if p.is_file()} for bundle in bundles]
     assert rights[0] == rights[1]
