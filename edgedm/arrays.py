@@ -24,8 +24,8 @@ _BROKEN = (
 )
 
 
-def read_array(path: str | os.PathLike[str], what: str, *shapes: tuple[int, ...]) -> NDArray[np.float32]:
-    """Read `what`, a float32 array of one of `shapes`, from a .npy file.
+def read_array(path: str | os.PathLike[str], what: str, *shapes: tuple[int | None, ...]) -> NDArray[np.float32]:
+    """Read `what`, a float32 array of one of `shapes` (None: any length but 0), from a .npy file.
 
     Raises `InvalidModelError` for a file that is none, of another dtype or shape, or holds values that are not finite.
     """
@@ -42,11 +42,16 @@ def read_array(path: str | os.PathLike[str], what: str, *shapes: tuple[int, ...]
     if not isinstance(array, np.ndarray):
         array.close()
         raise InvalidModelError(f"{what}: {path}: expected one array (.npy), got an archive of several")
-    if array.dtype != np.dtype("<f4") or array.shape not in shapes:
-        raise InvalidModelError(
-            f"{what}: {path}: expected float32{list(shapes[0])}, got {array.dtype}{list(array.shape)}"
-        )
+    if array.dtype != np.dtype("<f4") or not any(_fits(array.shape, shape) for shape in shapes):
+        wanted = ", ".join("N" if length is None else str(length) for length in shapes[0])
+        raise InvalidModelError(f"{what}: {path}: expected float32[{wanted}], got {array.dtype}{list(array.shape)}")
     values = np.array(array, np.float32)
     if not np.isfinite(values).all():
         raise InvalidModelError(f"{what}: {path}: holds NaN or infinity; expected finite numbers")
     return values
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        length > 0 if want is None else length == want for length, want in zip(shape, wanted, strict=True)
+    )

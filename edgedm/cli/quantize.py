@@ -59,6 +59,8 @@ def _show(outcome: Outcome) -> None:
     show_default=True,
     help="digits, folder:PATH (PNG, JPEG; class folders become labels), cifar10:PATH (binary version), or none.",
 )
+@click.option("--conditions", metavar="FILE", help="Of a base that reads text: prompts as .npy, float32 [N, T, D].")
+@click.option("--negative", metavar="FILE", help="Its negative prompt as .npy, float32 [T, D] (default: zeros).")
 @click.option(
     "--policy",
     metavar="NAME",
@@ -118,6 +120,8 @@ def command(
     restart: bool,
     overwrite: bool,
     null_class: int | None,
+    conditions: str | None,
+    negative: str | None,
     **loop: Any,
 ) -> Outcome:
     """Train a low-bit checkpoint from a full-precision one.
@@ -139,7 +143,17 @@ def command(
         return plan.describe(method, None if policy is None and bits is None else chosen)
     if dry_run:
         settings = api.loop_options(method, **loop)
-        return plan.plan(base, method, chosen, options=options, data=data, loop=settings, null_class=null_class)
+        return plan.plan(
+            base,
+            method,
+            chosen,
+            options=options,
+            data=data,
+            loop=settings,
+            null_class=null_class,
+            conditions=conditions,
+            negative=negative,
+        )
     try:
         outcome = api.train_checkpoint(
             base,
@@ -153,6 +167,8 @@ def command(
             restart=restart,
             overwrite=overwrite,
             null_class=null_class,
+            conditions=conditions,
+            negative=negative,
             **loop,
         )
     finally:

@@ -65,7 +65,8 @@ class Denoiser(nn.Module):
     modules are mixed, each with what left a tap in the previous step, and orders the table's columns; by default
     every tap is mixed with its own (BiDM's release for CIFAR-10 mixes attention with the upsampler before). A UNet
     without class embedding is `conditional` False: class labels are no input then, and ignored where they are given.
-    With `condition`, (tokens, size), it reads `encoder_hidden_states` f32[1, tokens, size]; zeros mean "none".
+    With `condition`, (tokens, size), it reads `encoder_hidden_states` f32[1, tokens, size]; zeros mean "none". In
+    training `prompts` f32[N, tokens, size] take the place of classes: a label is a row of them.
     """
 
     def __init__(
@@ -75,9 +76,12 @@ class Denoiser(nn.Module):
         edges: list[int] | None = None,
         mixes: Mapping[str, str] | None = None,
         condition: tuple[int, int] | None = None,
+        prompts: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.unet, self.condition = unet, condition
+        self.register_buffer("prompts", prompts, persistent=False)
+        self.prompts: Tensor | None
         self.conditional = getattr(unet, "class_embedding", None) is not None
         self._reads_context = "encoder_hidden_states" in inspect.signature(unet.forward).parameters
         self.taps = list(taps or [])
@@ -177,6 +181,9 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         labels = class_labels if self.conditional else None
         context = encoder_hidden_states
+        if self.prompts is not None and context is None:
+            assert class_labels is not None
+            context = self.prompts[class_labels]
         if self.condition:
             context = self.no_condition(x) if context is None else context
             if len(context) != len(x):  # one condition for all images of a batch

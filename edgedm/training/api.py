@@ -108,6 +108,8 @@ def train_checkpoint(
     restart: bool = False,
     overwrite: bool = False,
     null_class: int | None = None,
+    conditions: str | os.PathLike[str] | None = None,
+    negative: str | os.PathLike[str] | None = None,
     threads: int | None = None,
 ) -> Outcome:
     """Train a low-bit checkpoint from the full-precision model `base` (see `load_base`) and write it to `output`.
@@ -119,7 +121,7 @@ def train_checkpoint(
     written the states are deleted; curves (`STAGE/curve.json`) and the record (`run.json`) stay. The same call then
     trains nothing and returns the same figures; one with other settings is refused unless it may `overwrite` the
     checkpoint. `log` is a folder for TensorBoard. `null_class` is the label that means "none" of a base of diffusers
-    with classes. `threads` sets torch's number of threads.
+    with classes; `conditions` and `negative` are as in `run_method`. `threads` sets torch's number of threads.
 
     The outcome's figures are each stage's last losses and seconds, the recipe's own figures and the peak memory;
     its details the paths written and the curves. Raises as `run_method` does.
@@ -132,7 +134,7 @@ def train_checkpoint(
     if threads is not None:
         torch.set_num_threads(threads)
     folder = run_folder(output, runs, method)
-    settings = settle(checkpoint.config, method, policy, options, data, loop)
+    settings = settle(checkpoint.config, method, policy, options, data, loop, conditions, negative)
     if Path(output).exists():
         before = finished_before(Path(output), folder, record_of(checkpoint, settings), overwrite)
         if before is not None:
@@ -145,6 +147,8 @@ def train_checkpoint(
         options=options,
         data=data,
         loop=loop,
+        conditions=conditions,
+        negative=negative,
         restart=restart,
         log=None if log is None else Path(log),
     )

@@ -151,12 +151,12 @@ class BlockReconstruction(Objective):
     @torch.no_grad()
     def _collect(self, samples: Samples) -> "_Reconstruction":
         """Return the block's inputs behind the low-bit blocks before it, and its full-precision output."""
-        student, teacher = self.student.unet.eval(), self.teacher.module
+        student, teacher, prompts = self.student.unet.eval(), self.teacher.module, self.student.prompts
         inputs, targets = [], []
         for chunk in _chunks(len(samples)):
             part = samples.take(chunk)
-            inputs.append(_input_of(student, self.path, part))
-            targets.append(_output_of(teacher, self.path, part))
+            inputs.append(_input_of(student, self.path, part, prompts))
+            targets.append(_output_of(teacher, self.path, part, prompts))
         arguments = [_join([given[0][i] for given in inputs]) for i in range(len(inputs[0][0]))]
         named = {name: _join([given[1][name] for given in inputs]) for name in inputs[0][1]}
         return _Reconstruction(arguments, named, torch.cat(targets).float(), samples.timesteps)
@@ -191,29 +191,29 @@ class _Reached(Exception):  # noqa: N818  # not an error: it ends a forward pass
         self.value = value
 
 
-def _input_of(model: nn.Module, path: str, samples: Samples) -> Any:
+def _input_of(model: nn.Module, path: str, samples: Samples, prompts: Tensor | None) -> Any:
     """Run `model` up to the module at `path`; return what that is called with, (arguments, named arguments)."""
 
     def reached(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         raise _Reached((arguments, named))
 
     handle = model.get_submodule(path).register_forward_pre_hook(reached, with_kwargs=True)
-    return _run_until_reached(model, samples, handle, path)
+    return _run_until_reached(model, samples, prompts, handle, path)
 
 
-def _output_of(model: nn.Module, path: str, samples: Samples) -> Any:
+def _output_of(model: nn.Module, path: str, samples: Samples, prompts: Tensor | None) -> Any:
     """Run `model` through the module at `path`; return that one's output."""
 
     def reached(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> None:
         raise _Reached(output)
 
-    return _run_until_reached(model, samples, model.get_submodule(path).register_forward_hook(reached), path)
+    return _run_until_reached(model, samples, prompts, model.get_submodule(path).register_forward_hook(reached), path)
 
 
-def _run_until_reached(model: nn.Module, samples: Samples, handle: Any, path: str) -> Any:
+def _run_until_reached(model: nn.Module, samples: Samples, prompts: Tensor | None, handle: Any, path: str) -> Any:
     device = next(model.parameters()).device
     try:
-        predictor(model)(samples.noisy.to(device), samples.timesteps.to(device), samples.labels.to(device))
+        predictor(model, prompts)(samples.noisy.to(device), samples.timesteps.to(device), samples.labels.to(device))
     except _Reached as end:
         return end.value
     finally:

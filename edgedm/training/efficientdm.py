@@ -51,6 +51,7 @@ class TrajectoryDistillation(Objective):
         if null_class is None and options.guidance != 1.0:
             raise UnsupportedError(f"option guidance {options.guidance}: the model has no class labels; expected 1.0")
         self.teacher, self.walk = Frozen(teacher), Steps(schedule, options.trajectory_steps, options.eta)
+        self.target = predictor(teacher, student.prompts)
         self.options, self.null_class, self.label_dropout = options, null_class, label_dropout
         device = next(student.parameters()).device
         self.register_buffer("x", torch.zeros(batch, *shape, device=device))
@@ -78,7 +79,7 @@ class TrajectoryDistillation(Objective):
         x = self.x
         timestep = torch.full((len(x),), self.walk.timesteps[step], device=x.device)
         with torch.no_grad():
-            target = self._output(predictor(self.teacher.module), x, timestep)
+            target = self._output(self.target, x, timestep)
             noise = torch.randn(x.shape, generator=generator).to(x.device) if self.options.eta else None
             self.x = self.walk.advance(step, x, target, noise)
             self.step.fill_((step + 1) % len(self.walk))
@@ -139,7 +140,7 @@ def eps_mse(student: Denoiser, teacher: nn.Module, samples: Samples, batch: int 
     """
     was_training, device = student.training, next(student.parameters()).device
     student.eval()
-    predict, total = predictor(teacher), 0.0
+    predict, total = predictor(teacher, student.prompts), 0.0
     for timestep in sorted(set(samples.timesteps.tolist())):
         group = samples.take((samples.timesteps == timestep).nonzero()[:, 0])
         for start in range(0, len(group), batch):

@@ -56,9 +56,9 @@ class Stage:
 class Run:
     """All that a recipe needs. `batches` is None for data-free training; `shape` is (C, H, W) of an image.
 
-    `null_class` is None for a model without classes, whose labels are zeros that nobody reads. Student and teacher
-    live on `device`. What a recipe measures goes to `figures`. `trained` is what the last finished stage ended with,
-    its average if it keeps one.
+    `null_class` is None for a model without classes, whose labels are zeros that nobody reads; labels number
+    the prompts of a student that has some, and it is the last one. Student and teacher live on `device`. What a recipe
+    measures goes to `figures`. `trained` is what the last finished stage ended with, its average if it keeps one.
     """
 
     student: Denoiser

@@ -35,6 +35,8 @@ def plan(
     data: str = "digits",
     loop: LoopOptions | None = None,
     null_class: int | None = None,
+    conditions: str | os.PathLike[str] | None = None,
+    negative: str | os.PathLike[str] | None = None,
 ) -> Outcome:
     """Return what `train_checkpoint` would do with the same arguments; nothing is trained or written.
 
@@ -44,7 +46,7 @@ def plan(
     will take. Raises as `run_method` does.
     """
     checkpoint = load_base(base, null_class)
-    settings = settle(checkpoint.config, method, policy, options, data, loop)
+    settings = settle(checkpoint.config, method, policy, options, data, loop, conditions, negative)
     rows = _layer_rows(checkpoint, settings.policy)
     student = _student(checkpoint, settings)
     shipped = to_checkpoint(student, checkpoint.config, method, settings.policy, settings.options)
@@ -146,18 +148,19 @@ def _macs(checkpoint: Checkpoint, paths: list[str]) -> dict[str, int]:
     """Return multiply-accumulates for one image: of each layer, and of the two products of each attention block."""
     unet, found = checkpoint.module.unet, dict.fromkeys(paths, 0)
 
-    def count(path: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        def hook(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+    def count(path: str) -> Callable[[nn.Module, Any, dict[str, Any], torch.Tensor], None]:
+        def hook(module: nn.Module, _inputs: Any, named: dict[str, Any], output: torch.Tensor) -> None:
             weight = getattr(module, "weight", None)
             if weight is not None:
                 found[path] = output.numel() // weight.shape[0] * weight.numel()
-            else:  # self-attention: L positions of C channels
-                channels = output.shape[1] if output.ndim == 4 else output.shape[-1]
-                found[path] = 2 * output.numel() * (output.numel() // channels)
+            else:  # each of L positions with every position, or with every token of the condition
+                channels, tokens = output.shape[1 if output.ndim == 4 else -1], named.get("encoder_hidden_states")
+                keys = output.numel() // channels if tokens is None else tokens.shape[1]
+                found[path] = 2 * output.numel() * keys
 
         return hook
 
-    handles = [unet.get_submodule(path).register_forward_hook(count(path)) for path in paths]
+    handles = [unet.get_submodule(path).register_forward_hook(count(path), with_kwargs=True) for path in paths]
     zero = torch.zeros(1, dtype=torch.int64)
     try:
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """From a float checkpoint to a trained low-bit one."""
 
 import copy
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgedm import progress
 from edgedm.diffusion import NoiseSchedule
@@ -27,12 +28,14 @@ from edgedm.training.loop import train
 from edgedm.training.objective import Recipe, Run
 from edgedm.training.options import LoopOptions
 from edgedm.training.processes import Processes
+from edgedm.training.prompts import prompts_identity, read_prompts
 from edgedm.training.recipes import RECIPES
 from edgedm.training.sources import NONE, open_images
 from edgedm.training.state import Curve
 
 DEFAULT_DATA = "digits"
-TRAINED = "UNet2DModel"  # the architecture that the recipes call
+File = str | os.PathLike[str]
+TRAINED = ("UNet2DModel", "UNet2DConditionModel")  # the architectures that the recipes call
 # what a recipe that trains nothing has no use for: setting -> the option that sets it
 _OF_TRAINING = {
     "iterations": "--iterations",
@@ -67,6 +70,7 @@ class Settings:
     options: Options
     loop: LoopOptions
     data: str
+    prompts: Tensor | None = None
 
 
 def settle(
@@ -76,6 +80,8 @@ def settle(
     options: Options | Mapping[str, Any] | None = None,
     data: str = DEFAULT_DATA,
     loop: LoopOptions | None = None,
+    conditions: File | None = None,
+    negative: File | None = None,
 ) -> Settings:
     """Check what `run_method` is asked for and fill in the defaults; raises as `run_method` does."""
     if method not in RECIPES:
@@ -87,11 +93,11 @@ def settle(
         raise UnsupportedError(f"data: {method} trains on images, give --data; without data train {_data_free()}")
     if recipe.data_free and data not in (NONE, DEFAULT_DATA):
         raise UnsupportedError(f"data: {method} trains without images, got {data!r}; leave --data out")
-    if base.architecture.class_name != TRAINED:
+    if base.architecture.class_name not in TRAINED:
         raise UnsupportedError(
-            f"base: the recipes train {TRAINED}, got {base.architecture.class_name}; swap the layers of the module "
-            "(edgedm.quantize(module, method)), train it by a loop of your own and make a checkpoint of it "
-            "(edgedm.models.from_module)"
+            f"base: the recipes train {' and '.join(TRAINED)}, got {base.architecture.class_name}; swap the layers "
+            "of the module (edgedm.quantize(module, method)), train it by a loop of your own and make a checkpoint "
+            "of it (edgedm.models.from_module)"
         )
     if base.decoder is not None and not recipe.data_free:
         raise UnsupportedError(
@@ -102,20 +108,26 @@ def settle(
         raise UnsupportedError(f"base: {method} trains on the noise, but the base predicts {base.prediction_type}")
     chosen, settings = policy or policy_of(method), loop or recipe.loop
     _check_loop(method, recipe, settings)
-    return Settings(method, recipe, chosen, method_options(method, options, chosen), settings, data)
+    prompts = _prompts(base, method, recipe, conditions, negative)
+    return Settings(method, recipe, chosen, method_options(method, options, chosen), settings, data, prompts)
 
 
 def make_student(
-    teacher: nn.Module, schedule: NoiseSchedule, method: str, policy: Policy, options: Options
+    teacher: nn.Module,
+    schedule: NoiseSchedule,
+    method: str,
+    policy: Policy,
+    options: Options,
+    prompts: Tensor | None = None,
 ) -> Denoiser:
-    """Return a trainable low-bit copy of `teacher`, a float UNet."""
+    """Return a trainable low-bit copy of `teacher`, a float UNet; labels are rows of `prompts` where there are some."""
     unet = copy.deepcopy(teacher).requires_grad_(True)
     make_attention_explicit(unet)
     taps = METHODS[method].taps(unet, options)
     bins = METHODS[method].bins(options)
     edges = [i * schedule.num_train_timesteps // bins for i in range(bins)] if bins > 1 else list(DEFAULT_EDGES)
     quantize_layers(unet, method, policy, options=options, edges=edges)
-    student = Denoiser(unet, taps, edges)
+    student = Denoiser(unet, taps, edges, prompts=prompts)
     if taps:
         nn.init.constant_(student.cache_coefficients, METHODS[method].mix(options))
     return student
@@ -130,20 +142,24 @@ def run_method(
     options: Options | Mapping[str, Any] | None = None,
     data: str = DEFAULT_DATA,
     loop: LoopOptions | None = None,
+    conditions: File | None = None,
+    negative: File | None = None,
     restart: bool = False,
     log: Path | None = None,
 ) -> Trained:
     """Train `method` from the float checkpoint `base`; states are kept in `folder`, from which a rerun goes on.
 
     `policy`, `options` and `loop` default to the method's own. `data` is "digits", "folder:PATH", "cifar10:PATH",
-    or, for a data-free method, "none". `restart` discards the states in `folder`; `log` gets TensorBoard events.
+    or, for a data-free method, "none". A base that reads text is trained along trajectories of the prompts in the
+    .npy file `conditions`, f32[N, T, D], and of `negative`, f32[T, D], which means none. `restart` discards the states
+    in `folder`; `log` gets TensorBoard events.
     Under `accelerate launch` all processes must call this; each returns the same.
 
     Raises `UnsupportedError` for an unknown method, option or data set and for states of another run,
     `InvalidModelError` for a base that is not full precision or files that cannot be read, `DivergedError` where
     training leaves the finite numbers, and `TrainingInterrupted` on SIGINT and SIGTERM, after saving.
     """
-    settings = settle(base.config, method, policy, options, data, loop)
+    settings = settle(base.config, method, policy, options, data, loop, conditions, negative)
     kept = f"{method}: interrupted; what was saved is in {folder}, and the same command goes on from it"
     with Interrupts(kept, at_once=True), torch.random.fork_rng():
         return _run(base, settings, folder, restart, log)
@@ -151,6 +167,47 @@ def run_method(
 
 def _data_free() -> str:
     return ", ".join(name for name, recipe in RECIPES.items() if recipe.data_free)
+
+
+def _prompts(
+    base: CheckpointConfig, method: str, recipe: Recipe, conditions: File | None, negative: File | None
+) -> Tensor | None:
+    """Return the prompts that stand for classes, of a base that reads text; else None."""
+    shape, added = base.condition_shape, base.architecture.config.get("addition_embed_type")
+    if added is not None:
+        raise UnsupportedError(
+            f"base: it reads conditions beside text (addition_embed_type {added!r}); no recipe does"
+        )
+    if shape is None:
+        if _crosses(base):
+            raise UnsupportedError(
+                "base: the model has cross-attention, and its config does not say how many vectors it reads "
+                "(condition_tokens)"
+            )
+        if conditions is not None or negative is not None:
+            raise UnsupportedError("conditions, negative: the base reads no text; leave them out")
+        return None
+    if not recipe.data_free:
+        raise UnsupportedError(
+            f"base: it reads text, and {method} trains on images, which come without; train a method without data: "
+            f"{_data_free()}"
+        )
+    if base.null_class is not None:
+        raise UnsupportedError("base: it takes class labels beside text; recipes draw by one of the two")
+    if conditions is None:
+        raise UnsupportedError(
+            f"conditions: the base reads text; give --conditions FILE, a .npy array of float32 [N, {shape[0]}, "
+            f"{shape[1]}]: what its text encoder makes of N prompts such as it will be asked for"
+        )
+    return read_prompts(conditions, negative, shape)
+
+
+def _crosses(base: CheckpointConfig) -> bool:
+    """Return whether an architecture has cross-attention: `UNet2DConditionModel` has, if its config is silent."""
+    architecture = base.architecture
+    silent = "CrossAttn" if architecture.class_name == "UNet2DConditionModel" else ""
+    kinds = ("down_block_types", "mid_block_type", "up_block_types")
+    return any("CrossAttn" in str(architecture.config.get(kind, silent)) for kind in kinds)
 
 
 def _check_loop(method: str, recipe: Recipe, loop: LoopOptions) -> None:
@@ -175,10 +232,11 @@ def _run(base: Checkpoint, settings: Settings, folder: Path, restart: bool, log:
         identities.claim(folder, identity | _shared(processes), restart)
     processes.wait()
     schedule = NoiseSchedule.from_config(config.noise_schedule)
-    device, null_class = processes.device, config.null_class
+    prompts = settings.prompts
+    device, null_class = processes.device, config.null_class if prompts is None else len(prompts) - 1
     teacher = copy.deepcopy(base.module.unet).to(device).eval().requires_grad_(False)
     torch.manual_seed(loop.seed)
-    student = make_student(teacher, schedule, method, settings.policy, settings.options).to(device)
+    student = make_student(teacher, schedule, method, settings.policy, settings.options, prompts).to(device)
     batches = None
     if images is not None:
         batches = Batches(images, schedule, loop.batch, null_class, loop.label_dropout, device)
@@ -222,7 +280,7 @@ def to_checkpoint(
     bins = METHODS[method].bins(options)
     count = NoiseSchedule.from_config(base.noise_schedule).num_train_timesteps
     edges = [i * count // bins for i in range(bins)] if bins > 1 else []
-    module = Denoiser(unet, denoiser.taps, edges)
+    module = Denoiser(unet, denoiser.taps, edges, condition=base.condition_shape)
     if denoiser.taps:
         module.cache_coefficients.data.copy_(denoiser.cache_coefficients.data)
     changed = {
@@ -257,6 +315,7 @@ def _shared(processes: Processes) -> identities.Identity:
 
 
 def _identity(base: Checkpoint, settings: Settings, images: Images | None) -> identities.Identity:
+    prompts = settings.prompts
     return identities.flat(
         {
             "method": settings.method,
@@ -267,7 +326,7 @@ def _identity(base: Checkpoint, settings: Settings, images: Images | None) -> id
             "loop": identities.of_loop(settings.loop),
             "data": NONE if images is None else images.identity,
         }
-    )
+    ) | ({} if prompts is None else {"conditions": prompts_identity(prompts)})
 
 
 def _stage_figures(curves: Mapping[str, Curve]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Denoising trajectories in torch, for batches: sampling, and the data of data-free training."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,17 +74,22 @@ def calibration_samples(
     return Samples(torch.cat(kept), torch.cat(times), labels.repeat(len(walk)))
 
 
-def predictor(unet: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return a float diffusers UNet as a function (x, t, labels) -> output; one without classes ignores labels.
+def predictor(unet: nn.Module, prompts: Tensor | None = None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return a diffusers UNet as a function (x, t, labels) -> output.
 
+    Labels are classes, or rows of `prompts` f32[N, T, D], or ignored where the UNet has neither.
     The output is where x is, wherever the UNet lives.
     """
     conditional = getattr(unet, "class_embedding", None) is not None
+    reads_context = "encoder_hidden_states" in inspect.signature(unet.forward).parameters
     device = next(unet.parameters()).device
 
     def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
-        classes = labels.to(device) if conditional else None
-        output: Tensor = unet(x.to(device), timesteps.to(device), class_labels=classes, return_dict=False)[0]
+        labels = labels.to(device)
+        named = {"class_labels": labels if conditional else None}
+        if reads_context:
+            named["encoder_hidden_states"] = None if prompts is None else prompts.to(device)[labels]
+        output: Tensor = unet(x.to(device), timesteps.to(device), return_dict=False, **named)[0]
         return output.to(x.device)
 
     return predict

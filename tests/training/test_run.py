@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from architectures import SMALL_UNCONDITIONAL
+from architectures import SMALL_DIT, SMALL_UNCONDITIONAL
 from small_runs import NULL, SIZE, small_base
 
 from edgedm.diffusion import NoiseSchedule
@@ -252,8 +252,15 @@ def test_a_low_bit_base_is_refused(base, tmp_path):
 
 
 def test_architectures_that_no_recipe_calls_are_refused_by_name():
-    with pytest.raises(UnsupportedError, match=r"UNet2DModel, got UNet2DConditionModel.*edgedm\.quantize"):
-        quantize("preset:latent-text,narrow=16", "efficientdm", output="never")
+    config = CheckpointConfig(
+        architecture=Architecture(class_name="DiTTransformer2DModel", config=SMALL_DIT),
+        method="fp32",
+        roles=FLOAT,
+        noise_schedule={"num_train_timesteps": 1000},
+        null_class=NULL,
+    )
+    with pytest.raises(UnsupportedError, match=r"UNet2DConditionModel, got DiTTransformer2DModel.*edgedm\.quantize"):
+        settle(config, "efficientdm")
 
 
 def test_a_latent_model_keeps_its_decoder_and_takes_no_images(tmp_path):

@@ -55,7 +55,9 @@ def samples_of(run: Run, options: DilateQuantOptions) -> Samples:
     drawn = max(run.loop.iterations * run.loop.batch, CALIBRATED)
     images = -(-min(options.calibration_samples, drawn) // steps)
     labels = torch.arange(images) % ((run.null_class or 0) + 1)
-    return calibration_samples(predictor(run.teacher), run.schedule, run.shape, labels, steps, seed=run.loop.seed)
+    return calibration_samples(
+        predictor(run.teacher, run.student.prompts), run.schedule, run.shape, labels, steps, seed=run.loop.seed
+    )
 
 
 def _dilate(run: Run, options: DilateQuantOptions, samples: Samples) -> None:

@@ -61,7 +61,7 @@ def stages(run: Run) -> Iterator[Stage]:
 
 def _trajectories(run: Run, options: EfficientDMOptions, seed: int) -> Samples:
     labels = random_labels(TRAJECTORIES, run.null_class, torch.Generator().manual_seed(seed))
-    teacher, device = predictor(run.teacher), run.device
+    teacher, device = predictor(run.teacher, run.student.prompts), run.device
 
     def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         return teacher(x.to(device), timesteps.to(device), labels.to(device)).cpu()
@@ -72,7 +72,7 @@ def _trajectories(run: Run, options: EfficientDMOptions, seed: int) -> Samples:
 def _merged(trained: Denoiser) -> Denoiser:
     unet: nn.Module = copy.deepcopy(trained.unet)
     make_inference(unet)
-    return Denoiser(unet)
+    return Denoiser(unet, prompts=trained.prompts)
 
 
 # The release trains 160 trajectories of 100 steps, batch 4. The learning rate is a factor of the options' rates.

@@ -17,7 +17,7 @@ def stages(run: Run) -> Iterator[Stage]:
     assert isinstance(options, PTQOptions)
     labels = torch.arange(options.images) % ((run.null_class or 0) + 1)  # every class and the null class
     samples = calibration_samples(
-        predictor(run.teacher), run.schedule, run.shape, labels, options.steps, seed=run.loop.seed
+        predictor(run.teacher, run.student.prompts), run.schedule, run.shape, labels, options.steps, seed=run.loop.seed
     )
     calibrate(run.student, samples)
     yield from ()
