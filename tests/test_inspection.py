@@ -96,7 +96,7 @@ def test_a_bundle_names_what_no_fast_kernel_serves(uniform, tmp_path, capsys):
     fast = inspect(tmp_path / "fast.bundle")
     assert fast.figures["slow"] == compiled.figures["slow"] == len(compiled.details["slow"])
     slow = compile_graph(tmp_path / "deploy.onnx", tmp_path / "plain.bundle", target="x86-64")
-    assert slow.figures["slow"] >= fast.figures["slow"]
+    assert slow.figures["slow"] > fast.figures["slow"]  # no instructions of that level multiply bytes
     render(inspect(tmp_path / "plain.bundle"))
     shown = capsys.readouterr().out
     assert all(line in shown for line in slow.details["slow"])

@@ -6,6 +6,8 @@ import subprocess
 import pytest
 
 import edgedm
+from edgedm.bench.footprint import ALLOWED_ARENA, live_bytes
+from edgedm.bundle import Manifest
 
 pytestmark = pytest.mark.slow
 
@@ -20,6 +22,9 @@ def test_a_narrow_cifar_preset_compiles_and_repeats_its_golden_data(method: str,
     assert edgedm.optimize(tmp_path / "model.onnx", tmp_path / "deploy.onnx").ok
     outcome = edgedm.compile(tmp_path / "deploy.onnx", tmp_path / "model.bundle", cache=False)
     assert outcome.figures["calls.step"] > 100
+    manifest = Manifest.model_validate_json((tmp_path / "model.bundle" / "manifest.json").read_text())
+    live = live_bytes(manifest)
+    assert live is not None and live <= manifest.arena_bytes <= ALLOWED_ARENA * live
     sampler = tmp_path / "model.bundle" / "bin" / "edgedm-sample"
     text = subprocess.run([sampler, "--self-test"], capture_output=True, text=True, check=False).stdout
     errors = [float(each) for each in re.findall(r"relative error\s+(\S+)", text)]
