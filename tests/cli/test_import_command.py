@@ -24,6 +24,8 @@ def test_every_layout_describes_its_options(layout):
     assert done.exit_code == OK, done.output
     assert all(name in done.output for name in importers.LAYOUTS[layout].options.model_fields)
     assert "Usage docs" not in done.output  # of the library below
+    (rows,) = importers.describe_layout(layout).details["tables"].values()
+    assert not [row["option"] for row in rows if not row["meaning"]]
 
 
 def test_a_file_and_an_output_are_asked_for():

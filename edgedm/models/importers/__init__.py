@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from edgedm.atomic import check_replaceable
 from edgedm.errors import UnsupportedError
@@ -82,12 +82,11 @@ def describe_layout(layout: str) -> Outcome:
             "option": name,
             "takes": takes(info),
             "default": "must be given" if info.is_required() else str(info.get_default(call_default_factory=True)),
+            "meaning": info.description or "",
         }
         for name, info in chosen.options.model_fields.items()
     ]
-    texts = [kind.__doc__ for kind in chosen.options.__mro__ if issubclass(kind, BaseModel) and kind is not BaseModel]
-    meanings = [" ".join(text.split()) for text in texts if text and text != BaseModel.__doc__]
-    summary = {"layout": layout, "file": chosen.title, "options": " ".join(dict.fromkeys(meanings))}
+    summary = {"layout": layout, "file": chosen.title}
     tables = {"Options (--option NAME=VALUE)": rows}
     return Outcome(True, {"options": float(len(rows))}, {"notes": [], "summary": summary, "tables": tables})
 

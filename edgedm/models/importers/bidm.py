@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from edgedm.errors import UnsupportedError
@@ -26,6 +27,7 @@ from edgedm.quant.methods.bidm import Gain
 from edgedm.quant.policy import policy_of
 
 Filter = Literal["stored", "box"]
+FILTER = "the learned filter, or the box that the released code puts in its place when it starts"
 
 _TABLE = "cache_coefficients"
 _ROWS = 100
@@ -33,16 +35,18 @@ _CONVOLUTION = ("fliter_k.weight", "fliter_k.bias", "shortcut_scale", "shortcut.
 
 
 class BiDMLDMOptions(LDMOptions):
-    """`connections`: how many of the last output blocks are mixed with the previous step's (8 in the release)."""
+    """What the released code does otherwise than its file, and its number of connections."""
 
-    k: Filter = "stored"
-    connections: int = 8
+    k: Filter = Field("stored", description=FILTER)
+    connections: int = Field(
+        8, ge=0, description="how many of the last output blocks are mixed with the previous step's (release: 8)"
+    )
 
 
 class BiDMCifarOptions(CifarOptions):
-    """`k` as above. The gain of the shortcut is taken with its sign, as the CIFAR-10 code does."""
+    """The gain of the shortcut is taken with its sign, as the CIFAR-10 code does."""
 
-    k: Filter = "stored"
+    k: Filter = Field("stored", description=FILTER)
 
 
 def _fill(module: nn.Module, layer: Layer, k: Filter, gain: Gain, report: Report) -> State | None:

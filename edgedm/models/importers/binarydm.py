@@ -13,6 +13,7 @@ Bit widths and the number of bases aren't in the file either: `bits` (the releas
 from functools import partial
 from typing import Any, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from edgedm.errors import UnsupportedError
@@ -31,12 +32,18 @@ _OPERANDS = {"query": "q", "key": "k", "weight": "w", "value": "v"}
 
 
 class BinaryDMLDMOptions(LDMOptions):
-    """See the module."""
+    """What is not in the file, and what the released code does otherwise than its file."""
 
-    bits: str = "W1A4"
-    bases: Literal["lmb", "none"] = "lmb"
-    scales: Literal["stored", "meanabs"] = "stored"
-    activation: Literal["stored", "dynamic"] = "stored"
+    bits: str = Field("W1A4", description="not in the file; W1A8 is the release's default")
+    bases: Literal["lmb", "none"] = Field(
+        "lmb", description="two on head and tail (release), or one everywhere (baseline, v5 of the paper)"
+    )
+    scales: Literal["stored", "meanabs"] = Field(
+        "stored", description="as learned, or mean|W| and mean|R|, by which the released code overwrites them"
+    )
+    activation: Literal["stored", "dynamic"] = Field(
+        "stored", description="steps as learned, or 2 mean|x| / sqrt(Qp) of every tensor, as the released code computes"
+    )
 
 
 def _fill(module: nn.Module, layer: Layer, options: BinaryDMLDMOptions, report: Report) -> State | None:

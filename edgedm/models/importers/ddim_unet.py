@@ -27,8 +27,8 @@ class DDIMOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(32, ge=1, le=4096)
-    norm_groups: int = Field(32, ge=1)
+    image_size: int = Field(32, ge=1, le=4096, description="of the images")
+    norm_groups: int = Field(32, ge=1, description="of every GroupNorm")
 
 
 def ddim_naming(tensors: Tensors, options: DDIMOptions) -> Naming:

@@ -14,7 +14,7 @@ layout of the authors' own code could not be read; what is not certain is an opt
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from edgedm.errors import InvalidModelError, UnsupportedError
@@ -23,7 +23,15 @@ from edgedm.models.checkpoint import Checkpoint
 from edgedm.models.importers import uniform
 from edgedm.models.importers.assemble import State, assemble
 from edgedm.models.importers.containers import plain
-from edgedm.models.importers.layout import CifarOptions, Layout, LDMOptions, Report, make_config, name_modules
+from edgedm.models.importers.layout import (
+    NO_AVERAGE,
+    CifarOptions,
+    Layout,
+    LDMOptions,
+    Report,
+    make_config,
+    name_modules,
+)
 from edgedm.models.importers.naming import Layer
 from edgedm.models.importers.noise import TIMESTEPS
 from edgedm.models.importers.reading import read
@@ -32,6 +40,7 @@ from edgedm.models.roles import ROLES
 from edgedm.quant.integer import QuantLayer, UniformQuantizer
 from edgedm.quant.policy import policy_of
 
+OPERANDS = "query and key are quantised with the factor d^-1/4 (scaled), or before it"
 _OPERANDS = {"query": "q", "key": "k", "weight": "w", "value": "v"}
 _DUMP = (
     "torch.save({n + '.zero_point': torch.as_tensor(m.zero_point).float() for n, m in qnn.model.named_modules() "
@@ -40,30 +49,30 @@ _DUMP = (
 
 
 class _Widths(BaseModel):
-    """`zero_points`: the file with what the state dict lacks. `bits`, `softmax_bits` and `roles` ("conv_in:W8A8,
-    time_mlp:W8A8") are the widths. `table_order`: whether a table of T H numbers lists all heads of a timestep
-    together. `clamp_zero_points`: those outside the grid, else they are refused."""
+    """Widths, and what the state dict lacks."""
 
-    zero_points: str
-    bits: str = "W4A4"
-    roles: str = ""
-    softmax_bits: int = 8
-    table_order: Literal["timestep", "head"] = "timestep"
-    clamp_zero_points: bool = False
+    zero_points: str = Field(description="the file with the zero points, which the state dict lacks")
+    bits: str = Field("W4A4", description="of the body")
+    roles: str = Field("", description='of single roles: "conv_in:W8A8,time_mlp:W8A8"')
+    softmax_bits: int = Field(8, description="of the softmax's output")
+    table_order: Literal["timestep", "head"] = Field(
+        "timestep", description="what a table of T H numbers lists together: the heads of a timestep, or the reverse"
+    )
+    clamp_zero_points: bool = Field(False, description="those outside the grid; else they are refused")
 
 
 class DilateQuantLDMOptions(LDMOptions, _Widths):
-    """`operands`: whether query and key are quantised with the factor d^-1/4 ("scaled") or before."""
+    """Of latent-diffusion."""
 
-    weights: Literal["raw"] = "raw"
-    operands: Literal["scaled", "unscaled"] = "scaled"
+    weights: Literal["raw"] = Field("raw", description=NO_AVERAGE)
+    operands: Literal["scaled", "unscaled"] = Field("scaled", description=OPERANDS)
 
 
 class DilateQuantCifarOptions(CifarOptions, _Widths):
-    """The same; ddim's attention multiplies by d^-1/2 after the product, so its operands are unscaled."""
+    """ddim's attention multiplies by d^-1/2 after the product, so its operands are unscaled."""
 
-    weights: Literal["raw"] = "raw"
-    operands: Literal["scaled", "unscaled"] = "unscaled"
+    weights: Literal["raw"] = Field("raw", description=NO_AVERAGE)
+    operands: Literal["scaled", "unscaled"] = Field("unscaled", description=OPERANDS)
 
 
 def _build(

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from edgedm.errors import InvalidModelError, UnsupportedError
@@ -23,7 +24,7 @@ from edgedm.models.checkpoint import Checkpoint
 from edgedm.models.importers import uniform
 from edgedm.models.importers.assemble import State, assemble
 from edgedm.models.importers.containers import latent_diffusion, plain, state_dict
-from edgedm.models.importers.layout import Layout, LDMOptions, Report, make_config, name_modules
+from edgedm.models.importers.layout import NO_AVERAGE, Layout, LDMOptions, Report, make_config, name_modules
 from edgedm.models.importers.naming import Layer
 from edgedm.models.importers.noise import TIMESTEPS
 from edgedm.models.importers.tensors import Tensors
@@ -35,12 +36,11 @@ _ACTIVATION = ("act_quantizer.delta", "act_quantizer.zero_point")
 
 
 class EfficientDMLDMOptions(LDMOptions):
-    """`bits`: activation bits aren't in the file, weight bits only where weights are packed. `weights`: the files
-    have no averaged copy. `clamp_zero_points`: those outside the grid, else they are refused."""
+    """Widths, and what to do about zero points that no integer grid has."""
 
-    weights: Literal["raw"] = "raw"
-    bits: str = "W4A4"
-    clamp_zero_points: bool = False
+    weights: Literal["raw"] = Field("raw", description=NO_AVERAGE)
+    bits: str = Field("W4A4", description="weight bits are in the file only where weights are packed, others never")
+    clamp_zero_points: bool = Field(False, description="those outside the grid; else they are refused")
 
 
 def _ldm(content: Any, file: str, options: EfficientDMLDMOptions, report: Report) -> Checkpoint:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from edgedm.errors import UnsupportedError
 from edgedm.models.checkpoint import Checkpoint
@@ -17,19 +17,21 @@ from edgedm.models.importers.noise import NoiseOptions
 from edgedm.models.importers.openai_unet import OpenAIOptions, openai_naming
 from edgedm.models.importers.tensors import Tensors
 
+WEIGHTS = "the averaged copy, or the raw ones"
+NO_AVERAGE = "the files have no averaged copy"
+
 
 class LDMOptions(OpenAIOptions, NoiseOptions):
-    """Options of every layout with CompVis' names. `weights`: the averaged copy or the raw ones; `null_class`: the
-    label that means "unconditional", of a model with label_emb."""
+    """Options of every layout with CompVis' names."""
 
-    weights: Weights = "ema"
-    null_class: int | None = None
+    weights: Weights = Field("ema", description=WEIGHTS)
+    null_class: int | None = Field(None, description="the label that means none, of a model with label_emb")
 
 
 class CifarOptions(DDIMOptions, NoiseOptions):
     """Options of every layout with ddim's names."""
 
-    weights: Weights = "ema"
+    weights: Weights = Field("ema", description=WEIGHTS)
 
 
 @dataclass

@@ -17,9 +17,11 @@ class NoiseOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    beta_start: float | None = Field(None, gt=0, lt=1)
-    beta_end: float | None = Field(None, gt=0, lt=1)
-    beta_schedule: Literal["linear", "scaled_linear"] | None = None
+    beta_start: float | None = Field(None, gt=0, lt=1, description="for a file without betas")
+    beta_end: float | None = Field(None, gt=0, lt=1, description="for a file without betas")
+    beta_schedule: Literal["linear", "scaled_linear"] | None = Field(
+        None, description="likewise, by diffusers' names: \"linear\" of LDM's code is scaled_linear"
+    )
 
 
 # LSUN models of latent-diffusion; its DDIM sampler takes timesteps 1, 11, ... and ends at alphas_cumprod[0]

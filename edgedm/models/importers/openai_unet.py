@@ -7,6 +7,7 @@ a level's last one downsamples or upsamples.
 """
 
 import re
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,16 +29,19 @@ _RESNET = {
 
 
 class OpenAIOptions(BaseModel):
-    """What the tensors don't tell. `head_channels` or `heads` as in the model's configuration (num_head_channels,
-    num_heads); `attention_order`: "new" if it says use_new_attention_order; `image_size` of the latent."""
+    """What the tensors don't tell."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(64, ge=1, le=4096)
-    head_channels: int | None = Field(None, ge=1)
-    heads: int | None = Field(None, ge=1)
-    attention_order: str = Field("legacy", pattern="^(legacy|new)$")
-    norm_groups: int = Field(32, ge=1)
+    image_size: int = Field(64, ge=1, le=4096, description="of the latent")
+    head_channels: int | None = Field(
+        None, ge=1, description="num_head_channels of the model's configuration; or give heads"
+    )
+    heads: int | None = Field(None, ge=1, description="num_heads of the model's configuration")
+    attention_order: Literal["legacy", "new"] = Field(
+        "legacy", description="new if the configuration says use_new_attention_order"
+    )
+    norm_groups: int = Field(32, ge=1, description="of every GroupNorm")
 
 
 def openai_naming(tensors: Tensors, options: OpenAIOptions) -> Naming:
