@@ -175,9 +175,7 @@ def _prompts(
     """Return the prompts that stand for classes, of a base that reads text; else None."""
     shape, added = base.condition_shape, base.architecture.config.get("addition_embed_type")
     if added is not None:
-        raise UnsupportedError(
-            f"base: it reads conditions beside text (addition_embed_type {added!r}); no recipe does"
-        )
+        raise UnsupportedError(f"base: it reads conditions beside text (addition_embed_type {added!r}); no recipe does")
     if shape is None:
         if _crosses(base):
             raise UnsupportedError(
