@@ -13,7 +13,7 @@ it: the median of the run-by-run ratios, and medians and worst of both errors.
 
 The runs of one step are independent but for what depends on the timestep alone. Where the embedding of a timestep is
 itself quantised and one of its codes lies on a boundary within rounding, that one coin decides for all runs: such a
-row says nothing, is counted as `undecided` and passes, as long as no more than `MOST_UNDECIDED` of the rows are.
+row says nothing, is counted as `undecided` and passes, as long as no more than `MOST_UNDECIDED` of the steps are.
 """
 
 import math
@@ -167,10 +167,10 @@ def _label_rows(errors: "_Errors", most: float) -> list[Row]:
 
 def without_coins(level: Level, timesteps: Mapping[str, int], undecided: Callable[[int], bool]) -> Level:
     """The level whose failed rows pass where one decision stands for all runs, unless there are too many of them."""
-    most = math.ceil(MOST_UNDECIDED * len(level.rows))
+    found = [next((t for text, t in timesteps.items() if row.name.endswith(text)), None) for row in level.rows]
+    most = math.ceil(MOST_UNDECIDED * sum(timestep is not None for timestep in found))
     rows, excused = [], 0
-    for row in level.rows:
-        timestep = next((t for text, t in timesteps.items() if row.name.endswith(text)), None)
+    for row, timestep in zip(level.rows, found, strict=True):
         if not row.ok and timestep is not None and math.isfinite(row.figures["worst"]) and undecided(timestep):
             excused += 1
             row = replace(row, ok=excused <= most, figures={**row.figures, "undecided": 1.0})

@@ -88,6 +88,12 @@ def test_many_undecided_timesteps_excuse_nothing_beyond_a_tenth() -> None:
     assert len(failures(judged)) == 3
 
 
+def test_rows_of_labels_make_no_room_for_more_undecided_timesteps() -> None:
+    off = level({10 * i: 0.02 for i in range(5)})
+    labelled = Level("step", "", (*off.rows, *(Row(f"eps, label {label}", True) for label in range(200))))
+    assert len(failures(without_coins(labelled, TIMESTEPS, lambda _: True))) == 3
+
+
 def test_what_is_not_finite_is_never_excused() -> None:
     assert failures(without_coins(level({30: math.inf}), TIMESTEPS, lambda _: True))
 
