@@ -14,6 +14,8 @@ it: the median of the run-by-run ratios, and medians and worst of both errors.
 The runs of one step are independent but for what depends on the timestep alone. Where the embedding of a timestep is
 itself quantised and one of its codes lies on a boundary within rounding, that one coin decides for all runs: such a
 row says nothing, is counted as `undecided` and passes, as long as no more than `MOST_UNDECIDED` of the steps are.
+So it is with a text: keys and values of its cross-attention depend on it alone, and each label of a model that reads
+texts is one text. Those labels have no row, nor have labels of too few runs for a test; `labels.untested` counts both.
 """
 
 import math
@@ -154,7 +156,10 @@ def step_level(
                 errors.add(f"{state}.next", after[f"{state}.next"][0], torch32[image], true[image], where)
     demand = f"error at most {most:g} times torch float32's, same inputs"
     level = _level("step", demand, errors, most, [name for name in errors.ours if name.startswith("eps")])
-    level = replace(level, rows=(*level.rows, *_label_rows(by_label, most)))
+    of_labels = [] if any(moment.texts is not None for moment in moments) else _label_rows(by_label, most)
+    untested = len(by_label.ours) - len(of_labels) if len(by_label.ours) > 1 else 0
+    figures = {**level.figures, "labels.untested": float(untested)}
+    level = replace(level, rows=(*level.rows, *of_labels), figures=figures)
     timesteps = {f"(timestep {moment.timestep})": moment.timestep for moment in moments}
     return level if undecided is None else without_coins(level, timesteps, undecided)
 

@@ -133,11 +133,12 @@ class Exact:
         return x.astype(np.float64) * (1 + labels[:, None, None, None])
 
 
-def label_run(mistaken: int | None, steps: int) -> Level:
+def label_run(mistaken: int | None, steps: int, texts: np.ndarray | None = None) -> Level:
     rng, labels = np.random.default_rng(0), [(image + 4) % 5 for image in range(10)]
     moments = [
-        Moment(step, 100 - step, np.array(labels), rng.standard_normal((10, 1, 2, 2)).astype(np.float32), (), False)
+        Moment(step, 100 - step, np.array(labels), x, (), False, texts)
         for step in range(steps)
+        for x in [rng.standard_normal((10, 1, 2, 2)).astype(np.float32)]
     ]
     subject = Exact(mistaken)
     return step_level(subject, [], subject, Runs(labels, Trajectories([], moments), Trajectories([], [])))
@@ -151,6 +152,18 @@ def test_a_fault_of_one_label_is_not_outvoted_by_the_others() -> None:
 def test_a_label_with_too_few_runs_for_the_sign_test_has_no_row() -> None:
     assert [row.name for row in label_run(3, 4).rows] == [f"eps, step {n} (timestep {100 - n})" for n in range(4)]
     assert sum(row.name.startswith("eps, label") for row in label_run(None, 5).rows) == 5
+
+
+def test_labels_without_a_row_are_counted() -> None:
+    assert label_run(None, 4).figures["labels.untested"] == 5
+    assert label_run(None, 5).figures["labels.untested"] == 0
+
+
+def test_a_text_has_no_row_since_one_coin_in_it_would_decide_all_its_runs() -> None:
+    """Keys and values of cross-attention are the same in all runs of a text; here they round apart in one text."""
+    read = label_run(3, 10, np.zeros((10, 2, 4), np.float32))
+    assert read.ok and not [row for row in read.rows if row.name.startswith("eps, label")]
+    assert read.figures["labels.untested"] == 5
 
 
 def test_images_of_a_latent_model_are_decoded_before_they_are_held_against_each_other() -> None:
