@@ -29,8 +29,9 @@ def write_together(files: Mapping[Path, bytes | None]) -> None:
     """Write `files` of one folder, whole or not at all; None removes a companion that earlier ones may have left.
 
     The first is the one that readers ask for. Raises ValueError for a name that is none of its companions',
-    `InvalidModelError` where a folder or a file stands in the way, OSError where the disk refuses; then the old files
-    are untouched.
+    `InvalidModelError` where a folder or a file stands in the way or somebody removes a new one before it has its name,
+    OSError where the disk refuses; then the old files are untouched. Only when it refuses a rename, some may be new:
+    readers refuse those, and the next writer finishes them.
     """
     main = next(iter(files))
     for path in files:
@@ -52,11 +53,15 @@ def write_together(files: Mapping[Path, bytes | None]) -> None:
         ]
         with locked(main.parent):
             _finish(main)  # of a writer that was quicker
+            superseded = [entry.scratch for entry in _listed(main) if entry.scratch and entry.pending]
             journal = _journal(main)
             listing = write_scratch(journal, json.dumps({"files": entries}).encode())
             os.replace(listing, journal)
             sync_folder(main.parent)  # it lasts before the first rename that it is for
             _finish(main)
+            for scratch in superseded:
+                scratch.unlink(missing_ok=True)
+        check_settled(main)
     finally:
         if listing is None or listing.exists():  # once it has its name, they are the journal's, whatever ended us
             for scratch in (*scratches.values(), *([listing] if listing else [])):
@@ -96,12 +101,16 @@ def settle(main: str | os.PathLike[str]) -> None:
 def _finish(main: Path) -> None:
     """Do the journal's renames, as often as it takes: what is done is skipped.
 
-    Where a part is lost, the journal stays: until all are written anew, readers have to refuse what is there.
+    Where a part is lost, nothing changes and the journal stays: readers refuse what is there until all are written
+    anew, or until somebody deletes the journal to have the old ones.
     """
     journal = _journal(main)
     if not journal.is_file():
         return
-    for entry in _listed(main):
+    entries = list(_listed(main))
+    if any(entry.lost for entry in entries):
+        return
+    for entry in entries:
         if not entry.pending:  # it is done
             continue
         if entry.scratch is None:
@@ -109,15 +118,16 @@ def _finish(main: Path) -> None:
         else:
             os.replace(entry.scratch, entry.target)
     sync_folder(main.parent)
-    if any(entry.lost for entry in _listed(main)):
-        return
     journal.unlink(missing_ok=True)
     sync_folder(main.parent)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A renaming of `scratch`, whose contents have `digest`, to `target`; without a scratch a removal of `target`."""
+    """A renaming of `scratch`, whose contents have `digest`, to `target`; without a scratch a removal of `target`.
+
+    The digest is empty in journals of earlier versions.
+    """
 
     scratch: Path | None
     target: Path
@@ -131,11 +141,14 @@ class _Entry:
     @property
     def lost(self) -> bool:
         """Whether the file was neither renamed nor is it waiting: somebody removed it, or put another in its place."""
-        if self.scratch is None or self.pending:
+        if self.scratch is None:
             return False
-        if not _is_regular(self.target):
+        place = self.scratch if self.pending else self.target
+        if not _is_regular(place):
             return True
-        with self.target.open("rb") as stream:
+        if not self.digest:
+            return False
+        with place.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() != self.digest
 
 
@@ -151,8 +164,8 @@ def _listed(main: Path) -> Iterator[_Entry]:
     listed = read_mark(_journal(main), _MOST_JOURNAL_BYTES).get("files")
     ours = _names(main)
     for entry in listed if isinstance(listed, list) else []:
-        if isinstance(entry, list) and len(entry) == 3 and all(isinstance(text, str) for text in entry):
-            scratch, target, digest = entry
+        if isinstance(entry, list) and len(entry) in (2, 3) and all(isinstance(text, str) for text in entry):
+            scratch, target, digest = (*entry, "")[:3]
             if target in ours and "/" not in scratch and (not scratch or scratch.startswith(f".{target}.")):
                 yield _Entry(main.parent / scratch if scratch else None, main.parent / target, digest)
 

@@ -118,6 +118,59 @@ def test_a_reader_refuses_where_a_part_that_the_journal_names_is_gone(tmp_path, 
     assert contents(tmp_path) == {name: name.encode() for name in NAMES}
 
 
+def test_a_journal_without_hashes_is_finished_as_one_with_them(tmp_path, files):
+    """Such as earlier versions wrote."""
+    write_together({**dict.fromkeys(files, b"old"), tmp_path / "m.decoder.onnx": b"old"})
+    for name in NAMES[1:]:  # the first is renamed
+        (tmp_path / f".{name}.x").write_bytes(name.encode())
+    (tmp_path / NAMES[0]).write_bytes(NAMES[0].encode())
+    leave_journal(tmp_path, *([f".{name}.x", name] for name in NAMES), ["", "m.decoder.onnx"])
+    with pytest.raises(InvalidModelError, match="was cut short"):
+        check_settled(tmp_path / NAMES[0])
+    settle(tmp_path / NAMES[0])
+    assert contents(tmp_path) == {name: name.encode() for name in NAMES}
+
+
+def test_a_journal_without_hashes_of_which_a_part_is_gone_is_refused(tmp_path):
+    (tmp_path / NAMES[0]).write_bytes(b"graph")
+    leave_journal(tmp_path, *([f".{name}.x", name] for name in NAMES[:2]))
+    with pytest.raises(InvalidModelError, match="was cut short"):
+        check_settled(tmp_path / NAMES[0])
+
+
+@pytest.mark.parametrize("gone", range(3))
+@pytest.mark.parametrize("ends", [None, b"another"], ids=["removed", "replaced"])
+def test_where_a_part_is_lost_the_old_ones_stay_until_all_are_written_anew(tmp_path, files, gone, ends):
+    write_together({**dict.fromkeys(files, b"old"), tmp_path / "m.decoder.onnx": b"old"})
+    for name in NAMES:
+        (tmp_path / f".{name}.x").write_bytes(name.encode())
+    leave_journal(tmp_path, ["", "m.decoder.onnx", ""], *([f".{name}.x", name, digest(name)] for name in NAMES))
+    lost = tmp_path / f".{NAMES[gone]}.x"
+    lost.unlink()
+    if ends is not None:
+        lost.write_bytes(ends)
+    before = contents(tmp_path)
+    settle(tmp_path / NAMES[0])
+    assert contents(tmp_path) == before
+    with pytest.raises(InvalidModelError, match="was cut short"):
+        check_settled(tmp_path / NAMES[0])
+    write_together({**files, tmp_path / "m.decoder.onnx": None})
+    assert contents(tmp_path) == {name: name.encode() for name in NAMES}
+
+
+def test_a_writer_whose_part_somebody_removes_says_so(tmp_path, files, monkeypatch):
+    write_together(dict.fromkeys(files, b"old"))
+
+    def remove(folder):
+        for path in folder.glob(f".{NAMES[1]}.*"):
+            path.unlink()
+
+    monkeypatch.setattr(atomic_files, "sync_folder", remove)
+    with pytest.raises(InvalidModelError, match="was cut short"):
+        write_together(files)
+    assert {name: contents(tmp_path)[name] for name in NAMES} == dict.fromkeys(NAMES, b"old")
+
+
 def test_the_next_writer_finishes_the_one_before(tmp_path, files, monkeypatch):
     def stop(_main):
         if atomic_files._journal(_main).is_file():
@@ -154,7 +207,9 @@ STRANGERS = ("other", "mm.onnx", ".m.onnx.x", "m.safetensors", "m.py", ".m.py.x"
         ["", "m.safetensors", ""],
         ["", "m.py", ""],
         [".m.py.x", "m.py", ""],
-        [".m.onnx.x", "m.onnx"],
+        ["", "m.py"],
+        ["other", "m.onnx"],
+        [".m.onnx.x"],
         [1, 2, 3],
         "m.onnx",
     ],
