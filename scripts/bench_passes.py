@@ -3,7 +3,8 @@
     python scripts/bench_passes.py                                     the digits models that have kernels
     python scripts/bench_passes.py --models zoo:digits-bidm-w1a1       only these; the others keep their figures
 
-A model is a checkpoint (`preset:ddpm-cifar10,method=efficientdm` is one too) or an exported graph.
+A page of another machine is not added to: measure all models, or name another --output. A model is a checkpoint
+(`preset:ddpm-cifar10,method=efficientdm` is one too) or an exported graph.
 
 Each model is compiled once with the whole pipeline and once without each pass that applies to it; then all variants
 take turns in one run, at one thread.
@@ -12,6 +13,7 @@ take turns in one run, at one thread.
 import argparse
 import platform
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgedm import progress
@@ -30,7 +32,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "bench"
 HEAD = """# What each pass gives
 
 `python scripts/bench_passes.py` compiles every model with the whole pipeline and once without each pass that applies
-to it, then times all of them in turns, one step at one thread (target {target}, {system}).
+to it, then times all of them in turns, one step at one thread {machine}.
 A pass that others build on takes their effect with it, so rows do not add up. *Rewrites* is how often a pass applies;
 *MB moved* are the bytes of all operands of kernel calls that are no constants; times are first deciles.
 """
@@ -43,8 +45,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DOCS / "passes.md")
     arguments = parser.parse_args()
     progress.enabled = True
-    head = HEAD.format(target=resolve("host").name, system=platform.system())
-    held = sections(arguments.output)
+    machine = f"(target {resolve('host').name}, {platform.system()})"
+    head = HEAD.format(machine=machine)
+    held = sections(arguments.output, machine, [title(model) for model in arguments.models])
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for model in arguments.models:
         with tempfile.TemporaryDirectory(prefix="edgedm-ablation-") as scratch:
@@ -52,17 +55,35 @@ def main() -> None:
             if graph.suffix != ".onnx":
                 graph = Path(scratch) / "model.onnx"
                 export(model, graph)
-            name = Path(model).stem if graph == Path(model) else model.removeprefix("zoo:")
+            name = title(model)
             held[name] = f"## {name}\n\n{table(ablate(graph, Path(scratch), arguments.seconds))}\n"
         page = "\n".join([head, *held.values()])
         arguments.output.write_text(page)  # model by model: an interrupted run keeps what it has
     print(arguments.output)
 
 
-def sections(page: Path) -> dict[str, str]:
-    """The parts of an earlier page, by model."""
-    text = page.read_text() if page.is_file() else ""
-    return {part.partition("\n")[0]: f"## {part}" for part in text.split("\n## ")[1:]}
+def title(model: str) -> str:
+    """The name of a checkpoint's or a graph's section."""
+    return Path(model).stem if model.endswith(".onnx") else model.removeprefix("zoo:")
+
+
+def sections(page: Path, machine: str, measured: Sequence[str]) -> dict[str, str]:
+    """The parts of an earlier page of the same machine by model, of those that are in `MODELS`.
+
+    Ends the program where a page of another machine has some that are not `measured` now, which would be lost.
+    """
+    head, *parts = (page.read_text() if page.is_file() else "").split("\n## ")
+    named = {part.partition("\n")[0]: f"## {part}" for part in parts}
+    kept = {title(model): named[title(model)] for model in MODELS if title(model) in named}
+    if machine in head:
+        return kept
+    others = kept.keys() - set(measured)
+    if others:
+        raise SystemExit(
+            f"{page}: {', '.join(sorted(others))} were measured elsewhere, not on {machine}; "
+            "measure all models here, or name another --output"
+        )
+    return {}
 
 
 if __name__ == "__main__":
