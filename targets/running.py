@@ -24,18 +24,12 @@ def command_for(target: Target) -> tuple[str, ...]:
 
     Raises ToolchainError where this machine cannot run it: which tool is missing, or that a board has to.
     """
-    if runs_natively(target):
-        return ()
-    emulator = target.base.emulator
-    if emulator is None:
-        missing = ", ".join(sorted(target.features - detect())) or target.isa
-        raise ToolchainError(f"target {target.name}: this machine lacks {missing}; copy the bundle to one that has it")
-    if not emulator.is_here:
+    command, missing = _running(target)
+    if missing:
         raise ToolchainError(
-            f"target {target.name}: to run it here, {emulator.program} is needed ({emulator.source}); or copy the "
-            "bundle to such a machine"
+            f"target {target.name}: to run it here, {missing}; or copy the bundle to a machine that runs it"
         )
-    return emulator.command(target.features)
+    return command
 
 
 def available() -> list[dict[str, Any]]:
@@ -58,27 +52,29 @@ def targets() -> Outcome:
 
 def _row(target: Target) -> dict[str, Any]:
     compiles = all(importlib.util.find_spec(name) for name in _COMPILERS)
-    runs, how = _running(target)
+    command, missing = _running(target)
+    emulator = target.base.emulator
+    under = emulator.shown(target.features) if command and emulator else ""
+    how = f"to run it here, {missing}" if missing else f"runs here under {under}" if under else "runs here"
     needs = [how] if compiles else ["to compile for it, pip install 'edgedm[compile]'", how]
     if target.base.system == "android":
         needs.append(android.needs())
     return {
         "name": target.name,
         "compiles": compiles,
-        "runs": runs,
-        "available": compiles and bool(runs),
+        "runs": "" if missing else under or "natively",
+        "available": compiles and not missing,
         "needs": "; ".join(needs),
     }
 
 
-def _running(target: Target) -> tuple[str, str]:
-    """How the target's programs run here, as in `available`, and the same in words or what is missing."""
+def _running(target: Target) -> tuple[tuple[str, ...], str]:
+    """What to put before the target's programs to run them here, and what is missing for that, or ""."""
     if runs_natively(target):
-        return "natively", "runs here"
+        return (), ""
     emulator = target.base.emulator
     if emulator is None:
-        return "", f"to run it here, the processor lacks {', '.join(sorted(target.features - detect()))}"
-    command = emulator.shown(target.features)
-    if emulator.is_here:
-        return command, f"runs here under {command}"
-    return "", f"to run it here, {emulator.program} is missing ({emulator.source})"
+        return (), f"the processor lacks {', '.join(sorted(target.features - detect())) or target.isa}"
+    if not emulator.is_here:
+        return (), f"{emulator.program} is missing ({emulator.source})"
+    return emulator.command(target.features), ""
