@@ -5,6 +5,7 @@ import tools
 from edgedm.targets import resolve, runs_natively
 
 TARGETS = ("aarch64", "aarch64+dotprod", "aarch64+dotprod+i8mm", "armv7+neon", "riscv64", "wasm32+simd128")
+MOST_BYTES = 500_000  # of a program of one variant, without its weights
 
 
 def need_machine(target: str) -> None:
