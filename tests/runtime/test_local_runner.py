@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -10,11 +11,13 @@ import onnxruntime
 import pytest
 import tiny_model
 
+from edgedm.bundle import load
 from edgedm.diffusion import NoiseSchedule
 from edgedm.diffusion import sample as numpy_sample
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.ops import attach_functions
 from edgedm.runtime import LocalRunner
+from edgedm.runtime.library import Library
 
 SAME_FLOATS = 2e-5  # a dozen float32 operations on values of order 1, sums of up to 144 terms
 
@@ -224,8 +227,6 @@ def test_progress_can_stop_it(tiny_bundle, threads):
 def test_other_weights_are_refused(tiny_bundle, tmp_path):
     from dataclasses import dataclass
 
-    from edgedm.bundle import load
-
     bundle = load(tiny_bundle)
     data = bytearray(bundle.weights.read_bytes())
     data[100] ^= 1
@@ -242,6 +243,12 @@ def test_other_weights_are_refused(tiny_bundle, tmp_path):
     (tmp_path / "weights.bin").write_bytes(data[:-1])
     with pytest.raises(InvalidModelError, match="bytes of weights"):
         LocalRunner(Altered(bundle.path, bundle.manifest))
+
+
+def test_a_thread_that_met_no_error_is_told_of_none(tiny_bundle):
+    library = Library(tiny_bundle / "lib/libedgedm.so", load(tiny_bundle).manifest.prefix)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(library.call, "last_error").result() == b""
 
 
 def test_closing_twice_is_harmless(tiny_bundle):

@@ -96,7 +96,7 @@ typedef struct {
 /* Called on the caller's thread once for every step of every image; a result other than 0 cancels. */
 typedef int (*edm_progress_fn)(void *user, uint64_t steps_done, uint64_t steps_total);
 
-/* What went wrong in the last call of this thread that did not return EDM_OK. */
+/* What went wrong in the last call of this thread that did not return EDM_OK; "" if there was none. */
 EDM_API const char *edm_last_error(void);
 
 /* The kernels may be here several times, for processors with more and with fewer instructions: the names of these
