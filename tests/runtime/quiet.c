@@ -1,16 +1,13 @@
 /* What a session does after edm_prepare, with each sampler: quiet WEIGHTS THREADS. Prints how many kernels,
- * parallel tasks and callbacks ran, how many of them while a lock was held, and how often memory was asked for.
+ * parallel tasks and callbacks ran, how many of them while a lock was held, how often memory was asked for (as
+ * allocations.c counts it), and a hash of every float and every state that came out.
  *
- * The program's own malloc and its kin count; the linker leads every lock, every kernel (kernels.h) and every parallel
- * loop of theirs through the functions here. */
+ * The linker leads every lock, every kernel (kernels.h) and every parallel loop of theirs through the functions here. */
+#include <inttypes.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <pthread.h>
 
@@ -20,38 +17,15 @@
 enum { LARGEST = 4096, LARGEST_STATE = 1 << 20, STEPS = 4, IMAGES = 5 }; /* floats of an image, bytes of a state */
 
 static atomic_bool watching;
-static atomic_long kernels, tasks, callbacks, locked, asked;
+extern atomic_long allocations;
+static atomic_long kernels, tasks, callbacks, locked;
+static uint64_t bits = 0xcbf29ce484222325;
 static _Thread_local int held;
 
 static void look(atomic_long *count) {
   if (!atomic_load(&watching)) return;
   atomic_fetch_add(count, 1);
   if (held) atomic_fetch_add(&locked, 1);
-}
-
-static void ask(void) {
-  if (atomic_load(&watching)) atomic_fetch_add(&asked, 1);
-}
-
-/* --- memory: glibc's own, under its other names ---------------------------------------------------------- */
-
-void *__libc_malloc(size_t bytes);
-void *__libc_calloc(size_t count, size_t bytes);
-void *__libc_realloc(void *memory, size_t bytes);
-void *__libc_memalign(size_t alignment, size_t bytes);
-
-void *malloc(size_t bytes) { return ask(), __libc_malloc(bytes); }
-void *calloc(size_t count, size_t bytes) { return ask(), __libc_calloc(count, bytes); }
-void *realloc(void *memory, size_t bytes) { return ask(), __libc_realloc(memory, bytes); }
-void *aligned_alloc(size_t alignment, size_t bytes) { return ask(), __libc_memalign(alignment, bytes); }
-int posix_memalign(void **memory, size_t alignment, size_t bytes) {
-  ask();
-  *memory = __libc_memalign(alignment, bytes);
-  return !*memory;
-}
-void *mmap(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
-  ask();
-  return (void *)syscall(SYS_mmap, at, bytes, protection, flags, file, offset);
 }
 
 /* --- locks, kernels, parallel loops: through --wrap ------------------------------------------------------ */
@@ -105,22 +79,41 @@ static int cancelled(void *user, uint64_t done, uint64_t total) {
   return done > 2;
 }
 
+static void see(const void *data, size_t bytes) { /* FNV-1a */
+  for (const uint8_t *at = data, *end = at + bytes; at < end; ++at) bits = (bits ^ *at) * 0x100000001b3;
+}
+
+static size_t bytes_of(const int64_t shape[3]) { return (size_t)(shape[0] * shape[1] * shape[2]) * sizeof(float); }
+
 static bool draw(edm_session *session) {
   static float images[IMAGES * LARGEST], preview[LARGEST], decoded[LARGEST];
   static uint8_t state[LARGEST_STATE];
   int64_t timesteps[STEPS], shape[3];
+  edm_image_shape(shape);
+  size_t bytes = bytes_of(shape);
   edm_sample_options options = {.seed = 3, .images = IMAGES};
-  edm_decoded_shape(shape);
-  bool well = edm_sample(session, &options, images, told, NULL) == EDM_OK;
-  well = well && edm_sample(session, &options, images, cancelled, NULL) == EDM_CANCELLED;
+  bool well = edm_sample(session, &options, images, cancelled, NULL) == EDM_CANCELLED;
+  well = well && edm_sample(session, &options, images, told, NULL) == EDM_OK;
+  see(images, IMAGES * bytes);
   well = well && edm_begin(session, &options) == EDM_OK;
-  while (well && edm_steps_left(session) > 0) well = edm_next(session, preview) == EDM_OK;
+  while (well && edm_steps_left(session) > 0) {
+    well = edm_next(session, preview) == EDM_OK;
+    see(preview, bytes);
+  }
   well = well && edm_current(session, images) == EDM_OK && edm_reset(session) == EDM_OK;
-  for (int step = 0; step < STEPS; ++step) well = well && edm_step(session, step, images, preview) == EDM_OK;
-  for (int i = 0; i < edm_state_count(); ++i)
+  see(images, bytes);
+  for (int step = 0; step < STEPS; ++step) {
+    well = well && edm_step(session, step, images, preview) == EDM_OK;
+    see(preview, bytes);
+  }
+  for (int i = 0; i < edm_state_count(); ++i) {
     well = well && edm_state_bytes(i) <= sizeof state && edm_state_read(session, i, state) == EDM_OK &&
-              edm_state_write(session, i, state) == EDM_OK;
+           edm_state_write(session, i, state) == EDM_OK;
+    see(state, edm_state_bytes(i));
+  }
+  edm_decoded_shape(shape);
   if (shape[0]) well = well && edm_decode(session, images, decoded) == EDM_OK;
+  see(decoded, bytes_of(shape));
   return well && edm_timesteps(session, timesteps) == EDM_OK;
 }
 
@@ -137,15 +130,19 @@ int main(int count, char **arguments) {
   if (edm_open(&source, &model) || edm_session_create(model, &options, &session))
     return fprintf(stderr, "%s\n", edm_last_error()), 2;
   bool well = true;
+  long asked = 0;
   for (edm_sampler sampler = EDM_DDIM; sampler <= EDM_DPM_SOLVER_PP; ++sampler) {
     edm_schedule schedule = {.steps = STEPS, .sampler = sampler, .eta = sampler == EDM_DDIM ? 0.5 : 0.0};
     if (edm_prepare(session, &schedule, &conditions)) return fprintf(stderr, "%s\n", edm_last_error()), 2;
+    long before = atomic_load(&allocations);
     atomic_store(&watching, true);
     well = draw(session) && well;
     atomic_store(&watching, false);
+    asked += atomic_load(&allocations) - before;
   }
   edm_session_free(session);
   edm_close(model);
-  printf("kernels %ld\ntasks %ld\ncallbacks %ld\nlocked %ld\nasked %ld\n", kernels, tasks, callbacks, locked, asked);
+  printf("kernels %ld\ntasks %ld\ncallbacks %ld\nlocked %ld\n", kernels, tasks, callbacks, locked);
+  printf("asked %ld\nbits %" PRIu64 "\n", asked, bits);
   return well ? 0 : 1;
 }

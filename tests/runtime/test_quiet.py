@@ -1,4 +1,4 @@
-"""While images are drawn, no memory is asked for, and kernels, their loops and callbacks run with no lock held."""
+"""Drawing asks for no memory and runs kernels and callbacks with no lock held; threads change no bit of an image."""
 
 import re
 import subprocess
@@ -6,32 +6,44 @@ from pathlib import Path
 
 import pytest
 import tiny_latent
-import tiny_model
 import tools
 
 from edgedm.bundle import load
 from edgedm.lower.codegen import PROGRAM_SOURCES
 from edgedm.lower.objects import SYMBOL
 
-MAIN = Path(__file__).with_name("quiet.c")
+ALLOCATIONS = Path(__file__).with_name("allocations.c")
+MAINS = (Path(__file__).with_name("quiet.c"), ALLOCATIONS)
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-DEDM_PROBE", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 WRAPPED = ("pthread_mutex_lock", "pthread_mutex_unlock", "TVMBackendParallelLaunch")
 LOCKS = re.compile(r"\b((?:pthread_(?:mutex|rwlock|spin|barrier)|sem|mtx)_\w+)")
 
 
-def build(bundle: Path, folder: Path, change: tuple[str, str] = ("\n", "\n")) -> Path:
-    """quiet.c with the bundle's library sources, in which the first text of `change` became the second."""
+def build(bundle: Path, folder: Path, change: tuple[str, str, str] | None = None) -> Path:
+    """quiet.c with the bundle's library sources; `change`: a source's name, a text in it, and what that became."""
     tools.need("gcc")
     kernels = sorted({f"{SYMBOL}{node.kernel}" for node in load(bundle).manifest.nodes})
     (folder / "kernels.h").write_text("".join(f"KERNEL({name})\n" for name in kernels))
-    sources = []
-    for path in sorted((bundle / "src").glob("*.c")):
-        if path.name not in PROGRAM_SOURCES:
-            sources.append(folder / path.name)
-            sources[-1].write_text(path.read_text().replace(*change))
+    sources = [path for path in sorted((bundle / "src").glob("*.c")) if path.name not in PROGRAM_SOURCES]
+    if change is not None:
+        name, old, new = change
+        text = (bundle / "src" / name).read_text()
+        assert text.count(old) == 1, change
+        (folder / name).write_text(text.replace(old, new))
+        sources = [folder / name if path.name == name else path for path in sources]
     wrapped = [f"-Wl,--wrap={name}" for name in (*WRAPPED, *kernels)]
     includes = ["-I", folder, "-I", bundle / "include", "-I", bundle / "src"]
-    command = ["gcc", *FLAGS, *includes, *wrapped, MAIN, *sources, bundle / "kernels.o", "-o", folder / "quiet"]
+    command = [
+        "gcc",
+        *FLAGS,
+        *includes,
+        *wrapped,
+        *MAINS,
+        *sources,
+        bundle / "kernels.o",
+        "-o",
+        folder / "quiet",
+    ]
     done = subprocess.run(
         [*map(str, command), "-lm", "-lpthread"], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -45,26 +57,63 @@ def counts(program: Path, bundle: Path, threads: int) -> dict[str, int]:
     return {name: int(value) for name, value in (line.split() for line in done.stdout.splitlines())}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("latent", [False, True])
-def test_nothing_is_allocated_and_no_lock_is_held(digits_bundle, tmp_path, latent):
-    """By a model whose kernels have parallel loops, and by one that decodes."""
-    bundle = tiny_latent.folder() / "model.bundle" if latent else digits_bundle
-    program = build(bundle, tmp_path)
+def quiet(bundle: Path, folder: Path) -> dict[str, int]:
+    """What is counted on several threads, once nothing was asked for and no lock held, and no thread changed a bit."""
+    program = build(bundle, folder)
     named = subprocess.run(["nm", "-u", program], capture_output=True, text=True, check=True).stdout
     assert set(LOCKS.findall(named)) <= {f"pthread_mutex_{verb}" for verb in ("init", "lock", "unlock", "destroy")}
-    for threads in (1, 3):
+    alone = counts(program, bundle, 1)
+    for threads in (1, 2, 3, 5):
         seen = counts(program, bundle, threads)
         assert (seen["locked"], seen["asked"]) == (0, 0)
         assert min(seen["kernels"], seen["callbacks"]) > 0
-        assert latent or seen["tasks"] > 0
+        assert seen["bits"] == alone["bits"], threads
+    return {**seen, "more tasks": seen["tasks"] - alone["tasks"]}
+
+
+def test_a_tiny_model_is_quiet(tiny_bundle, tmp_path):
+    quiet(tiny_bundle, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_model_with_parallel_loops_is_quiet(digits_bundle, tmp_path):
+    assert quiet(digits_bundle, tmp_path)["more tasks"] > 0  # the loops are shared among the threads
+
+
+@pytest.mark.slow
+def test_a_model_that_decodes_is_quiet(tmp_path):
+    quiet(tiny_latent.folder() / "model.bundle", tmp_path)
+
+
+@pytest.mark.parametrize(("sampler", "threads"), [("ddpm", 1), ("dpm-solver++", 3)])
+def test_the_program_asks_for_no_more_memory_for_more_steps_and_images(tiny_bundle, tmp_path, sampler, threads):
+    tools.need("gcc")
+    library = tmp_path / "allocations.so"
+    built = ["gcc", *FLAGS, "-shared", "-fPIC", "-DPRELOADED", ALLOCATIONS, "-o", library]
+    subprocess.run(built, check=True)
+    asked = []
+    for images, steps in ((2, 1), (2, 20), (7, 20)):
+        command = [tiny_bundle / "bin/edgedm-sample", "-n", images, "--steps", steps, "-o", tmp_path / "a.npy"]
+        command += ["--sampler", sampler, "--threads", threads]
+        done = subprocess.run(
+            [str(part) for part in command],
+            env={"LD_PRELOAD": str(library)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        asked.append(int(done.stderr))
+    assert asked[0] > 0
+    assert asked == asked[:1] * 3
 
 
 _ALLOCATES = (
+    "session.c",
     "  lane->current = 1 - lane->current;",
     "  lane->current = 1 - lane->current;\n  *(void *volatile *)lane->timestep = malloc(8);",
 )
 _LOCKS = (
+    "threads.c",
     "  work(pool, start_round(pool, pool->tasks));",
     "  uint32_t begun = start_round(pool, pool->tasks);\n  pthread_mutex_lock(&pool->lock);\n"
     "  work(pool, begun);\n  pthread_mutex_unlock(&pool->lock);",
@@ -72,10 +121,6 @@ _LOCKS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("source", "change", "name"), [("session.c", _ALLOCATES, "asked"), ("threads.c", _LOCKS, "locked")]
-)
-def test_what_would_break_it_is_found(tmp_path, source, change, name):
-    bundle = tiny_model.folder() / "model.bundle"
-    assert (bundle / "src" / source).read_text().count(change[0]) == 1
-    assert counts(build(bundle, tmp_path, change), bundle, 3)[name] > 0
+@pytest.mark.parametrize(("change", "name"), [(_ALLOCATES, "asked"), (_LOCKS, "locked")])
+def test_what_would_break_it_is_found(tiny_bundle, tmp_path, change, name):
+    assert counts(build(tiny_bundle, tmp_path, change), tiny_bundle, 3)[name] > 0
