@@ -12,6 +12,7 @@ import tools
 from edgedm.bundle import load
 from edgedm.lower import compile as compile_graph
 from edgedm.lower.codegen import PROGRAM_SOURCES
+from edgedm.lower.toolchain import WARNINGS
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +28,7 @@ def _run(*command, cwd: Path, timeout: int = 120) -> str:
 def _build(bundle: Path, folder: Path, *flags: str, main: Path | None = None) -> Path:
     """edgedm-sample, or another program, built by gcc with the bundle's own sources."""
     tools.need("gcc")
-    warnings = ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
-    common = ["-std=c11", "-D_GNU_SOURCE", "-DEDM_PROBE", "-g", "-O1", "-ffp-contract=off", *warnings, *flags]
+    common = ["-std=c11", "-D_GNU_SOURCE", "-DEDM_PROBE", "-g", "-O1", "-ffp-contract=off", *WARNINGS, *flags]
     sources = sorted((bundle / "src").glob("*.c"))
     if main is not None:
         sources = [path for path in sources if path.name not in PROGRAM_SOURCES] + [main]
