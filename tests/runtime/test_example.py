@@ -9,11 +9,12 @@ import pytest
 import tools
 
 from edgedm.images import encode_png, grid
+from edgedm.lower.toolchain import WARNINGS
 from edgedm.runtime import LocalRunner
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-WARNINGS = ("-std=c11", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
+STRICT = ("-std=c11", *WARNINGS)
 
 
 def _run(*command, cwd: Path, **environment: str) -> str:
@@ -38,13 +39,13 @@ def _by_cmake(bundle: Path, folder: Path) -> Path:
     return folder / "build" / "draw"
 
 
-def _by_pkg_config(bundle: Path, folder: Path, source: Path = EXAMPLES / "draw.c") -> Path:
+def _by_pkg_config(bundle: Path, folder: Path) -> Path:
     tools.need("pkg-config")
     tools.need("gcc")
     flags = _run(
         "pkg-config", "--cflags", "--libs", "edgedm", cwd=folder, PKG_CONFIG_PATH=str(bundle / "lib/pkgconfig")
     ).split()
-    _run("gcc", *WARNINGS, source, "-o", "draw", *flags, f"-Wl,-rpath,{bundle / 'lib'}", cwd=folder)
+    _run("gcc", *STRICT, EXAMPLES / "draw.c", "-o", "draw", *flags, f"-Wl,-rpath,{bundle / 'lib'}", cwd=folder)
     return folder / "draw"
 
 
@@ -60,12 +61,17 @@ def test_the_example_draws_what_python_draws(tiny_bundle, tmp_path, build):
     assert _pixels(ours) == _pixels(encode_png(grid(want)))
 
 
-def test_the_program_in_the_readme_draws_what_python_draws(tiny_bundle, tmp_path):
-    (program,) = re.findall(r"^```c\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+def test_the_program_in_the_readme_draws_what_python_draws(digits_bundle, tmp_path):
+    """Built and run by the commands that follow it there."""
+    tools.need("pkg-config")
+    tools.need("gcc")
+    text = (ROOT / "README.md").read_text()
+    ((program, commands),) = re.findall(r"^```c\n(.*?)^```\n+```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "four.c").write_text(program)
-    (tmp_path / "model.bundle").symlink_to(tiny_bundle)
-    _run(_by_pkg_config(tiny_bundle, tmp_path, tmp_path / "four.c"), cwd=tmp_path)
-    with LocalRunner(tiny_bundle) as runner:
+    (tmp_path / "model.bundle").symlink_to(digits_bundle)
+    _run("gcc", *STRICT, "-fsyntax-only", "-I", digits_bundle / "include", "four.c", cwd=tmp_path)
+    _run("sh", "-c", commands, cwd=tmp_path)
+    with LocalRunner(digits_bundle) as runner:
         runner.prepare(20, "dpm-solver++", label=1, guidance=1.5)
         want = runner.sample(4)
     assert _pixels((tmp_path / "four.png").read_bytes()) == _pixels(encode_png(grid(want)))
