@@ -205,11 +205,16 @@ def test_rows_of_all_families_are_ranked_at_each_width():
     assert "- **W4A4**: " in text and "- **W1A4**" not in text  # a single row has nothing to be held against
 
 
-def test_the_committed_cells_are_of_the_rows_as_they_are():
+def test_the_committed_cells_have_the_configurations_of_the_rows():
     runs, names = Path(__file__).parents[2] / "docs" / "methods", runpy.run_path(str(SCRIPT))
     base = names["base_digest"](runs)
     stale = [f"{row.key} {seed}" for row in ROWS for seed in (0, 1) if not names["is_done"](runs, row, seed, 1.0, base)]
     assert not stale, "measure them again: python scripts/bench_methods.py --runs docs/methods"
+
+
+def test_every_ranking_by_frechet_distance_says_that_a_few_tenths_are_no_order():
+    lines = [line for line in report(CELLS, ORDER).splitlines() if line.startswith("By Frechet distance")]
+    assert len(lines) > 1 and all("a few tenths are no order" in line for line in lines)
 
 
 def test_the_report_states_the_claims_in_figures():

@@ -13,6 +13,7 @@ Cell = Mapping[str, Any]
 
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 MIB = 2**20
+CAVEAT = "a few tenths are no order"
 
 TITLES = {
     "binarydm": "BinaryDM, W1A4",
@@ -79,7 +80,7 @@ def report(cells: Iterable[Cell], order: Sequence[str]) -> str:
         own = {key: group for key, group in rows.items() if key.startswith(family + "/")}
         parts.append(f"### {TITLES.get(family, family)}\n\n{table(own)}")
         if len(own) > 1:
-            parts.append(f"By Frechet distance, worst first: {ranking(own, 'frechet')}.  ")
+            parts.append(f"By Frechet distance, worst first ({CAVEAT}): {ranking(own, 'frechet')}.  ")
             parts.append(f"By eps-MSE to the float model, worst first: {ranking(own, 'eps_mse')}.")
     parts += _across(rows)
     claims = [*_changed(rows), *_dilated(rows), *_time(rows), *_memory(rows)]
@@ -103,8 +104,8 @@ def _across(rows: Mapping[str, Sequence[Cell]]) -> list[str]:
             lines.append(f"- **{bits}**: {ranking(group, 'frechet', whole=True)}.")
     if not lines:
         return []
-    head = "### All families at each width\n\nBy Frechet distance, worst first; budgets differ between families."
-    return [f"{head}\n\n" + "\n".join(lines)]
+    order = f"By Frechet distance, worst first; budgets differ between families, and {CAVEAT}."
+    return [f"### All families at each width\n\n{order}\n\n" + "\n".join(lines)]
 
 
 def ranking(rows: Mapping[str, Sequence[Cell]], figure: str, whole: bool = False) -> str:
