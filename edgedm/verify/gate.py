@@ -6,19 +6,27 @@ What the file leaves out comes from `DEFAULTS` of the method, then from the fiel
 """
 
 import contextlib
+import math
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgedm.errors import InvalidModelError
 from edgedm.files import check_regular
 
 MAX_BYTES = 1 << 20
 """No gate file is larger; TOML is parsed in memory."""
+
+NOISES = ("same", "independent")
+TESTS = 3 * len(NOISES)
+"""Rows of level distribution, each of which could fail by chance: distance, precision and recall by noise."""
+
+MARGIN = 16
+"""So many times rarer than a row's chance is the rarest that exchanged pairs give, so that throws tell it apart."""
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -141,6 +149,12 @@ class Gate(Tables):
     features: Annotated[str, Field(min_length=1)] | None = None
     method: dict[MethodName, Tables] = {}
 
+    @model_validator(mode="after")
+    def _samples_tell(self) -> "Gate":
+        for name in ("", *self.method):
+            _check_samples(self.of_method(name).distribution, f"method.{name}.distribution" if name else "distribution")
+        return self
+
     def of_method(self, name: str) -> Tables:
         """The tables that hold for a checkpoint of method `name`: its own, the file's, the method's defaults."""
         return Tables.model_validate(_merged(DEFAULTS.get(name, {}), self.written(name)))
@@ -148,6 +162,20 @@ class Gate(Tables):
     def written(self, name: str) -> dict[str, dict[str, Any]]:
         """What the file itself says for a checkpoint of method `name`, by table and key."""
         return _merged(_written(self), _written(self.method.get(name)))  # type: ignore[call-overload]
+
+
+def _check_samples(gate: DistributionGate, where: str) -> None:
+    """ValueError where no Frechet distance could fail.
+
+    Pairs all exchanged give the same distance as none, so with n pairs nothing is rarer than 2 / 2^n.
+    """
+    rarest = 2.0 ** (1 - gate.samples) * TESTS * MARGIN
+    if rarest > gate.chance:
+        least = gate.samples + math.ceil(math.log2(rarest / gate.chance))
+        raise ValueError(
+            f"{where}: with samples = {gate.samples} and chance = {gate.chance:g} no row could fail; "
+            f"expected at least {least} samples, or a chance of at least {rarest:.2g}"
+        )
 
 
 DEFAULTS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
@@ -196,6 +224,8 @@ def _first(error: ValidationError) -> str:
     """The first thing that is wrong, by its dotted key."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
+    if not where:  # of several keys together: it names them
+        return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
         known = ", ".join(_keys(first["loc"][:-1]))
         return f"{where}: unknown key; expected one of {known}"

@@ -1,12 +1,13 @@
 """Gate files: what they may say, what they mean by method, and how figures are held against them."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.verify import verify
-from edgedm.verify.distribution_level import fits
+from edgedm.verify.distribution_level import fits, rows_of
 from edgedm.verify.gate import DEFAULTS, MAX_BYTES, Gate, load_gate
 from edgedm.verify.gates import gate_rows, unmeasured_rows, with_requirements
 from edgedm.verify.report import Level, Row
@@ -53,6 +54,12 @@ def test_defaults_go_by_method_and_the_file_goes_before_them(tmp_path) -> None:
         ("[distribution]\nchance = inf", "distribution.chance"),
         ("[distribution]\nchance = 1e-5", "distribution.chance"),
         ("[distribution]\nsamples = 8193", "distribution.samples"),
+        ("[distribution]\nsamples = 16", "distribution: with samples = 16 and chance = 0.001 .* at least 18 samples"),
+        ("[distribution]\nsamples = 20\nchance = 1e-4", "at least 21 samples, or a chance of at least 0.00018"),
+        (
+            "[distribution]\nsamples = 18\n[method.bidm.distribution]\nchance = 1e-4",
+            "method.bidm.distribution: with samples = 18 and chance = 0.0001 no row could fail",
+        ),
         ("steps = 0", "steps"),
         ("steps = 'many'", "steps"),
         ("levels = []", "levels"),
@@ -65,6 +72,17 @@ def test_what_is_wrong_is_named_by_file_and_key(tmp_path, text: str, message: st
     with pytest.raises(InvalidModelError, match=message) as caught:
         gate(tmp_path, text)
     assert "gate.toml" in str(caught.value)
+
+
+def test_the_fewest_samples_of_a_chance_are_enough_for_a_shift_to_show(tmp_path) -> None:
+    samples = 16
+    method = f"[distribution]\nchance = 0.003\n[method.bidm.distribution]\nsamples = {samples}\n"
+    found = gate(tmp_path, method).of_method("bidm").distribution
+    torch = np.random.default_rng(0).standard_normal((samples, 4))
+    (distance, _), *_ = rows_of("independent", torch, torch + 9.0, found)
+    assert not distance.ok
+    with pytest.raises(InvalidModelError, match="no row could fail"):
+        gate(tmp_path, method.replace("0.003", "0.0029"))
 
 
 def test_a_missing_or_huge_file_is_refused(tmp_path) -> None:
