@@ -19,7 +19,7 @@ from edgedm.diffusion import sample as numpy_sample
 from edgedm.errors import InvalidModelError
 from edgedm.runtime import Runner as BundleRunner
 from edgedm.verify.features import features_for
-from edgedm.verify.gate import DistributionGate
+from edgedm.verify.gate import NOISES, TESTS, DistributionGate
 from edgedm.verify.report import Level, Row, number
 from edgedm.verify.request import Request
 from edgedm.verify.run_level import SEED, Runner
@@ -30,10 +30,6 @@ Floats = NDArray[np.float32]
 
 BATCH = 32
 """Images that torch draws together; all steps of a batch are kept in memory."""
-
-NOISES = ("same", "independent")
-TESTS = 3 * len(NOISES)
-"""Rows of the level, each of which could fail by chance: distance, precision and recall by noise."""
 
 
 class Decodes(Protocol):
@@ -103,7 +99,8 @@ def rows_of(name: str, torch: Features, ours: Features, gate: DistributionGate) 
             f"with a probability of {number(found.probability)}; beyond chance it is {number(beyond)} of the "
             f"variance, at most {number(gate.max_shift)} allowed"
         )
-    rows = [(Row(f"Frechet distance, {name} noise", not note, {**_figures(found), "shift": beyond}, note), "frechet")]
+    figures = {**_figures(found, "beyond chance "), "shift": beyond}
+    rows = [(Row(f"Frechet distance, {name} noise", not note, figures, note), "frechet")]
     for statistic, share in zip(("precision", "recall"), precision_recall(torch, ours, chance), strict=True):
         drop, note = share.by_chance - share.seen, ""
         if share.probability < chance and drop > gate.max_drop:
@@ -115,13 +112,14 @@ def rows_of(name: str, torch: Features, ours: Features, gate: DistributionGate) 
     return rows
 
 
-def _figures(found: Finding) -> dict[str, float]:
+def _figures(found: Finding, what: str = "") -> dict[str, float]:
+    """`what` the interval is of, if not of the figure that was seen."""
     return {
         "seen": found.seen,
         "by chance": found.by_chance,
         "probability": found.probability,
-        "low": found.low,
-        "high": found.high,
+        f"{what}low": found.low,
+        f"{what}high": found.high,
     }
 
 

@@ -87,5 +87,7 @@ def test_a_right_bundle_draws_from_the_same_distribution(bundle, tmp_path) -> No
     }
     same, other = (rows[f"Frechet distance, {noise} noise"] for noise in ("same", "independent"))
     assert same["seen"] < 1e-3 * other["seen"]  # nothing but rounding lies between images of the same noise
-    assert other["low"] <= 0 <= other["high"]
+    assert other["beyond chance low"] <= 0 <= other["beyond chance high"]
+    share = rows["precision, independent noise"]
+    assert share["low"] <= share["seen"] <= share["high"]
     assert outcome.figures["distribution.samples"] == 30

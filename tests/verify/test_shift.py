@@ -136,6 +136,13 @@ def test_from_the_same_noise_a_shift_that_does_not_count_passes_and_one_that_doe
     assert not rows(a, a + 0.4 * SPREAD, "same").ok
 
 
+def test_a_distance_has_the_interval_of_what_is_beyond_chance_and_says_so() -> None:
+    rng = np.random.default_rng(9)
+    distance, *shares = rows(draw(rng), draw(rng)).rows
+    assert {"beyond chance low", "beyond chance high"} < set(distance.figures) and "low" not in distance.figures
+    assert all(row.figures["low"] <= row.figures["seen"] <= row.figures["high"] for row in shares)
+
+
 def test_identical_images_pass() -> None:
     a = draw(np.random.default_rng(5), 64)
     assert rows(a, a.copy(), "same", DistributionGate(max_shift=0.0, chance=0.01)).ok
