@@ -96,8 +96,9 @@ def verdict(outcome: Outcome) -> str:
     if not outcome.ok:
         return "parity does not hold"
     off = ", ".join(level["name"] for level in levels if not level["ok"])
-    if not outcome.details["gates"] and not any(level["required"] for level in levels):
-        return "nothing was required" + (f"; off: {off}" if off else ", and everything holds")
+    if not any(level["required"] for level in levels):
+        told = "thresholds hold; no level was required" if outcome.details["gates"] else "nothing was required"
+        return told + (f"; off: {off}" if off else ", and everything holds")
     return "parity holds" + (f" where it is required; off and not required: {off}" if off else "")
 
 
