@@ -15,8 +15,11 @@ pytestmark = pytest.mark.slow  # what the verbs read takes a minute to make
 
 MOST = 40  # points of a verb and mode that are all tried here; scripts/kill_verbs.py tries every one of every verb
 SPREAD, LAST = 8, 12  # of a verb with more (compile, which writes a folder): some, and those where names change
-VERBS = ("quantize", "export", "optimize", "compile", "sample", "edgedm-sample", "sign")
+LEAST = {"quantize": 8, "export": 15, "optimize": 20, "compile": 100, "sample": 5, "edgedm-sample": 2, "sign": 5}
+"""Changes that the shim sees at least of each verb; of the C runtime's it sees fsync and rename alone."""
+VERBS = tuple(LEAST)
 KILLS = 3  # at random moments, of each verb; likewise
+TRIES = 50  # times the kills that are asked for: a verb may be done before it is hit, one in C after half a ms
 MODES = {"k": "killed before", "h": "killed amid", "e": "on a full disk from"}
 
 
@@ -101,7 +104,7 @@ def whole(server, memory):
         old(verb, folder, server.room)
         before = state(verb, folder, server.room)
         answer = server.run(verb, folder, whole=True)
-        assert answer["error"] == "" and answer["count"] >= 2  # of the C runtime's the shim sees fsync and rename
+        assert answer["error"] == "" and answer["count"] >= LEAST[verb]
         after = state(verb, folder, server.room)
         assert before != after
         again = memory / f"again-{verb}"
@@ -124,10 +127,11 @@ def test_the_target_is_the_old_one_or_the_new_one(server, whole, folder, verb, m
 def test_a_first_artefact_is_there_whole_or_not_at_all(server, whole, folder, verb):
     if verb == "sign":  # it has no target without a bundle
         return
-    for at in points(server.run(verb, folder)["count"])[::4]:
+    count = server.run(verb, folder)["count"]
+    for at in points(count) if count <= MOST else {*points(count)[::4], count}:
         place = folder / f"new{at}"
         place.mkdir()
-        server.run(verb, place, at, "k")
+        assert server.run(verb, place, at, "k")["killed"]
         found = state(verb, place, server.room)
         assert found in ({}, whole[verb]["new"]), f"{verb} killed before change {at}"
 
@@ -172,5 +176,9 @@ def test_a_folder_that_may_not_be_written_is_said_and_left_alone(server, whole, 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_that_is_killed_at_random_moments_leaves_a_whole_target(server, whole, folder, verb):
-    for _ in range(KILLS):
-        kill(server, verb, folder, random.uniform(0, whole[verb]["seconds"]), whole[verb])
+    moments, hit = random.Random(verb), 0
+    for _ in range(TRIES * KILLS):
+        hit += kill(server, verb, folder, moments.uniform(0, whole[verb]["seconds"]), whole[verb])
+        if hit == KILLS:
+            break
+    assert hit == KILLS
