@@ -103,17 +103,20 @@ class Dumped(Chain):
 
     def check_made_from(self, config: Mapping[str, Any]) -> None:
         """Raise `InvalidModelError` unless the exported graph is one of a checkpoint with this config."""
-        check_same_config(self.files[0], graph_info(load_graph(self.files[0])).config, config)
+        advice = "name by --chain the folder that `edgedm optimize --dump` wrote on the way to what is verified"
+        check_same_config(self.files[0], graph_info(load_graph(self.files[0])).config, config, advice)
 
 
-def check_same_config(path: object, own: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
+def check_same_config(
+    path: object,
+    own: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    advice: str = "verify against the checkpoint that was exported",
+) -> None:
     """Raise `InvalidModelError` that names `path` and the keys in which its config is not that of the checkpoint."""
     different = sorted(key for key in own.keys() | checkpoint.keys() if own.get(key) != checkpoint.get(key))
     if different:
-        raise InvalidModelError(
-            f"{path} was not made from this checkpoint: {', '.join(different)} differ; "
-            "verify against the checkpoint that was exported"
-        )
+        raise InvalidModelError(f"{path} was not made from this checkpoint: {', '.join(different)} differ; {advice}")
 
 
 def first_off(chain: Chain, holds: Holds) -> int | None:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,7 +18,9 @@ from edgedm.export import export
 from edgedm.passes import optimize, pipeline
 from edgedm.passes.fuse_epilogue import FuseEpilogue
 from edgedm.verify import bisect, verify
+from edgedm.verify import main as bundle_main
 from edgedm.verify.bisect import Chain, Dumped, first_off
+from edgedm.verify.request import request_of
 
 LAYER = "mid_block.resnets.1.conv2"
 
@@ -133,6 +136,24 @@ def test_a_chain_of_another_checkpoint_is_refused_or_named(altered, deployed, tm
     cause = outcome.details["first_failure"]["introduced_by"]
     assert cause.startswith("export: the exported graph is off before any pass, or of another checkpoint: ")
     assert changed[0].removeprefix("unet.") in cause
+
+
+def test_a_chain_of_another_model_than_the_bundle_is_refused_with_advice_on_chains(tmp_path, monkeypatch) -> None:
+    chain = tmp_path / "chain"
+    chain.mkdir()
+    for name in ("00-exported.onnx", "01-Simplify.onnx"):
+        (chain / name).write_bytes(b"")
+    monkeypatch.setattr(bisect, "load_graph", lambda _: None)
+    monkeypatch.setattr(bisect, "graph_info", lambda _: SimpleNamespace(config={"method": "bidm"}))
+    opened = SimpleNamespace(manifest=SimpleNamespace(config={"method": "w4a4"}))
+    monkeypatch.setattr(bundle_main, "load", lambda _: None)
+    monkeypatch.setattr(bundle_main, "choose", lambda *_: opened)
+    asked = request_of(("op",), None, None, None, None, None, None, chain, True, None)
+    with pytest.raises(
+        InvalidModelError, match=r"00-exported.onnx was not made .*: method differ; name by --chain"
+    ) as told:
+        bundle_main.run("model.bundle", "checkpoint", asked)
+    assert "checkpoint that was exported" not in str(told.value)
 
 
 @pytest.mark.slow
