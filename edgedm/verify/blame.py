@@ -4,6 +4,7 @@ Levels op and layer hold a kernel against the bundle's own graph, so what is off
 every kernel right came with the graph, unless the graph itself holds under ONNX Runtime: then the runtime is left.
 """
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -151,6 +152,8 @@ class _Search:
         runs = examination.runs
         kept = [moment for moment in runs.float32.moments if not steps or moment.step in steps]
         self.runs = Runs(runs.labels, type(runs.float32)(runs.float32.images, kept), runs.float64)
+        told = re.fullmatch(r"eps, label (\d+)", row.name)
+        self.image = runs.labels.index(int(told[1])) if told else 0
 
     def cause(
         self, states: Sequence[str], compared: Callable[[Path], str], undecided: Callable[[int], bool] | None = None
@@ -198,15 +201,16 @@ class _Search:
         reference = self.examination.reference
         trained = reference.schedule.num_train_timesteps
         off = contents_level(WholeGraph(chain.graph(0)), reference.modules[32], trained).first_failure
-        return f", or of another checkpoint: {off.name}: {off.note}" if off else ""
+        other = ", or of another checkpoint" if isinstance(chain, Dumped) else ""  # a fresh one is of this checkpoint
+        return f"{other}: {off.name}: {off.note}" if off else ""
 
     def _feeds(self, path: Path) -> dict[str, Array]:
-        """The inputs of a graph file at the first moment, first image."""
-        graph, moment = WholeGraph(path), self.runs.float32.moments[0]
-        state = {name: each[:1] for name, each in zip(graph.states, moment.state, strict=False)}
-        text = None if moment.texts is None else moment.texts[0]
+        """The inputs of a graph file at the first moment: of the first image, of the row's label if it has one."""
+        graph, moment, image = WholeGraph(path), self.runs.float32.moments[0], self.image
+        state = {name: each[image : image + 1] for name, each in zip(graph.states, moment.state, strict=False)}
+        text = None if moment.texts is None else moment.texts[image]
         given = state if moment.has_state else None
-        return dict(feeds_of(graph, moment.timestep, moment.x[0], int(moment.labels[0]), given, text))
+        return dict(feeds_of(graph, moment.timestep, moment.x[image], int(moment.labels[image]), given, text))
 
 
 def _constants(path: Path, graphs: Mapping[str, Graph], lowered: bool) -> str:

@@ -1,11 +1,13 @@
 """What is blamed where a trajectory is off and every single step holds: no pass, and no search for one."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edgedm.verify import blame
+from edgedm.verify.bisect import Dumped, Rerun
 from edgedm.verify.blame import ADDS_UP, blame_bundle, blame_graph
 from edgedm.verify.report import Level, Row
 from edgedm.verify.run_level import Runs
@@ -61,3 +63,36 @@ def test_torch_is_asked_once_for_all_the_graphs_of_a_search() -> None:
         found = [remembered.predict(bits, moment)[0].item() for bits in (32, 64) for moment in moments]
         assert found == [32, 72, 64, 104]
     assert asked == [(32, 0), (32, 4), (64, 0), (64, 4)] and remembered.null_class == 3
+
+
+def test_a_fault_of_a_label_is_looked_at_on_an_image_of_that_label(monkeypatch) -> None:
+    labels, shape = [4, 0, 3], (3, 1, 2, 2)
+    images = np.arange(12, dtype=np.float32).reshape(shape)
+    moment = Moment(0, 9, np.array(labels), images, (images + 100,), True, images[:, 0])
+    examination = SimpleNamespace(
+        reference=SimpleNamespace(null_class=4),
+        runs=Runs(labels, Trajectories([], [moment]), Trajectories([], [])),
+    )
+    roles = {"x": "x", "class_labels": "class_labels", "text": "encoder_hidden_states", "state.a": "state"}
+    graph = SimpleNamespace(states=["state.a"], inputs=list(roles), info=SimpleNamespace(inputs=roles))
+    monkeypatch.setattr(blame, "WholeGraph", lambda _: graph)
+    for name, image in (("eps, label 3", 2), ("eps, step 0 (timestep 9)", 0), ("after step 50", 0)):
+        fed = blame._Search(examination, Row(name, False))._feeds(Path("model.onnx"))
+        assert fed["class_labels"].tolist() == [labels[image]]
+        assert np.array_equal(fed["x"][0], images[image]) and np.array_equal(fed["text"][0], images[image, 0])
+        assert np.array_equal(fed["state.a"][0], images[image] + 100)
+
+
+def test_only_a_graph_that_was_dumped_may_be_of_another_checkpoint(monkeypatch) -> None:
+    off = SimpleNamespace(first_failure=Row("conv1.weight", False, note="1 of 9 numbers differ"))
+    monkeypatch.setattr(blame, "WholeGraph", lambda path: path)
+    monkeypatch.setattr(blame, "contents_level", lambda *_: off)
+    reference = SimpleNamespace(
+        null_class=0, modules={32: None}, schedule=SimpleNamespace(num_train_timesteps=1000), predict=None
+    )
+    runs = Runs([0], Trajectories([], []), Trajectories([], []))
+    search = blame._Search(SimpleNamespace(reference=reference, runs=runs), ROW)
+    for kind, words in ((Dumped, ", or of another checkpoint: "), (Rerun, ": ")):
+        chain = object.__new__(kind)
+        monkeypatch.setattr(kind, "graph", lambda *_: Path("00-exported.onnx"))
+        assert search._other_weights(chain) == f"{words}conv1.weight: 1 of 9 numbers differ"
