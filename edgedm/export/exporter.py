@@ -40,10 +40,7 @@ def run(checkpoint: Checkpoint | str | os.PathLike[str], output: str | os.PathLi
             f"{config.architecture.class_name} cannot be exported yet, only {' and '.join(EXPORTED)}; it can be "
             "quantised and trained in PyTorch (edgedm.quantize(model, method))"
         )
-    if module.condition is None and any(path.endswith(".attn2") for path, _ in module.unet.named_modules()):
-        raise UnsupportedError(
-            "condition_tokens: the model has cross-attention, and its config does not say how many vectors it reads"
-        )
+    config.check_condition()
     schedule = NoiseSchedule.from_config(config.noise_schedule)
     architecture = config.architecture.config
     size = architecture["sample_size"]

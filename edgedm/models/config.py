@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
-from edgedm.errors import InvalidModelError
+from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.files import read_json
 from edgedm.models.bits import Bits
 from edgedm.models.roles import Role
@@ -39,6 +39,13 @@ class Architecture(_Strict):
 
     class_name: Literal["UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"]
     config: dict[str, Any]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it has cross-attention, as `UNet2DConditionModel` has where its config is silent."""
+        silent = "CrossAttn" if self.class_name == "UNet2DConditionModel" else ""
+        kinds = ("down_block_types", "mid_block_type", "up_block_types")
+        return any("CrossAttn" in str(self.config.get(kind, silent)) for kind in kinds)
 
 
 class DecoderArchitecture(_Strict):
@@ -102,6 +109,15 @@ class CheckpointConfig(_Strict):
         """Tokens and their size, of a model that reads `encoder_hidden_states`; else None."""
         tokens = self.condition_tokens
         return None if tokens is None else (tokens, int(self.architecture.config["cross_attention_dim"]))
+
+    def check_condition(self) -> None:
+        """Raise `UnsupportedError` for a model that reads text and does not say how many tokens."""
+        if self.architecture.reads_text and self.condition_tokens is None:
+            raise UnsupportedError(
+                "condition_tokens: the model has cross-attention, and its config does not say how many vectors it "
+                'reads; write it into the checkpoint\'s config.json ("condition_tokens": 77 of Stable Diffusion), or '
+                "give it where the checkpoint is made: edgedm.models.from_module(unet, scheduler, condition_tokens=77)"
+            )
 
     def float_unet(self) -> nn.Module:
         """Build the full-precision network of this architecture, freshly initialised.

@@ -74,15 +74,16 @@ def load_diffusers(
             "edgedm.models.diffusers_dir.load_diffusers(PATH, null_class=...), then save it as a checkpoint"
         )
     try:
+        described = Architecture.model_validate({"class_name": class_name, "config": architecture})
         config = CheckpointConfig(
-            architecture=Architecture.model_validate({"class_name": class_name, "config": architecture}),
+            architecture=described,
             prediction_type=schedule.prediction_type,
             method="fp32",
             roles=FLOAT,
             noise_schedule=schedule.model_dump(mode="json"),
             null_class=null_class,
             decoder=_decoder_architecture(root),
-            condition_tokens=_tokens(root, architecture, condition_tokens),
+            condition_tokens=_tokens(root, described, condition_tokens),
         )
     except ValidationError as error:
         raise InvalidModelError(f"{folder / CONFIG_FILE}: {error.errors()[0]['msg']}") from error
@@ -171,10 +172,9 @@ def _decoder_architecture(root: Path) -> DecoderArchitecture | None:
     return DecoderArchitecture.model_validate({"class_name": kind, "config": _arguments(path, values)})
 
 
-def _tokens(root: Path, architecture: dict[str, Any], given: int | None) -> int | None:
+def _tokens(root: Path, architecture: Architecture, given: int | None) -> int | None:
     """How many vectors the model reads; None for one without cross-attention."""
-    blocks = [*architecture.get("down_block_types", ()), *architecture.get("up_block_types", ())]
-    if not any("CrossAttn" in str(each) for each in (*blocks, architecture.get("mid_block_type"))):
+    if not architecture.reads_text:
         return None
     if given is not None:
         return given

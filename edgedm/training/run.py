@@ -177,11 +177,7 @@ def _prompts(
     if added is not None:
         raise UnsupportedError(f"base: it reads conditions beside text (addition_embed_type {added!r}); no recipe does")
     if shape is None:
-        if _crosses(base):
-            raise UnsupportedError(
-                "base: the model has cross-attention, and its config does not say how many vectors it reads "
-                "(condition_tokens)"
-            )
+        base.check_condition()
         if conditions is not None or negative is not None:
             raise UnsupportedError("conditions, negative: the base reads no text; leave them out")
         return None
@@ -198,14 +194,6 @@ def _prompts(
             f"{shape[1]}]: what its text encoder makes of N prompts such as it will be asked for"
         )
     return read_prompts(conditions, negative, shape)
-
-
-def _crosses(base: CheckpointConfig) -> bool:
-    """Return whether an architecture has cross-attention: `UNet2DConditionModel` has, if its config is silent."""
-    architecture = base.architecture
-    silent = "CrossAttn" if architecture.class_name == "UNet2DConditionModel" else ""
-    kinds = ("down_block_types", "mid_block_type", "up_block_types")
-    return any("CrossAttn" in str(architecture.config.get(kind, silent)) for kind in kinds)
 
 
 def _check_loop(method: str, recipe: Recipe, loop: LoopOptions) -> None:
