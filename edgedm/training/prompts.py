@@ -25,4 +25,4 @@ def read_prompts(
 
 def prompts_identity(prompts: Tensor) -> str:
     """Return how many prompts there are and a hash of their values."""
-    return f"{len(prompts) - 1} prompts {hashlib.sha256(prompts.numpy().tobytes()).hexdigest()[:16]}"
+    return f"{len(prompts) - 1} prompts {hashlib.sha256(prompts.numpy().data).hexdigest()[:16]}"
