@@ -18,6 +18,8 @@ from edgedm.targets.kernels.spec import TensorSpec
 Expr = Any
 Buffer = Any
 
+FEWEST_UNITS = 8  # of a parallel loop, where there is work for them: shares of 8, 4 or 2 threads are equal
+
 
 def build(name: str, parameters: Sequence[tuple[str, TensorSpec]], body: Callable[..., None]) -> Any:
     """Return the PrimFunc `name` whose body is what `body(*flat buffers)` emits."""

@@ -8,8 +8,8 @@ offset and K the reduction,
 
 of which the first sum in brackets is one number a row, the second bracket one number a column.
 
-Threads share heads, or the tiles of the only one. Limit: as `dot`; the layout costs N * K / 4 moves a head, or a
-quarter of that in vectors of ten operations.
+Threads share heads, or the rows, columns and tiles of the only one. Limit: as `dot`; the layout costs N * K / 4 moves
+a head, or a quarter of that in vectors of ten operations.
 """
 
 from collections.abc import Callable, Mapping, Sequence

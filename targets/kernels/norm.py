@@ -5,8 +5,9 @@ per-channel sums of squares about them; then y = (x - mean) * (gamma / sqrt(vari
 follows, one pixel at a time, so that a pixel's bits, mean magnitude or codes come from the y in registers: exactly
 the y that is written.
 
-Sums are made of PARTS parts of the pixels apart, and then added, whatever the number of threads: so they do not depend
-on it, and a thread sums the rows that it wrote as the layer before and will write again.
+Where threads pay, sums are made of FEWEST_UNITS parts of the pixels apart (of each pixel, where they are fewer) and
+then added, whatever the number of threads: so they do not depend on it. The parts are those of the last pass and of
+most layers before, up to a row, so a thread mostly sums what its core's cache holds. Smaller norms sum all at once.
 
 SiLU is v / (1 + e^-v): about 20 operations and one division for `lanes` values, which is the limit of the last pass.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from edgedm.targets.kernels.builder import (
+    FEWEST_UNITS,
     Buffer,
     Expr,
     block,
@@ -32,7 +34,7 @@ from edgedm.targets.kernels.builder import (
     store,
 )
 from edgedm.targets.kernels.mathematics import codes, silu
-from edgedm.targets.kernels.pack import PARTS, pack_row
+from edgedm.targets.kernels.pack import pack_row
 from edgedm.targets.kernels.quantize import Uniform
 
 F32 = "float32"
@@ -59,7 +61,7 @@ class Norm:
     @property
     def parts(self) -> int:
         """Parts of the rows whose sums are made apart."""
-        return min(PARTS, self.rows) if self.worthwhile else 1
+        return min(FEWEST_UNITS, self.rows) if self.worthwhile else 1
 
     def statistics(self, x: Buffer, gamma: Buffer, sums: Buffer, mean: Buffer, scale: Buffer) -> None:
         """Fill `mean` and `scale` = gamma / sqrt(variance + epsilon), f32[channels]; `sums` f32[parts, channels]."""

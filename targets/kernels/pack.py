@@ -13,6 +13,7 @@ from collections.abc import Callable
 from tvm import tirx
 
 from edgedm.targets.kernels.builder import (
+    FEWEST_UNITS,
     Buffer,
     Expr,
     block,
@@ -35,7 +36,6 @@ WORD_BITS = 64
 F32 = "float32"
 PARALLEL_ELEMENTS = 1 << 18  # packed: about 9 us of one core
 PARALLEL_CODES = 1 << 16  # divided by a step: about 7 us of one core
-PARTS = 8  # shares of 8, 4 or 2 threads are equal
 
 # value(channel, lanes) is called once for every channel of a row, in order
 Value = Callable[[Expr, int], Expr]
@@ -104,9 +104,13 @@ def quantize_codes(x: Buffer, step: Buffer, out: Buffer, low: int, high: int, la
 
 
 def chunked(count: int, lanes: int, emit: Callable[[Expr, int], None]) -> None:
-    """Emit `emit(start, lanes)` over `count` elements, over threads where that is worthwhile."""
-    if count < PARALLEL_CODES or count % (PARTS * lanes):
+    """Emit `emit(start, lanes)` over `count` elements, in FEWEST_UNITS parts over threads where that is worthwhile.
+
+    A count that does not make as many parts of whole vectors is left to one thread, however large.
+    """
+    if count < PARALLEL_CODES or count % (FEWEST_UNITS * lanes):
         in_lanes(count, lanes, emit)
         return
-    with parallel(PARTS) as index:
-        in_lanes(count // PARTS, lanes, lambda at, size: emit(index * (count // PARTS) + at, size))
+    part = count // FEWEST_UNITS
+    with parallel(FEWEST_UNITS) as index:
+        in_lanes(part, lanes, lambda at, size: emit(index * part + at, size))

@@ -6,12 +6,23 @@ from typing import Protocol
 
 from tvm import tirx
 
-from edgedm.targets.kernels.builder import Buffer, Expr, block, const, in_lanes, let, load, loop, parallel, store
+from edgedm.targets.kernels.builder import (
+    FEWEST_UNITS,
+    Buffer,
+    Expr,
+    block,
+    const,
+    in_lanes,
+    let,
+    load,
+    loop,
+    parallel,
+    store,
+)
 from edgedm.targets.kernels.shapes import Convolution
 
 COPY_LANES = 8
 L1_BYTES = 16 * 1024  # of the image that is reused for one group of weights
-FEWEST_UNITS = 8  # of a parallel loop, where there are rows for them: shares of 8, 4 or 2 threads are equal
 _FIELD_LANES = 8
 
 Pixel = tuple[Expr, Expr]  # of the output: row, column

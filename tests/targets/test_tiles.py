@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedm.targets.kernels.tiles import FEWEST_UNITS, L1_BYTES, unit_rows
+from edgedm.targets.kernels.builder import FEWEST_UNITS
+from edgedm.targets.kernels.tiles import L1_BYTES, unit_rows
 
 SIZES = st.tuples(st.integers(1, 300), st.integers(1, 200_000), st.integers(1, 64))
 
