@@ -4,6 +4,7 @@ A case holds numpy operands in ONNX layout; the kernel gets those in `runtime` a
 of the graph. Many cases compile as one module: compile time dominates.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,12 @@ def runs_on_threads(case: Case, target: Target) -> bool:
     """Whether the case's kernel hands work to the thread pool, which is given two threads."""
     tvm.get_global_func("runtime.config_threadpool")(BIG_CORES, 2)  # a benchmark before may have left one
     return "parallel_lambda" in assembly(select_case(case, target), target) and tvm.runtime.num_threads() > 1
+
+
+def launches(cases: Sequence[Case], target: Target) -> int:
+    """How many loops of the cases' kernels, each run once, the thread pool takes."""
+    library = compile_kernels([select_case(case, target) for case in cases], target)
+    return len(re.findall(r"^.* call .*@__tvm_parallel_lambda", library.mod.inspect_source("ll"), re.MULTILINE))
 
 
 def symbol(kernel: Kernel) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_cases import Case, reference, run_kernels, runs_on_threads
+from kernel_cases import Case, launches, reference, run_kernels, runs_on_threads
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.targets import resolve
@@ -213,6 +213,16 @@ def test_large_products_share_their_work_among_threads(target):
     cases += [matmul(rng, heads, 256, 256, 64, flag) for heads in (4, 1) for flag in (True, False)]
     assert all(runs_on_threads(case, target) for case in cases)
     check(cases, target)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_the_only_head_of_a_product_shares_rows_columns_and_tiles(target, transposed):
+    """Sizes that fill no tile."""
+    if target.level == "x86-64":
+        pytest.skip("plain loops are never shared")
+    case = matmul(np.random.default_rng(11), 1, 200, 257, 70, transposed)
+    assert launches([case], target) == 3  # the left side's sums, the right side's layout, the product
+    check([case], target)
 
 
 @pytest.mark.parametrize("codes", [(4, 4), (8, 8), (8, 4)])
