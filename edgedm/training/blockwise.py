@@ -125,8 +125,7 @@ class BlockReconstruction(Objective):
         if self.cache and self.cached is None:
             self.cached = self._collect(self.samples)
         if not self.begun:
-            every = -(-len(self.samples) // CALIBRATED)
-            self._calibrate(self._take(torch.arange(0, len(self.samples), every)))
+            self._calibrate(self._take(self.samples.spread(CALIBRATED)))
         part = self._take(torch.randint(len(self.samples), (self.batch,), generator=generator))
         return {"loss": F.mse_loss(self._run(part).float(), part.target)}
 

@@ -1,6 +1,7 @@
 """Denoising trajectories in torch, for batches: sampling, and the data of data-free training."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,6 +46,27 @@ class Samples:
     def take(self, rows: Tensor | slice) -> "Samples":
         """Return some of them."""
         return Samples(self.noisy[rows], self.timesteps[rows], self.labels[rows])
+
+    def spread(self, count: int) -> Tensor:
+        """Return the rows of at most `count` samples, evenly over the timesteps.
+
+        Where trajectories are too few for every class (see `calibration_labels`) the rows go through all of them.
+        """
+        every, images = -(-len(self) // count), int((self.timesteps == self.timesteps[0]).sum())
+        while self.labels[0] and math.gcd(every, images) > 1:
+            every += 1  # a common divisor would leave out some trajectories at every timestep
+        return torch.arange(0, len(self), every)
+
+
+def calibration_labels(images: int, null_class: int | None) -> Tensor:
+    """Return int64[images], the class of each trajectory: all in turn, the null class last; zeros if it is None.
+
+    Where trajectories are too few for that, the first tenth of them, at least one of two, is the null class's.
+    """
+    null = null_class or 0
+    reserved = min(images - 1, max(1, images // 10)) if null >= images else 0
+    classes = torch.arange(-reserved, images - reserved)
+    return torch.where(classes < 0, null, classes % (null + 1))
 
 
 @torch.no_grad()

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from architectures import SMALL_CONDITIONAL
+from click.testing import CliRunner
 
+from edgedm.cli import main
+from edgedm.cli.common import BAD_INPUT, OK
 from edgedm.errors import EdgedmError
 from edgedm.export import export
 from edgedm.models import CheckpointConfig, build, load, save
@@ -17,6 +20,7 @@ from edgedm.training import quantize
 from edgedm.training.api import loop_options
 from edgedm.training.plan import plan
 from edgedm.training.run import record_of, run_method, settle
+from edgedm.training.trajectory import Samples, calibration_labels
 
 TOKENS, WIDTH = 5, 12
 CLOSE = 1e-4  # another order of float32 operations, a few layers deep
@@ -106,15 +110,77 @@ def test_a_label_is_a_row_of_the_prompts_and_the_last_one_means_none(folder, pro
     assert not torch.allclose(ours, trained.denoiser.record(x, t, torch.zeros(4, dtype=torch.int64)), atol=CLOSE)
 
 
-def test_other_prompts_are_another_run(folder, prompts):
-    def identity():
-        checkpoint = reads_text()
-        return record_of(checkpoint, settle(checkpoint.config, "ptq", conditions=folder / "prompts.npy"))
+@pytest.mark.parametrize("method", OPTIONS)
+def test_the_negative_prompt_is_calibrated_on_however_many_prompts_there_are(folder, monkeypatch, method):
+    class SeenError(Exception):
+        pass
 
-    first = identity()
+    def seen(student, samples, **_):
+        raise SeenError(samples.labels)
+
+    many = 60
+    values = np.random.default_rng(1).standard_normal((many, TOKENS, WIDTH))
+    np.save(folder / "prompts.npy", values.astype(np.float32))
+    monkeypatch.setattr(f"edgedm.training.recipes.{method}.calibrate", seen)
+    with pytest.raises(SeenError) as found:
+        run_method(
+            load(folder / "base"),
+            method,
+            folder / "run",
+            options=OPTIONS[method],
+            conditions=folder / "prompts.npy",
+            loop=loop_options(method, **short(method)),
+        )
+    labels = found.value.args[0]
+    assert (labels == many).any() and (labels < many).any()
+
+
+def test_trajectories_take_every_class_in_turn_and_a_tenth_none_where_they_are_too_few():
+    assert calibration_labels(8, 2).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert calibration_labels(3, 2).tolist() == [0, 1, 2]
+    assert calibration_labels(2, 2).tolist() == [2, 0]
+    assert calibration_labels(30, 100).tolist() == [100, 100, 100, *range(27)]
+    assert calibration_labels(1, 5).tolist() == [0]
+    assert calibration_labels(3, None).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("labels", "met"), [([2, 0], {0, 2}), ([5, 0, 1, 2], {0, 1, 2, 5}), ([0, 1, 2, 0], {0})])
+def test_a_spread_of_samples_goes_through_all_trajectories_where_classes_outnumber_them(labels, met):
+    steps, labels = 50, torch.tensor(labels)
+    times = torch.arange(steps).repeat_interleave(len(labels))
+    rows = Samples(torch.zeros(len(times)), times, labels.repeat(steps)).spread(steps)
+    assert set(labels.repeat(steps)[rows].tolist()) == met
+    assert times[rows].unique().numel() > steps // 2
+
+
+def test_the_negative_prompt_is_the_last_row(folder, prompts):
+    config, files = reads_text().config, {"conditions": folder / "prompts.npy"}
+    held = settle(config, "ptq", **files, negative=folder / "none.npy").prompts
+    assert torch.equal(held, torch.from_numpy(np.concatenate([prompts, np.load(folder / "none.npy")[None]])))
+    assert not settle(config, "ptq", **files).prompts[-1].any()
+
+
+def test_the_command_line_hands_both_files_on(folder):
+    command = ["quantize", "--method", "ptq", "--base", folder / "base", "--dry-run"]
+    files = ["--conditions", folder / "prompts.npy", "--negative"]
+    done = CliRunner().invoke(main, [*map(str, [*command, *files, folder / "none.npy"])])
+    assert done.exit_code == OK and "attn2" in done.output
+    np.save(folder / "short.npy", np.zeros((TOKENS - 1, WIDTH), np.float32))
+    refused = CliRunner().invoke(main, [*map(str, [*command, *files, folder / "short.npy"])])
+    assert refused.exit_code == BAD_INPUT and "short.npy" in refused.output
+
+
+def test_other_prompts_are_another_run(folder, prompts):
+    checkpoint = reads_text()
+
+    def identity(**negative):
+        settings = settle(checkpoint.config, "ptq", conditions=folder / "prompts.npy", **negative)
+        return record_of(checkpoint, settings)
+
+    first, negative = identity(), identity(negative=folder / "none.npy")
     np.save(folder / "prompts.npy", 2 * prompts)
-    other = identity()
-    assert {key for key in first if first[key] != other[key]} == {"conditions"}
+    for other in (negative, identity()):
+        assert {key for key in first if first[key] != other[key]} == {"conditions"}
 
 
 @pytest.mark.parametrize(("method", "data"), [("efficientdm", "none"), ("xnor", "digits")])
@@ -152,7 +218,7 @@ def test_what_cannot_be_trained_is_refused_by_name(folder):
         settle(base({**TEXT, "num_class_embeds": 3}, TOKENS, 2).config, "ptq", **given)
     with pytest.raises(EdgedmError, match="'text_time'"):
         settle(base({**TEXT, **ADDED}, TOKENS).config, "ptq", **given)
-    with pytest.raises(EdgedmError, match="condition_tokens"):
+    with pytest.raises(EdgedmError, match=r"how many vectors it reads; write it into the checkpoint's config\.json"):
         settle(base(TEXT).config, "ptq")
     np.save(folder / "prompts.npy", np.zeros((0, TOKENS, WIDTH), np.float32))
     with pytest.raises(EdgedmError, match=r"conditions: .*float32\[N, 5, 12\], got float32\[0, 5, 12\]"):

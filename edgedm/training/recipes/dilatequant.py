@@ -8,7 +8,6 @@ row of the tables has samples of its own. `learning_rate` multiplies the rates o
 from collections.abc import Iterator
 from dataclasses import asdict
 
-import torch
 from torch import Tensor
 
 from edgedm.quant.dilation import dilate, measure_ranges
@@ -17,7 +16,7 @@ from edgedm.training.blockwise import CALIBRATED, BlockReconstruction, Rates, bl
 from edgedm.training.calibrate import calibrate
 from edgedm.training.objective import Recipe, Run, Stage
 from edgedm.training.options import LoopOptions
-from edgedm.training.trajectory import Samples, calibration_samples, predictor
+from edgedm.training.trajectory import Samples, calibration_labels, calibration_samples, predictor
 
 STEPS = 50  # of the sampling that data come from, where the table has fewer rows
 MEASURED = 64  # samples that activation ranges are measured on
@@ -34,8 +33,7 @@ def stages(run: Run) -> Iterator[Stage]:
     samples = samples_of(run, options)
     if options.dilate:
         _dilate(run, options, samples)
-    every = -(-len(samples) // CALIBRATED)
-    calibrate(run.student, samples.take(torch.arange(0, len(samples), every)), per_row=options.tpq)
+    calibrate(run.student, samples.take(samples.spread(CALIBRATED)), per_row=options.tpq)
     if not options.bkd or run.loop.iterations == 0:
         return
     few = samples.take(slice(0, 1))
@@ -47,14 +45,14 @@ def stages(run: Run) -> Iterator[Stage]:
 
 
 def samples_of(run: Run, options: DilateQuantOptions) -> Samples:
-    """Return what a denoiser meets on the full-precision model's trajectories, of all classes and of none.
+    """Return what a denoiser meets on the full-precision model's trajectories, of classes and of none.
 
     Not more of it than a stage can draw.
     """
     steps = max(STEPS, options.bins if options.tpq else 1)
     drawn = max(run.loop.iterations * run.loop.batch, CALIBRATED)
     images = -(-min(options.calibration_samples, drawn) // steps)
-    labels = torch.arange(images) % ((run.null_class or 0) + 1)
+    labels = calibration_labels(images, run.null_class)
     return calibration_samples(
         predictor(run.teacher, run.student.prompts), run.schedule, run.shape, labels, steps, seed=run.loop.seed
     )
@@ -62,7 +60,7 @@ def samples_of(run: Run, options: DilateQuantOptions) -> Samples:
 
 def _dilate(run: Run, options: DilateQuantOptions, samples: Samples) -> None:
     done = dilate(run.student.unet, options.dilation_cap)
-    some = samples.take(torch.arange(0, len(samples), -(-len(samples) // MEASURED)))
+    some = samples.take(samples.spread(MEASURED))
     reports = measure_ranges(run.student.unet, done, lambda: _call(run, some)).values()
     for report in reports:
         assert report.range_ratio is not None

@@ -16,7 +16,7 @@ from edgedm.training.options import LoopOptions
 from edgedm.training.trajectory import Samples, calibration_samples, predictor
 
 CALIBRATION = 32  # (x_t, t, class) triples, as released
-TRAJECTORIES = 4  # that they are drawn from
+TRAJECTORIES = 4  # that they are drawn from, of random classes; of prompts, one is the negative one's
 STEPS = 50  # of them, and of those that the figures are measured on
 
 
@@ -61,6 +61,9 @@ def stages(run: Run) -> Iterator[Stage]:
 
 def _trajectories(run: Run, options: EfficientDMOptions, seed: int) -> Samples:
     labels = random_labels(TRAJECTORIES, run.null_class, torch.Generator().manual_seed(seed))
+    if run.student.prompts is not None:  # keys are made of a prompt alone: none of the others has the range of zeros
+        assert run.null_class is not None
+        labels[0] = run.null_class
     teacher, device = predictor(run.teacher, run.student.prompts), run.device
 
     def predict(x: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:

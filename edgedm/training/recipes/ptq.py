@@ -2,20 +2,18 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from edgedm.quant.methods.ptq import PTQOptions
 from edgedm.training.calibrate import calibrate
 from edgedm.training.objective import Recipe, Run, Stage
 from edgedm.training.options import LoopOptions
-from edgedm.training.trajectory import calibration_samples, predictor
+from edgedm.training.trajectory import calibration_labels, calibration_samples, predictor
 
 
 def stages(run: Run) -> Iterator[Stage]:
     """Calibrate; there is no stage."""
     options = run.options
     assert isinstance(options, PTQOptions)
-    labels = torch.arange(options.images) % ((run.null_class or 0) + 1)  # every class and the null class
+    labels = calibration_labels(options.images, run.null_class)
     samples = calibration_samples(
         predictor(run.teacher, run.student.prompts), run.schedule, run.shape, labels, options.steps, seed=run.loop.seed
     )
