@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_cases import Case, reference, run_kernels, runs_on_threads, select_case
+from kernel_cases import Case, launches, reference, run_kernels, runs_on_threads, select_case
 
 from edgedm.errors import InvalidModelError
 from edgedm.targets import resolve
@@ -47,7 +47,9 @@ def test_codes_of_a_norm_are_the_codes_of_the_norm_that_is_written(target):
     """GroupNormSilu and GroupNormSiluQuantizeUniform compute the same y, so the codes must follow from it."""
     rng = np.random.default_rng(2)
     cases = []
-    for shape, groups, bits in [((1, 4, 4, 64), 8, 4), ((1, 3, 7, 40), 4, 8), ((1, 2, 2, 70), 7, 4)]:
+    small = [((1, 4, 4, 64), 8, 4), ((1, 3, 7, 40), 4, 8), ((1, 2, 2, 70), 7, 4)]
+    large = [((1, 13, 27, 70), 7, 4), ((1, 5, 3360), 32, 8)]  # rows in unequal parts, fewer rows than parts
+    for shape, groups, bits in small + large:
         channels = shape[-1]
         norm = [rows(rng, *shape) * 3 + 5, rows(rng, channels), rows(rng, channels)]
         attrs = {"groups": groups, "epsilon": 1e-5}
@@ -57,6 +59,8 @@ def test_codes_of_a_norm_are_the_codes_of_the_norm_that_is_written(target):
             op = "GroupNormSiluQuantizeUniform"
             cases.append(Case(op, norm + grid, attributes, frozenset({0, 4, 5})))
             cases.append(Case("GroupNormSilu", norm, attrs))
+    shared = cases[4 * len(small) :: 2]
+    assert launches(shared, target) == 3 * len(shared)
     results = run_kernels(cases, target)
     for index in range(0, len(cases), 2):
         (codes,), (y,) = results[index : index + 2]
