@@ -125,7 +125,7 @@ class BlockReconstruction(Objective):
         if self.cache and self.cached is None:
             self.cached = self._collect(self.samples)
         if not self.begun:
-            self._calibrate(self._take(self.samples.spread(CALIBRATED)))
+            self._calibrate(self._take(self.samples.spread(CALIBRATED, turn=self.student.prompts is not None)))
         part = self._take(torch.randint(len(self.samples), (self.batch,), generator=generator))
         return {"loss": F.mse_loss(self._run(part).float(), part.target)}
 

@@ -1,7 +1,6 @@
 """Denoising trajectories in torch, for batches: sampling, and the data of data-free training."""
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,24 +46,28 @@ class Samples:
         """Return some of them."""
         return Samples(self.noisy[rows], self.timesteps[rows], self.labels[rows])
 
-    def spread(self, count: int) -> Tensor:
+    def spread(self, count: int, turn: bool = False) -> Tensor:
         """Return the rows of at most `count` samples, evenly over the timesteps.
 
-        Where trajectories are too few for every class (see `calibration_labels`) the rows go through all of them.
+        `turn` begins each timestep one trajectory later: otherwise a distance that has a divisor in common with the
+        number of trajectories meets the same few of them at every timestep.
         """
-        every, images = -(-len(self) // count), int((self.timesteps == self.timesteps[0]).sum())
-        while self.labels[0] and math.gcd(every, images) > 1:
-            every += 1  # a common divisor would leave out some trajectories at every timestep
-        return torch.arange(0, len(self), every)
+        rows = torch.arange(0, len(self), -(-len(self) // count))
+        if not turn:
+            return rows
+        images = int((self.timesteps == self.timesteps[0]).sum())
+        step = rows // images
+        return step * images + (rows + step) % images
 
 
-def calibration_labels(images: int, null_class: int | None) -> Tensor:
+def calibration_labels(images: int, null_class: int | None, prompts: bool = False) -> Tensor:
     """Return int64[images], the class of each trajectory: all in turn, the null class last; zeros if it is None.
 
-    Where trajectories are too few for that, the first tenth of them, at least one of two, is the null class's.
+    Of `prompts` too many for that, the first tenth of the trajectories, at least one of two, is the negative one's:
+    no other has the range of its keys.
     """
     null = null_class or 0
-    reserved = min(images - 1, max(1, images // 10)) if null >= images else 0
+    reserved = min(images - 1, max(1, images // 10)) if prompts and null >= images else 0
     classes = torch.arange(-reserved, images - reserved)
     return torch.where(classes < 0, null, classes % (null + 1))
 

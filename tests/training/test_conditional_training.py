@@ -135,22 +135,27 @@ def test_the_negative_prompt_is_calibrated_on_however_many_prompts_there_are(fol
     assert (labels == many).any() and (labels < many).any()
 
 
-def test_trajectories_take_every_class_in_turn_and_a_tenth_none_where_they_are_too_few():
+def test_trajectories_take_every_class_in_turn_and_a_tenth_none_where_prompts_are_too_many():
     assert calibration_labels(8, 2).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     assert calibration_labels(3, 2).tolist() == [0, 1, 2]
-    assert calibration_labels(2, 2).tolist() == [2, 0]
-    assert calibration_labels(30, 100).tolist() == [100, 100, 100, *range(27)]
-    assert calibration_labels(1, 5).tolist() == [0]
+    assert calibration_labels(8, 2, prompts=True).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert calibration_labels(2, 2).tolist() == [0, 1]
+    assert calibration_labels(2, 2, prompts=True).tolist() == [2, 0]
+    assert calibration_labels(30, 100, prompts=True).tolist() == [100, 100, 100, *range(27)]
+    assert calibration_labels(1, 5, prompts=True).tolist() == [0]
     assert calibration_labels(3, None).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize(("labels", "met"), [([2, 0], {0, 2}), ([5, 0, 1, 2], {0, 1, 2, 5}), ([0, 1, 2, 0], {0})])
-def test_a_spread_of_samples_goes_through_all_trajectories_where_classes_outnumber_them(labels, met):
-    steps, labels = 50, torch.tensor(labels)
-    times = torch.arange(steps).repeat_interleave(len(labels))
-    rows = Samples(torch.zeros(len(times)), times, labels.repeat(steps)).spread(steps)
-    assert set(labels.repeat(steps)[rows].tolist()) == met
-    assert times[rows].unique().numel() > steps // 2
+@pytest.mark.parametrize("prompts", [1, 2, 3, 60])
+@pytest.mark.parametrize(("images", "steps", "count"), [(40, 50, 512), (6, 100, 300), (10, 100, 500), (103, 50, 64)])
+def test_a_spread_of_samples_meets_the_negative_prompt_and_most_timesteps(prompts, images, steps, count):
+    labels = calibration_labels(images, prompts, prompts=True)
+    times = torch.arange(steps).repeat_interleave(images)
+    samples = Samples(torch.zeros(len(times)), times, labels.repeat(steps))
+    rows, plain = samples.spread(count, turn=True), samples.spread(count)
+    assert {0, prompts} <= set(samples.labels[rows].tolist())
+    assert rows.unique().numel() == len(rows) == len(plain) <= count
+    assert torch.equal(times[rows], times[plain])
 
 
 def test_the_negative_prompt_is_the_last_row(folder, prompts):

@@ -33,7 +33,8 @@ def stages(run: Run) -> Iterator[Stage]:
     samples = samples_of(run, options)
     if options.dilate:
         _dilate(run, options, samples)
-    calibrate(run.student, samples.take(samples.spread(CALIBRATED)), per_row=options.tpq)
+    texts = run.student.prompts is not None
+    calibrate(run.student, samples.take(samples.spread(CALIBRATED, turn=texts)), per_row=options.tpq)
     if not options.bkd or run.loop.iterations == 0:
         return
     few = samples.take(slice(0, 1))
@@ -52,7 +53,7 @@ def samples_of(run: Run, options: DilateQuantOptions) -> Samples:
     steps = max(STEPS, options.bins if options.tpq else 1)
     drawn = max(run.loop.iterations * run.loop.batch, CALIBRATED)
     images = -(-min(options.calibration_samples, drawn) // steps)
-    labels = calibration_labels(images, run.null_class)
+    labels = calibration_labels(images, run.null_class, prompts=run.student.prompts is not None)
     return calibration_samples(
         predictor(run.teacher, run.student.prompts), run.schedule, run.shape, labels, steps, seed=run.loop.seed
     )
@@ -60,7 +61,7 @@ def samples_of(run: Run, options: DilateQuantOptions) -> Samples:
 
 def _dilate(run: Run, options: DilateQuantOptions, samples: Samples) -> None:
     done = dilate(run.student.unet, options.dilation_cap)
-    some = samples.take(samples.spread(MEASURED))
+    some = samples.take(samples.spread(MEASURED, turn=run.student.prompts is not None))
     reports = measure_ranges(run.student.unet, done, lambda: _call(run, some)).values()
     for report in reports:
         assert report.range_ratio is not None

@@ -13,7 +13,7 @@ def stages(run: Run) -> Iterator[Stage]:
     """Calibrate; there is no stage."""
     options = run.options
     assert isinstance(options, PTQOptions)
-    labels = calibration_labels(options.images, run.null_class)
+    labels = calibration_labels(options.images, run.null_class, prompts=run.student.prompts is not None)
     samples = calibration_samples(
         predictor(run.teacher, run.student.prompts), run.schedule, run.shape, labels, options.steps, seed=run.loop.seed
     )
