@@ -165,16 +165,18 @@ class Gate(Tables):
 
 
 def _check_samples(gate: DistributionGate, where: str) -> None:
-    """ValueError where no Frechet distance could fail.
+    """ValueError where a shift, however large, might not fail the Frechet distance.
 
     Pairs all exchanged give the same distance as none, so with n pairs nothing is rarer than 2 / 2^n.
     """
     rarest = 2.0 ** (1 - gate.samples) * TESTS * MARGIN
     if rarest > gate.chance:
         least = gate.samples + math.ceil(math.log2(rarest / gate.chance))
+        digit = 10.0 ** (math.floor(math.log10(rarest)) - 1)
+        enough = math.ceil(rarest / digit) * digit  # two digits, rounded up
         raise ValueError(
-            f"{where}: with samples = {gate.samples} and chance = {gate.chance:g} no row could fail; "
-            f"expected at least {least} samples, or a chance of at least {rarest:.2g}"
+            f"{where}: with samples = {gate.samples} and chance = {gate.chance:g} a shift, however large, might not "
+            f"show; expected at least {least} samples, or a chance of at least {enough:g}"
         )
 
 
