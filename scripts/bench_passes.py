@@ -68,16 +68,15 @@ def title(model: str) -> str:
 
 
 def sections(page: Path, machine: str, measured: Sequence[str]) -> dict[str, str]:
-    """The parts of an earlier page of the same machine by model, of those that are in `MODELS`.
+    """The parts of an earlier page of the same machine by model.
 
     Ends the program where a page of another machine has some that are not `measured` now, which would be lost.
     """
     head, *parts = (page.read_text() if page.is_file() else "").split("\n## ")
     named = {part.partition("\n")[0]: f"## {part}" for part in parts}
-    kept = {title(model): named[title(model)] for model in MODELS if title(model) in named}
     if machine in head:
-        return kept
-    others = kept.keys() - set(measured)
+        return named
+    others = named.keys() - set(measured)
     if others:
         raise SystemExit(
             f"{page}: {', '.join(sorted(others))} were measured elsewhere, not on {machine}; "
