@@ -174,8 +174,9 @@ def test_a_folder_that_may_not_be_written_is_said_and_left_alone(server, whole, 
     assert server.run(verb, folder)["error"] == ""
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "edgedm-sample"])
 def test_a_verb_that_is_killed_at_random_moments_leaves_a_whole_target(server, whole, folder, verb):
+    """Not the C program, done in half a millisecond and too soon to be hit for certain; the test above is its own."""
     moments, hit = random.Random(verb), 0
     for _ in range(TRIES * KILLS):
         hit += kill(server, verb, folder, moments.uniform(0, whole[verb]["seconds"]), whole[verb])
