@@ -102,7 +102,7 @@ def _finish(main: Path) -> None:
     """Do the journal's renames, as often as it takes: what is done is skipped.
 
     Where a part is lost, nothing changes and the journal stays: readers refuse what is there until all are written
-    anew, or until somebody deletes the journal to have the old ones.
+    anew, or until somebody deletes the journal to have what is there (the old ones, if none was renamed yet).
     """
     journal = _journal(main)
     if not journal.is_file():
