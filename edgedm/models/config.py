@@ -42,10 +42,9 @@ class Architecture(_Strict):
 
     @property
     def reads_text(self) -> bool:
-        """Whether it has cross-attention, as `UNet2DConditionModel` has where its config is silent."""
-        silent = "CrossAttn" if self.class_name == "UNet2DConditionModel" else ""
+        """Whether it has cross-attention."""
         kinds = ("down_block_types", "mid_block_type", "up_block_types")
-        return any("CrossAttn" in str(self.config.get(kind, silent)) for kind in kinds)
+        return any("CrossAttn" in str(self.config.get(kind, "")) for kind in kinds)
 
 
 class DecoderArchitecture(_Strict):
