@@ -278,7 +278,7 @@ def test_a_bundle_opens_where_it_runs(tiny_bundle, tmp_path, monkeypatch):
     with open_runner(tiny_bundle) as runner:
         assert isinstance(runner, LocalRunner)
     monkeypatch.setattr("shutil.which", lambda tool: None)
-    with pytest.raises(ToolchainError, match="qemu-aarch64-static is needed"):
+    with pytest.raises(ToolchainError, match="qemu-aarch64-static is missing"):
         open_runner(_with_target(tiny_bundle, tmp_path / "a.bundle", "aarch64"))
     with pytest.raises(UnsupportedError, match="target 'z80'"):
         open_runner(_with_target(tiny_bundle, tmp_path / "b.bundle", "z80"))

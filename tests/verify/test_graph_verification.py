@@ -70,7 +70,8 @@ def test_a_right_graph_holds_at_every_level(exported) -> None:
     assert outcome.figures["layer.layers.fused"] == 0
     quantised = [name for name, _ in exported[1].module.unet.named_modules() if name.endswith(".activation")]
     assert outcome.figures["layer.layers"] > len(quantised) > 40
-    assert outcome.figures["step.rows"] == STEPS  # every step has a test of its own
+    labels = exported[1].config.null_class + 1
+    assert outcome.figures["step.rows"] == STEPS + labels  # every step and every label has a test of its own
     assert 0 < outcome.figures["layer.worst_use_of_bound"] <= 1
 
 
