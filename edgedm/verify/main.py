@@ -19,6 +19,7 @@ from edgedm.verify import LEVELS
 from edgedm.verify.bisect import Dumped, check_same_config
 from edgedm.verify.blame import blame_bundle
 from edgedm.verify.by_labels import ByLabels
+from edgedm.verify.coins import undecided
 from edgedm.verify.decoder_rows import with_decoder
 from edgedm.verify.distribution_level import distribution_level, fits
 from edgedm.verify.evidence import Evidence
@@ -30,14 +31,16 @@ from edgedm.verify.op_level import op_level
 from edgedm.verify.pass_level import pass_level
 from edgedm.verify.probe import Probe, open_probe
 from edgedm.verify.report import Level, Row
-from edgedm.verify.request import Request
+from edgedm.verify.request import LEAST_IMAGES, Request
 from edgedm.verify.run_level import Runs, draw_runs, step_level, trajectory_level, visit_moments
 from edgedm.verify.sampler_rows import sampler_rows
 from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import TorchReference
 
-MOMENTS = 8
-"""Steps of a trajectory, first and last included, whose single steps are compared."""
+MOMENTS = LEAST_IMAGES
+"""Steps of a trajectory, first and last included, whose single steps are compared: as many as give an image's label
+enough runs for a test of its own.
+"""
 
 
 def run(
@@ -137,8 +140,13 @@ class Examination:
     def step(self) -> Level:
         """Single steps, and the decoder of a latent model."""
         states, most = [port.name for port in self.probe.manifest.states()], self.tables.step.ratio
-        level = step_level(self.runner, states, self.reference, self.runs, most=most)
+        level = step_level(self.runner, states, self.reference, self.runs, self.undecided, most)
         return with_decoder(level, self.probe, self.reference, self.runs.float32.images[-1], most)
+
+    def undecided(self, timestep: int) -> bool:
+        """Whether rounding may take a decision that depends on the timestep alone either way."""
+        name = next(port.name for port in self.probe.manifest.inputs["prepare"] if port.role == "timestep")
+        return undecided(self.graphs["prepare"], name, timestep)
 
     def trajectory(self) -> Level:
         """Whole trajectories, and the sampler that ships."""

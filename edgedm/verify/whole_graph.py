@@ -15,6 +15,7 @@ from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export.decoder_file import load_decoder
 from edgedm.export.graph_io import GraphInfo, graph_info, load_graph
+from edgedm.verify.coins import undecided
 from edgedm.verify.conditions import text_condition
 from edgedm.verify.graphs import Graph
 
@@ -44,18 +45,6 @@ class WholeGraph(Graph):
     def states(self) -> list[str]:
         """Names of the inputs that carry state, in order."""
         return [name for name in self.inputs if name.startswith("state.")]
-
-    def frontier(self, name: str) -> list[str]:
-        """The floats that depend on the input `name` and constants alone, and that something else reads."""
-        inside, read = {name}, []
-        for node in self.proto.graph.node:
-            given = [each for each in node.input if each and each not in self.constants]
-            if given and inside.issuperset(given):
-                inside.update(node.output)
-            else:
-                read += [each for each in given if each in inside]
-        floats = [each for each in dict.fromkeys(read) if each != name and self.dtype(each) == "float"]
-        return floats or [name]
 
 
 def _joined(prepare: ir.Model, step: ir.Model) -> ir.Model:
@@ -156,13 +145,7 @@ class GraphRunner:
 
     def undecided(self, timestep: int) -> bool:
         """Whether rounding may take a decision that depends on the timestep alone either way."""
-        part = self.graph.part([self._timestep], self.graph.frontier(self._timestep))
-        feeds = {self._timestep: np.array([timestep], np.int64)}
-        low, high = (part.evaluate(feeds, lean) for lean in (-1, 1))
-        return any(
-            bool(np.any(np.abs(low[name].value - high[name].value) > low[name].bound + high[name].bound))
-            for name in part.outputs
-        )
+        return undecided(self.graph, self._timestep, timestep)
 
 
 def feeds_of(

@@ -5,6 +5,8 @@ import onnx_ir as ir
 import pytest
 
 from edgedm.export.graph_io import GraphInfo, serialize_graph, set_graph_info
+from edgedm.verify.coins import frontier, undecided
+from edgedm.verify.graphs import Graph
 from edgedm.verify.whole_graph import GraphRunner, WholeGraph
 
 TEXT = """
@@ -31,5 +33,40 @@ def runner(tmp_path):
 
 
 def test_a_quotient_between_two_codes_is_undecided(runner) -> None:
-    assert runner.graph.frontier("timestep") == ["embedded"]
+    assert frontier(runner.graph, "timestep") == ["embedded"]
     assert [timestep for timestep in range(30) if runner.undecided(timestep)] == [5, 15, 25]
+
+
+def undecided_timesteps(body: str, output: str) -> list[int]:
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 21]>
+    prepare (int64[1] timestep, int64[1] label) => ({output})
+      <float tenth = {{0.1}}, float one = {{1.0}}, uint8 zero = {{0}}, int64[1] other = {{1}}> {{
+      now = Cast <to = 1> (timestep)
+      scaled = Mul (now, tenth)
+      codes = QuantizeLinear (scaled, one, zero)
+      {body}
+    }}
+    """
+    graph = Graph(ir.serde.deserialize_model(onnx.parser.parse_model(text)))
+    return [timestep for timestep in range(30) if undecided(graph, "timestep", timestep)]
+
+
+def test_codes_that_a_product_with_something_else_reads_are_a_decision() -> None:
+    body = "wide = Cast <to = 7> (codes)\n row = Add (wide, label)"
+    assert undecided_timesteps(body, "int64[1] row") == [5, 15, 25]
+
+
+def test_what_the_graph_gives_is_read() -> None:
+    assert undecided_timesteps("row = DequantizeLinear (codes, one, zero)", "float[1] row") == [5, 15, 25]
+
+
+def test_a_node_of_constants_alone_is_a_constant() -> None:
+    """A half step added before rounding moves the ties; what stands behind the sum is the timestep's own path."""
+    body = "half = Mul (tenth, five)\n moved = Add (scaled, half)\n again = QuantizeLinear (moved, one, zero)\n"
+    body = "five = Constant <value_float = 5.0> ()\n" + body + "row = DequantizeLinear (again, one, zero)"
+    assert undecided_timesteps(body, "float[1] row") == [0, 10, 20]
+
+
+def test_a_model_that_reads_no_timestep_decides_nothing_by_it() -> None:
+    assert undecided_timesteps("row = Cast <to = 1> (label)", "float[1] row") == []
