@@ -38,7 +38,7 @@ class Dilated:
     """What dilation did to a layer.
 
     `share` is |not A| / I and `mean` the mean of s over all input channels; `range_ratio` is the range of x / s
-    over that of x, where it was measured (1: the widest channel of the activation is saturated).
+    over that of x, where it was measured and x is not constant (1: the widest channel of x is saturated).
     """
 
     share: float
@@ -107,8 +107,8 @@ def measure_ranges(model: nn.Module, done: Mapping[str, Dilated], forward: Calla
         def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             assert isinstance(layer, UniformLayer) and layer.dilation is not None
             x = inputs[0]
-            ratio = _range(x / layer.geometry.along_in(layer.dilation)) / _range(x)
-            measured[path] = replace(done[path], range_ratio=ratio)
+            before, after = _range(x), _range(x / layer.geometry.along_in(layer.dilation))
+            measured[path] = replace(done[path], range_ratio=after / before if before else None)
 
         return note
 

@@ -213,6 +213,12 @@ def test_the_range_ratio_is_that_of_the_divided_input():
     assert report == Dilated(4 / 6, float(layer.dilation.mean()), pytest.approx(np.ptp(divided) / np.ptp(x.numpy())))
 
 
+def test_a_constant_input_has_no_range_to_compare():
+    model = nn.Sequential(UniformLayer(nn.Linear(6, 1), 4, 32, Clock(), dilate=True))
+    (report,) = measure_ranges(model, dilate(model), lambda: model(torch.zeros(50, 6))).values()
+    assert report.range_ratio is None
+
+
 def test_layers_without_a_dilation_are_left_alone():
     model = unet(dilate=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -26,7 +26,7 @@ def stages(run: Run) -> Iterator[Stage]:
     """Dilate, calibrate, then yield one stage a block; without BKD, or iterations, none.
 
     Figures, means over layers: `dilation.share` of the input channels lies outside A, `dilation.mean` is s and
-    `dilation.range_ratio` what the range of the activations became; see `edgedm.quant.dilation.Dilated`.
+    `dilation.range_ratio` what the range of the activations became, of those that are not constant; see `edgedm.quant.dilation.Dilated`.
     """
     options = run.options
     assert isinstance(options, DilateQuantOptions)
@@ -62,12 +62,11 @@ def samples_of(run: Run, options: DilateQuantOptions) -> Samples:
 def _dilate(run: Run, options: DilateQuantOptions, samples: Samples) -> None:
     done = dilate(run.student.unet, options.dilation_cap)
     some = samples.take(samples.spread(MEASURED, turn=run.student.prompts is not None))
-    reports = measure_ranges(run.student.unet, done, lambda: _call(run, some)).values()
-    for report in reports:
-        assert report.range_ratio is not None
-        for name, value in asdict(report).items():
-            key = f"dilation.{name}"
-            run.figures[key] = run.figures.get(key, 0.0) + value / len(reports)
+    reports = [asdict(each) for each in measure_ranges(run.student.unet, done, lambda: _call(run, some)).values()]
+    for name in ("share", "mean", "range_ratio"):
+        values = [report[name] for report in reports if report[name] is not None]
+        if values:
+            run.figures[f"dilation.{name}"] = sum(values) / len(values)
 
 
 def _call(run: Run, samples: Samples) -> Tensor:
