@@ -26,7 +26,8 @@ def stages(run: Run) -> Iterator[Stage]:
     """Dilate, calibrate, then yield one stage a block; without BKD, or iterations, none.
 
     Figures, means over layers: `dilation.share` of the input channels lies outside A, `dilation.mean` is s and
-    `dilation.range_ratio` what the range of the activations became, of those that are not constant; see `edgedm.quant.dilation.Dilated`.
+    `dilation.range_ratio` what the range of the activations became, of those that are not constant; see
+    `edgedm.quant.dilation.Dilated`.
     """
     options = run.options
     assert isinstance(options, DilateQuantOptions)
