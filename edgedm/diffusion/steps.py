@@ -6,13 +6,14 @@ are those of diffusers. A step is
 
     x0    = clip((x0_sample * x + x0_output * output) / x0_divisor)
     eps   = (eps_sample * x + eps_output * output) / eps_divisor
-    x'    = (((to_x0 * x0 + to_eps * eps) + to_sample * x) + to_before * x0_of_the_step_before) + to_noise * noise
+    trend = trend_scale * (x0 - x0_of_the_step_before)
+    x'    = (((to_x0 * x0 + to_eps * eps) + to_sample * x) + to_trend * trend) + to_noise * noise
 
 Coefficients and steps are computed in float32 in the very order of diffusers, because at the noisy end rounding is
 divided by an alpha of 0.006 or less, and at the other end 1 - alphas_cumprod cancels: another order differs from
-diffusers by 1e-3. A term whose coefficient is 0 is left out where it comes last. IEEE 754 fixes every one of these
-operations (+ - * / and sqrt), so the generated C (`runtime/templates/sampler.c`), without fused multiply-adds,
-gives the same bits.
+diffusers by 1e-3. A term whose coefficient is 0 is left out where it comes last. IEEE 754 fixes + - * / and sqrt, and
+the logarithm and the exponential are made of them and then rounded, so the generated C
+(`runtime/templates/sampler.c`), without fused multiply-adds, gives the same bits.
 """
 
 from dataclasses import astuple, dataclass
@@ -20,7 +21,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgedm.diffusion.logarithm import natural_log
+from edgedm.diffusion.logarithm import natural_exp, natural_log
 from edgedm.diffusion.noise_schedule import SAMPLERS, NoiseSchedule
 from edgedm.errors import UnsupportedError
 
@@ -33,7 +34,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StepCoefficients:
-    """The eleven float32 coefficients of one step (see the module)."""
+    """The twelve float32 coefficients of one step (see the module)."""
 
     x0_sample: np.float32
     x0_output: np.float32
@@ -45,7 +46,8 @@ class StepCoefficients:
     to_eps: np.float32
     to_sample: np.float32
     to_noise: np.float32
-    to_before: np.float32
+    trend_scale: np.float32
+    to_trend: np.float32
 
 
 def step_coefficients(
@@ -91,15 +93,15 @@ def _prediction(kind: str, level: np.float32, deviation: np.float32) -> _Head:
     return _ZERO, _ONE, _ONE, _ONE, -level, deviation
 
 
-_Tail = tuple[np.float32, np.float32, np.float32, np.float32, np.float32]
-"""to_x0, to_eps, to_sample, to_noise, to_before"""
+_Tail = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.float32]
+"""to_x0, to_eps, to_sample, to_noise, trend_scale, to_trend"""
 
 
 def _ddim(now: np.float32, before: np.float32, eta: np.float32) -> _Tail:
     variance = (_ONE - before) / (_ONE - now) * (_ONE - now / before)
     deviation = eta * np.sqrt(max(variance, _ZERO))
     direction = max((_ONE - before) - deviation * deviation, _ZERO)
-    return np.sqrt(before), np.sqrt(direction), _ZERO, deviation, _ZERO
+    return np.sqrt(before), np.sqrt(direction), _ZERO, deviation, _ZERO, _ZERO
 
 
 def _ddpm(now: np.float32, before: np.float32, variance_type: str, noise: bool) -> _Tail:
@@ -109,11 +111,11 @@ def _ddpm(now: np.float32, before: np.float32, variance_type: str, noise: bool) 
     to_x0 = np.sqrt(before) * beta / right
     to_sample = np.sqrt(alpha) * left / right
     variance = beta if variance_type == "fixed_large" else max(left / right * beta, _SMALLEST_VARIANCE)
-    return to_x0, _ZERO, to_sample, np.sqrt(variance) if noise else _ZERO, _ZERO
+    return to_x0, _ZERO, to_sample, np.sqrt(variance) if noise else _ZERO, _ZERO, _ZERO
 
 
 def _sigma(bar: np.float32) -> np.float32:
-    """DPM-Solver++'s measure of noise, sigma / alpha; its lambda is -log of this."""
+    """DPM-Solver++'s measure of noise, sigma / alpha."""
     return np.float32(np.sqrt((_ONE - bar) / bar))
 
 
@@ -122,28 +124,36 @@ def _level_and_deviation(sigma: np.float32) -> tuple[np.float32, np.float32]:
     return level, sigma * level
 
 
+def _lambda(sigma: np.float32) -> np.float32:
+    level, deviation = _level_and_deviation(sigma)
+    return np.float32(natural_log(float(level))) - np.float32(natural_log(float(deviation)))
+
+
 def _solver(schedule: NoiseSchedule, alphas: list[np.float32], timesteps: list[int], step: int, first: int) -> _Tail:
     """DPM-Solver++ from timesteps[step] to the next one (the end after the last), of second order where it may.
 
-    With s = sigma / alpha, lambda = -log s and h = lambda' - lambda the first order is
-    x' = (sigma' / sigma) x + alpha' (1 - e^-h) x0, where e^-h = s' / s needs no exponential; the second adds a
-    multiple of (h / h_before) (x0 - x0_before).
+    With h = lambda' - lambda the first order is x' = (sigma' / sigma) x + alpha' (1 - e^-h) x0; the second adds a
+    multiple of the trend (h / h_before) (x0 - x0_before). At an end without noise h is infinite, and e^-h 0. Where h
+    is 0 in float32 there is no second order; diffusers then divides by it.
     """
     now, last = _sigma(alphas[timesteps[step]]), step + 1 == len(timesteps)
     end = _ZERO if schedule.final_sigmas_type == "zero" else _sigma(alphas[0])
     following = end if last else _sigma(alphas[timesteps[step + 1]])
     alpha, deviation = _level_and_deviation(following)
     to_sample = deviation / _level_and_deviation(now)[1]
-    to_x0 = float(alpha) * (1.0 - float(following) / float(now))
+    if following == 0.0:
+        return alpha, _ZERO, to_sample, _ZERO, _ZERO, _ZERO
+    h = _lambda(following) - _lambda(now)
+    decay = np.float32(natural_exp(-float(h))) - _ONE
+    to_x0 = -(alpha * decay)
     few = schedule.lower_order_final and len(timesteps) < _FEW_STEPS
-    lower = last and (schedule.euler_at_final or few or following == 0.0)
-    if schedule.solver_order == 1 or step <= first or lower:
-        return np.float32(to_x0), _ZERO, to_sample, _ZERO, _ZERO
-    h = natural_log(float(now) / float(following))
-    h_before = natural_log(float(_sigma(alphas[timesteps[step - 1]])) / float(now))
-    slope = 0.5 * to_x0 if schedule.solver_type == "midpoint" or h == 0.0 else float(alpha) - to_x0 / h
-    correction = slope * (h / h_before)
-    return np.float32(to_x0 + correction), _ZERO, to_sample, _ZERO, np.float32(-correction)
+    if schedule.solver_order == 1 or step <= first or (last and (schedule.euler_at_final or few)):
+        return to_x0, _ZERO, to_sample, _ZERO, _ZERO, _ZERO
+    h_before = _lambda(now) - _lambda(_sigma(alphas[timesteps[step - 1]]))
+    if h == 0.0 or h_before == 0.0:
+        return to_x0, _ZERO, to_sample, _ZERO, _ZERO, _ZERO
+    to_trend = np.float32(0.5) * to_x0 if schedule.solver_type == "midpoint" else alpha * (decay / h + _ONE)
+    return to_x0, _ZERO, to_sample, _ZERO, _ONE / (h_before / h), to_trend
 
 
 def estimate(row: StepCoefficients, clip: float | None, x: Array, output: Array) -> Array:
@@ -166,18 +176,18 @@ def advance(
 ) -> Array:
     """Apply one step: x and output f32[...] -> the next x.
 
-    `noise` may be None where `to_noise` is 0, and `before`, the step before's `estimate`, where `to_before` is 0.
+    `noise` may be None where `to_noise` is 0, and `before`, the step before's `estimate`, where `to_trend` is 0.
     """
     x0 = estimate(row, clip, x, output)
     eps = (row.eps_sample * x + row.eps_output * output) / row.eps_divisor
     following: Array = (row.to_x0 * x0 + row.to_eps * eps) + row.to_sample * x
-    if row.to_before:
+    if row.to_trend:
         if before is None:
             raise ValueError("a step of second order needs the estimate of the step before")
-        following = following + row.to_before * before
+        following = following + row.to_trend * (row.trend_scale * (x0 - before))
     return following if noise is None else following + row.to_noise * noise
 
 
 def coefficient_table(rows: list[StepCoefficients]) -> Array:
-    """The rows as one f32[steps, 11] array, in the order of the C struct."""
+    """The rows as one f32[steps, 12] array, in the order of the C struct."""
     return np.array([astuple(row) for row in rows], dtype=np.float32)

@@ -1,12 +1,15 @@
 """Every option of the samplers against diffusers, given the same recorded outputs of a model.
 
-A run of given outputs amplifies rounding: x at the noisy end is divided by an alpha of 0.006 or less on its way, and
-PyTorch's square root itself is off by a last bit on some machines. So both are held against the same formulas in
-float64: our distance from them is at most 1e-5 of x, or twice that of diffusers where its own is larger.
+Where the square root, logarithm and exponential round to nearest, every x is that of diffusers, bit for bit. PyTorch's
+own are off by a last bit on some machines, and a run of given outputs amplifies that: x at the noisy end is divided by
+an alpha of 0.006 or less on its way. So diffusers as it is, and we, are held against the same formulas in float64 too:
+our distance from them is at most 1e-5 of x, or twice that of diffusers where its own is larger.
 """
 
+import contextlib
 import itertools
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from edgedm.diffusion import NoiseSchedule, advance, estimate, first_step, step_coefficients
-from edgedm.diffusion.logarithm import natural_log
+from edgedm.diffusion.logarithm import natural_exp, natural_log
 from edgedm.errors import InvalidModelError, UnsupportedError
 
 ABSOLUTE, AS_DIFFUSERS = 1e-5, 2.0
@@ -30,22 +33,28 @@ class Recorded:
         self.schedule, self.sampler, self.steps, self.eta, self.start = (
             NoiseSchedule.from_config(config), sampler, steps, eta, start,
         )  # fmt: skip
-        self.theirs = _scheduler(config, sampler)
-        self.theirs.set_timesteps(steps)
-        self.timesteps = [int(t) for t in self.theirs.timesteps]
-        self.bars = self.theirs.alphas_cumprod.double().numpy()
+        self.config = config
+        theirs = self.scheduler()
+        self.timesteps = [int(t) for t in theirs.timesteps]
+        self.bars = theirs.alphas_cumprod.double().numpy()
         rng = np.random.default_rng(steps)
         self.noises = rng.standard_normal((steps, *SHAPE)).astype(np.float32)
         self.first = rng.standard_normal(SHAPE).astype(np.float32)
         clean = rng.uniform(-1, 1, SHAPE)
         self.outputs: list[np.ndarray] = []
         self.diffusers = [self.first]
-        if start:  # diffusers' pipelines say where they begin; only the solver listens
-            getattr(self.theirs, "set_begin_index", lambda _: None)(start)
         for step in range(start, steps):
-            timestep, x = self.timesteps[step], self.diffusers[-1]
-            self.outputs.append(self._answer(x, self.bars[timestep], clean + 0.3 * rng.standard_normal(SHAPE)))
-            self.diffusers.append(self._theirs(timestep, x, self.outputs[-1], self.noises[step]))
+            x, bar = self.diffusers[-1], self.bars[self.timesteps[step]]
+            self.outputs.append(self._answer(x, bar, clean + 0.3 * rng.standard_normal(SHAPE)))
+            self.diffusers.append(self._following(theirs, step, x))
+
+    def scheduler(self):
+        kind = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}[self.sampler]
+        scheduler = kind(**_known(self.config, self.sampler))
+        scheduler.set_timesteps(self.steps)
+        if self.start:  # diffusers' pipelines say where they begin; only the solver listens
+            getattr(scheduler, "set_begin_index", lambda _: None)(self.start)
+        return scheduler
 
     def _answer(self, x: np.ndarray, bar: float, guess: np.ndarray) -> np.ndarray:
         level, deviation = math.sqrt(bar), math.sqrt(1 - bar)
@@ -53,14 +62,22 @@ class Recorded:
         answers = {"epsilon": eps, "sample": guess, "v_prediction": level * eps - deviation * guess}
         return answers[self.schedule.prediction_type].astype(np.float32)
 
-    def _theirs(self, timestep: int, x: np.ndarray, output: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        given = torch.from_numpy(output), timestep, torch.from_numpy(x)
+    def _following(self, theirs, step: int, x: np.ndarray) -> np.ndarray:
+        given = torch.from_numpy(self.outputs[step - self.start]), self.timesteps[step], torch.from_numpy(x)
+        noise = torch.from_numpy(self.noises[step])
         if self.sampler == "ddim":
-            return self.theirs.step(*given, eta=self.eta, variance_noise=torch.from_numpy(noise)).prev_sample.numpy()
+            return theirs.step(*given, eta=self.eta, variance_noise=noise).prev_sample.numpy()
         with pytest.MonkeyPatch.context() as patch:
-            drawn = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
-            patch.setattr(drawn, lambda *_, **__: torch.from_numpy(noise))
-            return self.theirs.step(*given).prev_sample.numpy()
+            patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: noise)
+            return theirs.step(*given).prev_sample.numpy()
+
+    def rounded(self) -> list[np.ndarray]:
+        """Diffusers' run of the same outputs with functions that round to nearest."""
+        with _rounding_to_nearest():
+            theirs, xs = self.scheduler(), [self.first]
+            for step in range(self.start, self.steps):
+                xs.append(self._following(theirs, step, xs[-1]))
+        return xs
 
     def ours(self) -> list[np.ndarray]:
         rows = step_coefficients(self.schedule, self.steps, self.sampler, self.eta, self.start)
@@ -128,12 +145,13 @@ class Recorded:
         return following - 0.5 * alpha * math.expm1(-h) * slope
 
     def check(self) -> None:
-        schedule, exact = self.schedule, self.exact()
+        schedule, exact, ours = self.schedule, self.exact(), self.ours()
         assert schedule.timesteps(self.steps, self.sampler).tolist() == self.timesteps
+        assert all(np.array_equal(a, b) for a, b in zip(ours, self.rounded(), strict=True))
         scale = max(1.0, max(float(np.abs(x).max()) for x in exact))
-        theirs, ours = ([a - b for a, b in zip(run, exact, strict=True)] for run in (self.diffusers, self.ours()))
-        if max(float(np.abs(gap).max()) for gap in ours) > ABSOLUTE * scale:
-            assert _size(ours) <= AS_DIFFUSERS * _size(theirs)
+        gaps, theirs = ([a - b for a, b in zip(run, exact, strict=True)] for run in (ours, self.diffusers))
+        if max(float(np.abs(gap).max()) for gap in gaps) > ABSOLUTE * scale:
+            assert _size(gaps) <= AS_DIFFUSERS * _size(theirs)
 
 
 def _size(gaps: list[np.ndarray]) -> float:
@@ -141,10 +159,29 @@ def _size(gaps: list[np.ndarray]) -> float:
     return max(float(np.sqrt((gap**2).mean())) for gap in gaps)
 
 
-def _scheduler(config: dict, sampler: str):
-    kind = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}[sampler]
+def _known(config: dict, sampler: str) -> dict:
     unknown = {"ddim": ("variance_type",), "ddpm": DDIM_ONLY, "dpm-solver++": UNKNOWN_TO_SOLVER}[sampler]
-    return kind(**{name: value for name, value in config.items() if name not in unknown})
+    return {name: value for name, value in config.items() if name not in unknown}
+
+
+@contextlib.contextmanager
+def _rounding_to_nearest() -> Iterator[None]:
+    """PyTorch with a float32 square root, logarithm and exponential that are float64's, rounded."""
+
+    def rounded(function: np.ufunc) -> Callable[[torch.Tensor], torch.Tensor]:
+        def compute(value: torch.Tensor) -> torch.Tensor:
+            with np.errstate(divide="ignore"):  # log(0) of the solver's end
+                exact = function(value.double().numpy())
+            return torch.from_numpy(np.asarray(exact)).to(value.dtype)
+
+        return compute
+
+    power, root = torch.Tensor.__pow__, rounded(np.sqrt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "__pow__", lambda value, to: root(value) if to == 0.5 else power(value, to))
+        patch.setattr(torch, "log", rounded(np.log))
+        patch.setattr(torch, "exp", rounded(np.exp))
+        yield
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.6), ("ddim", 1.0), ("ddpm", 0.0)])
@@ -211,6 +248,13 @@ def test_runs_that_start_late(sampler, strength):
     Recorded({"timestep_spacing": "leading"}, sampler, 20, start=first_step(20, strength)).check()
 
 
+def test_a_step_of_no_length_is_of_first_order():
+    """Diffusers divides 0 by 0 here."""
+    config = {"final_sigmas_type": "sigma_min", "timestep_spacing": "trailing", "solver_type": "heun"}
+    *_, row = step_coefficients(NoiseSchedule.from_config(config), 1000, "dpm-solver++")
+    assert (row.to_x0, row.to_sample, row.to_trend) == (0.0, 1.0, 0.0)
+
+
 @pytest.mark.parametrize("clipped", [-5.1, -2.0, -math.inf])
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 def test_the_solver_leaves_out_timesteps_below_lambda_min(clipped, spacing):
@@ -220,7 +264,7 @@ def test_the_solver_leaves_out_timesteps_below_lambda_min(clipped, spacing):
 
 def test_a_whole_config_of_diffusers_is_read():
     for sampler in ("ddim", "ddpm", "dpm-solver++"):
-        config = dict(_scheduler({}, sampler).config)
+        config = dict(Recorded({}, sampler, 1).scheduler().config)
         NoiseSchedule.from_config({name: value for name, value in config.items() if name != "_use_default_values"})
     assert NoiseSchedule.from_config({"variance_type": "fixed_small_log"}) == NoiseSchedule()
 
@@ -261,3 +305,8 @@ def test_the_logarithm_is_exact_to_a_unit_in_the_last_place():
     values = np.concatenate([np.logspace(-12, 12, 5001), 1 + np.logspace(-15, -1, 500), 1 - np.logspace(-15, -1, 500)])
     for value in values.tolist():
         assert natural_log(value) == pytest.approx(math.log(value), rel=4e-16, abs=1e-18)
+
+
+def test_the_exponential_is_exact_far_beyond_float32():
+    for value in np.concatenate([np.linspace(-40, 40, 4001), [0.0], -np.logspace(-15, 0, 500)]).tolist():
+        assert natural_exp(value) == pytest.approx(math.exp(value), rel=1e-14)

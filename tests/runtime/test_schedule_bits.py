@@ -50,7 +50,7 @@ class CRun(c.Structure):
 
 
 class Coefficients(c.Structure):
-    _fields_ = tuple((f"value{i}", c.c_float) for i in range(11))
+    _fields_ = tuple((f"value{i}", c.c_float) for i in range(12))
 
 
 @pytest.fixture(scope="module")

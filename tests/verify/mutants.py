@@ -441,8 +441,8 @@ MUTANTS = [
         "runtime",
         "trajectory",
         source="sampler.c",
-        old="row->to_before = (float)-correction;",
-        new="row->to_before = (float)correction;",
+        old="x[i] = x[i] + c.to_trend *",
+        new="x[i] = x[i] - c.to_trend *",
     ),
     Mutant(
         "noise of an image to start from not scaled",

@@ -161,7 +161,7 @@ static inline size_t edm_align(size_t bytes) {
 /* --- schedule.c, sampler.c ------------------------------------------------------------------------------- */
 typedef struct { /* see edgedm/diffusion/steps.py: the same formulas, operation by operation */
   float x0_sample, x0_output, x0_divisor, eps_sample, eps_output, eps_divisor;
-  float to_x0, to_eps, to_sample, to_noise, to_before;
+  float to_x0, to_eps, to_sample, to_noise, trend_scale, to_trend;
 } edm_coefficients;
 
 void edm_choose_timesteps(const edm_noise_schedule *noise, edm_sampler sampler, int steps, int64_t *timesteps);

@@ -27,6 +27,18 @@ static double natural_log(double value) {
   return exponent * 0.6931471805599453 + 2.0 * ratio * total;
 }
 
+/* e^value for a value within -700..700, from the same file. */
+static double natural_exp(double value) {
+  enum { POWERS = 13, MANTISSA_BITS = 52, BIAS = 1023 };
+  double halvings = value * 1.4426950408889634;
+  int exponent = (int)(halvings < 0.0 ? halvings - 0.5 : halvings + 0.5);
+  double rest = value - exponent * 0.6931471805599453, total = 1.0, scale;
+  for (int power = POWERS; power > 0; --power) total = 1.0 + rest / power * total;
+  uint64_t bits = (uint64_t)(exponent + BIAS) << MANTISSA_BITS;
+  memcpy(&scale, &bits, sizeof scale);
+  return total * scale;
+}
+
 /* --- coefficients ---------------------------------------------------------------------------------------- */
 
 static void predict(edm_prediction kind, float level, float deviation, edm_coefficients *row) {
@@ -60,25 +72,29 @@ static void ddpm(float now, float before, bool large_variance, bool fresh, edm_c
   row->to_noise = fresh ? sqrtf(variance) : 0.0F;
 }
 
-/* DPM-Solver++'s measure of noise, sigma / alpha; its lambda is -log of this. */
+/* DPM-Solver++'s measure of noise, sigma / alpha. */
 static float sigma_of(float bar) { return sqrtf((1.0F - bar) / bar); }
 
 static float level_of(float sigma) { return 1.0F / sqrtf(sigma * sigma + 1.0F); }
 
+static float lambda_of(float sigma) {
+  float level = level_of(sigma);
+  return (float)natural_log((double)level) - (float)natural_log((double)(sigma * level));
+}
+
 /* From `now` to `following`; `earlier` is that of the step before, 0 where the first order is taken. */
 static void solver(bool heun, float earlier, float now, float following, edm_coefficients *row) {
   float alpha = level_of(following);
-  row->to_sample = following * alpha / (now * level_of(now));
-  double to_x0 = (double)alpha * (1.0 - (double)following / (double)now);
-  if (earlier > 0.0F) {
-    double h = natural_log((double)now / (double)following);
-    double h_before = natural_log((double)earlier / (double)now);
-    double slope = !heun || h == 0.0 ? 0.5 * to_x0 : (double)alpha - to_x0 / h;
-    double correction = slope * (h / h_before);
-    to_x0 += correction;
-    row->to_before = (float)-correction;
-  }
-  row->to_x0 = (float)to_x0;
+  row->to_x0 = alpha, row->to_sample = following * alpha / (now * level_of(now));
+  if (following == 0.0F) return;
+  float h = lambda_of(following) - lambda_of(now);
+  float decay = (float)natural_exp(-(double)h) - 1.0F;
+  row->to_x0 = -(alpha * decay);
+  if (earlier == 0.0F) return;
+  float h_before = lambda_of(now) - lambda_of(earlier);
+  if (h == 0.0F || h_before == 0.0F) return;
+  row->trend_scale = 1.0F / (h_before / h);
+  row->to_trend = heun ? alpha * (decay / h + 1.0F) : 0.5F * row->to_x0;
 }
 
 void edm_step_coefficients(const edm_noise_schedule *noise, const edm_schedule *schedule, const int64_t *timesteps,
@@ -97,7 +113,7 @@ void edm_step_coefficients(const edm_noise_schedule *noise, const edm_schedule *
   } else {
     float sigma = sigma_of(now), end = noise->end_at_zero ? 0.0F : sigma_of(alphas[0]);
     bool few = noise->lower_order_final && schedule->steps < FEW_STEPS;
-    bool lower = last && (noise->euler_at_final || few || noise->end_at_zero);
+    bool lower = last && (noise->euler_at_final || few);
     bool second = noise->solver_order > 1 && step > first && !lower;
     level = level_of(sigma), deviation = sigma * level;
     solver(noise->heun, second ? sigma_of(alphas[timesteps[step - 1]]) : 0.0F, sigma,
@@ -116,7 +132,7 @@ void edm_advance(const edm_coefficients *row, float clip, const float *output, c
     if (clip > 0.0F) estimate = estimate < -clip ? -clip : estimate > clip ? clip : estimate;
     float eps = (c.eps_sample * x[i] + c.eps_output * output[i]) / c.eps_divisor;
     x[i] = (c.to_x0 * estimate + c.to_eps * eps) + c.to_sample * x[i];
-    if (c.to_before != 0.0F) x[i] = x[i] + c.to_before * x0[i];
+    if (c.to_trend != 0.0F) x[i] = x[i] + c.to_trend * (c.trend_scale * (estimate - x0[i]));
     x0[i] = estimate;
   }
   if (!fresh) return;
