@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 STEPS = 2
 
 
-@pytest.mark.parametrize("target", ["wasm32+simd128"])
+@pytest.mark.parametrize("target", ["aarch64+dotprod", "wasm32+simd128"])
 def test_all_six_levels_hold_there(deployed, tmp_path, target) -> None:
     elsewhere.need_machine(target)
     compile_graph(deployed("bidm"), tmp_path / "model.bundle", target=target, steps=STEPS)
