@@ -37,6 +37,9 @@ Array = NDArray[Any]
 
 NOT_SEARCHED = "not looked for (--no-bisect)"
 
+MOST_REMEMBERED = 1 << 30
+"""Bytes of torch's answers that a search keeps: carried states of a big model take gigabytes in two precisions."""
+
 ADDS_UP = (
     "the runtime (carried state, rows of a step, labels), or small errors of many steps: single steps hold where they "
     "were looked at, and it adds up over the trajectory"
@@ -127,19 +130,27 @@ class LoweredRunner:
 
 
 class _Remembered:
-    """What torch gives at the moments of a search, computed once for all the graphs that are looked at."""
+    """What torch gives at the moments of a search, for all the graphs that are looked at: once, or again if it is big.
 
-    def __init__(self, reference: TorchReference) -> None:
+    Nothing makes room for what comes later, for every graph asks for all of it in the same order.
+    """
+
+    def __init__(self, reference: TorchReference, most: int = MOST_REMEMBERED) -> None:
         self.null_class = reference.null_class
-        self._reference = reference
+        self._reference, self._room = reference, most
         self._known: dict[tuple[int, int], tuple[Array, list[Array]]] = {}
 
     def predict(self, bits: int, moment: Moment) -> tuple[Array, list[Array]]:
         """As `TorchReference.predict`; moments are told apart by their step."""
         key = bits, moment.step
-        if key not in self._known:
-            self._known[key] = self._reference.predict(bits, moment)
-        return self._known[key]
+        if key in self._known:
+            return self._known[key]
+        output, states = self._reference.predict(bits, moment)
+        size = sum(each.nbytes for each in (output, *states))
+        if size <= self._room:
+            self._room -= size
+            self._known[key] = output, states
+        return output, states
 
 
 class _Search:

@@ -1,6 +1,8 @@
 """Finding the pass after which a model leaves tolerance."""
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,10 @@ from mutants import write_back
 from edgedm.errors import InvalidModelError
 from edgedm.export import export
 from edgedm.passes import optimize, pipeline
+from edgedm.passes.base import GraphPass
+from edgedm.passes.fuse_binary_weight_conv import FuseBinaryWeightConv
 from edgedm.passes.fuse_epilogue import FuseEpilogue
+from edgedm.passes.merge_tables import MergeTables
 from edgedm.verify import bisect, verify
 from edgedm.verify import main as bundle_main
 from edgedm.verify.bisect import Chain, Dumped, first_off
@@ -52,45 +57,94 @@ def test_a_folder_without_a_whole_chain_is_refused(tmp_path) -> None:
             Dumped(tmp_path)
 
 
-class Careless(FuseEpilogue):
-    """The pass, with a mistake in one multiplier."""
+@dataclass(frozen=True)
+class Fault:
+    """A change of one constant that spoils the work of a pass on a tiny model, and what `verify` says of it."""
 
-    def call(self, model: ir.Model):
-        report = super().call(model)
-        products = [node for node in model.graph if node.op_type == "QuantConv"]
-        value = next(each for node in products for each in node.inputs if each and each.name == f"{LAYER}.step")
-        assert value.const_value is not None
-        value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.5), name=value.name)
-        return report
+    method: str
+    by: type[GraphPass]
+    op: str  # of a node that reads the constant
+    constant: str
+    change: Callable[[np.ndarray], np.ndarray]
+    first: str  # row of level step
+    told: str  # of what the pass changed
 
-    @property
-    def name(self) -> str:
-        return "FuseEpilogue"
+
+FAULTS = [
+    Fault("w4a4", FuseEpilogue, "QuantConv", f"{LAYER}.step", lambda each: 1.5 * each, "eps, step 0", "output 'eps'"),
+    Fault(
+        "binarydm",
+        FuseBinaryWeightConv,
+        "BinaryWeightConv",
+        f"{LAYER}.bits.multiplier",
+        lambda each: 1.5 * each,
+        "eps, step 0",
+        "'conv2d_10'",
+    ),
+    Fault(  # of no consequence until there is a state to mix with
+        "bidm",
+        MergeTables,
+        "Gather",
+        "cache_coefficients",
+        lambda rows: np.roll(rows, 1, axis=0),
+        "eps, step 1",
+        "output 'eps'",
+    ),
+]
 
 
 @pytest.fixture
 def careless(deployed, tmp_path, monkeypatch):
-    """A graph that a pipeline with a careless pass made, with the graphs between its passes."""
-    exported = deployed("w4a4").with_name("model.onnx")  # by the right pipeline
-    passes = [
-        (lambda _: Careless()) if make(pipeline.Schedule()).name == "FuseEpilogue" else make
-        for make in pipeline.PIPELINE
-    ]
-    monkeypatch.setattr(pipeline, "PIPELINE", passes)
-    monkeypatch.setattr(bisect, "PIPELINE", passes)
-    optimize(exported, tmp_path / "deploy.onnx", dump=tmp_path / "chain", steps=4)
-    return tmp_path
+    """Fault -> a graph that a pipeline with this fault made; the graphs between its passes are in `chain`."""
+
+    def make(fault: Fault) -> Path:
+        class Careless(fault.by):
+            def call(self, model: ir.Model):
+                report = super().call(model)
+                found = [node for node in model.graph if node.op_type == fault.op]
+                value = next(each for node in found for each in node.inputs if each and each.name == fault.constant)
+                before = value.const_value.numpy()
+                value.const_value = ir.tensor(fault.change(before).astype(before.dtype), name=value.name)
+                return report
+
+            @property
+            def name(self) -> str:
+                return fault.by.__name__
+
+        exported = deployed(fault.method).with_name("model.onnx")  # by the right pipeline
+        passes = [
+            (lambda _: Careless()) if isinstance(each(pipeline.Schedule()), fault.by) else each
+            for each in pipeline.PIPELINE
+        ]
+        monkeypatch.setattr(pipeline, "PIPELINE", passes)
+        monkeypatch.setattr(bisect, "PIPELINE", passes)
+        optimize(exported, tmp_path / "deploy.onnx", dump=tmp_path / "chain", steps=4)
+        return tmp_path
+
+    return make
 
 
 @pytest.mark.slow
-def test_the_pass_that_broke_parity_is_named_with_what_it_changed(careless) -> None:
-    asked = {"levels": ("step",), "steps": 4}
-    outcome = verify(careless / "deploy.onnx", tiny.checkpoint("w4a4"), **asked)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.method}-{fault.by.__name__}")
+def test_the_pass_that_broke_parity_is_named_with_what_it_changed(careless, fault) -> None:
+    folder, asked = careless(fault), {"levels": ("step",), "steps": 4}
+    outcome = verify(folder / "deploy.onnx", tiny.checkpoint(fault.method), **asked)
     assert not outcome.ok
-    cause = outcome.details["first_failure"]["introduced_by"]
-    assert cause.startswith("pass FuseEpilogue: FuseEpilogue changed the model: output 'eps': ")
-    dumped = verify(careless / "deploy.onnx", tiny.checkpoint("w4a4"), chain=careless / "chain", **asked)
-    assert dumped.details["first_failure"]["introduced_by"] == "pass FuseEpilogue"
+    failure, name = outcome.details["first_failure"], fault.by.__name__
+    assert failure["where"].startswith(fault.first)
+    assert failure["introduced_by"].startswith(f"pass {name}: {name} changed the model: {fault.told}: ")
+
+
+@pytest.mark.slow
+def test_of_a_bundle_a_chain_that_was_dumped_names_the_pass_without_another_export(careless, monkeypatch) -> None:
+    fault = FAULTS[-1]
+    folder = careless(fault)
+    monkeypatch.setattr(bisect, "export", None)
+    asked = {"levels": ("step",), "steps": 4, "chain": folder / "chain"}
+    outcome = verify(tiny.bundle(folder / "deploy.onnx"), tiny.checkpoint(fault.method), **asked)
+    failure = outcome.details["first_failure"]
+    assert failure["where"].startswith(fault.first)
+    assert failure["introduced_by"] == f"pass {fault.by.__name__}"
 
 
 def chain_of(exported: Path, folder: Path) -> Path:

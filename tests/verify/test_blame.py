@@ -51,19 +51,22 @@ def test_where_single_steps_are_off_the_passes_are_searched(examination) -> None
     assert blame_bundle(examination(False), level, ROW) == blame_graph(examination(False), ROW) == "pass Searched"
 
 
-def test_torch_is_asked_once_for_all_the_graphs_of_a_search() -> None:
+def test_torch_is_asked_once_for_all_the_graphs_of_a_search_as_far_as_memory_goes() -> None:
     asked: list[tuple[int, int]] = []
 
     def predict(bits: int, moment: Moment):
         asked.append((bits, moment.step))
-        return np.full(1, 10 * moment.step + bits), []
+        return np.full(1, 10 * moment.step + bits), [np.zeros(3)]  # 32 bytes
 
-    remembered = blame._Remembered(SimpleNamespace(null_class=3, predict=predict))
     moments = [Moment(step, 0, np.zeros(1, np.int64), np.zeros(1, np.float32), (), False) for step in (0, 4)]
-    for _ in range(3):
-        found = [remembered.predict(bits, moment)[0].item() for bits in (32, 64) for moment in moments]
-        assert found == [32, 72, 64, 104]
-    assert asked == [(32, 0), (32, 4), (64, 0), (64, 4)] and remembered.null_class == 3
+    each = [(32, 0), (32, 4), (64, 0), (64, 4)]
+    for most, again in ((128, []), (127, each[3:]), (64, each[2:]), (0, each)):
+        remembered = blame._Remembered(SimpleNamespace(null_class=3, predict=predict), most)
+        asked.clear()
+        for _ in range(3):
+            found = [remembered.predict(bits, moment)[0].item() for bits in (32, 64) for moment in moments]
+            assert found == [32, 72, 64, 104]
+        assert asked == each + 2 * again and remembered.null_class == 3
 
 
 def test_a_fault_of_a_label_is_looked_at_on_an_image_of_that_label(monkeypatch) -> None:
