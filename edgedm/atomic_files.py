@@ -19,14 +19,13 @@ from pathlib import Path
 from edgedm.atomic import check_file_place, locked, read_mark, sync_folder, write_scratch
 from edgedm.errors import InvalidModelError
 
-COMPANIONS = (".golden.safetensors", ".layers.safetensors", ".decoder.onnx")
-"""What may lie beside a graph, under its name; a write without one removes that of an earlier graph."""
-_RENAMED = (*COMPANIONS, ".prepare.onnx")
+COMPANIONS = (".prepare.onnx", ".decoder.onnx", ".golden.safetensors", ".layers.safetensors")
+"""What may lie beside a graph, under its name."""
 _MOST_JOURNAL_BYTES = 1 << 16
 
 
-def write_together(files: Mapping[Path, bytes | None]) -> None:
-    """Write `files` of one folder, whole or not at all; None removes a companion that earlier ones may have left.
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write `files` of one folder, whole or not at all; companions that are none of them go, as of an earlier graph.
 
     The first is the one that readers ask for. Raises ValueError for a name that is none of its companions',
     `InvalidModelError` where a folder or a file stands in the way or somebody removes a new one before it has its name,
@@ -34,23 +33,22 @@ def write_together(files: Mapping[Path, bytes | None]) -> None:
     readers refuse those, and the next writer finishes them.
     """
     main = next(iter(files))
+    names = _names(main)
     for path in files:
-        check_file_place(path)
         assert path.parent == main.parent, "files that belong together lie together"
-        if path.name not in _names(main):
-            raise ValueError(f"{path}: no companion of {main.name}; expected {', '.join(sorted(_names(main)))}")
+        if path.name not in names:
+            raise ValueError(f"{path}: no companion of {main.name}; expected {', '.join(names)}")
+    for name in names:
+        check_file_place(main.with_name(name))
     main.parent.mkdir(parents=True, exist_ok=True)
     settle(main)
     scratches: dict[Path, Path] = {}
     listing: Path | None = None
     try:
         for path, data in files.items():
-            if data is not None:
-                scratches[path] = write_scratch(path, data)
-        entries = [
-            ["", path.name, ""] if data is None else [scratches[path].name, path.name, hashlib.sha256(data).hexdigest()]
-            for path, data in files.items()
-        ]
+            scratches[path] = write_scratch(path, data)
+        new = {path.name: [scratches[path].name, path.name, _digest(data)] for path, data in files.items()}
+        entries = [new.get(name, ["", name, ""]) for name in names]
         with locked(main.parent):
             _finish(main)  # of a writer that was quicker
             superseded = [entry.scratch for entry in _listed(main) if entry.scratch and entry.pending]
@@ -68,9 +66,13 @@ def write_together(files: Mapping[Path, bytes | None]) -> None:
                 scratch.unlink(missing_ok=True)
 
 
-def _names(main: Path) -> set[str]:
-    """The names that a journal of `main` may rename files to."""
-    return {main.name, *(main.with_suffix(suffix).name for suffix in _RENAMED)}
+def _names(main: Path) -> list[str]:
+    """The names that a journal of `main` may rename files to: its own, then its companions'."""
+    return [main.name, *(main.with_suffix(suffix).name for suffix in COMPANIONS)]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def check_settled(main: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgedm import progress
-from edgedm.atomic_files import COMPANIONS, write_together
+from edgedm.atomic_files import write_together
 from edgedm.diffusion import SAMPLERS, NoiseSchedule
 from edgedm.errors import InvalidModelError, ParityError, UnsupportedError
 from edgedm.export.decoder_file import decoder_path, load_decoder
@@ -96,8 +96,7 @@ def optimize(
     layers = Path(graph_path).with_suffix(".layers.safetensors")
     if layers.is_file():
         files[output.with_suffix(".layers.safetensors")] = layers.read_bytes()
-    others = dict.fromkeys(output.with_suffix(suffix) for suffix in COMPANIONS)  # of an earlier run
-    write_together({output: step, **others, **files})
+    write_together(files)
     figures["seconds"] = time.perf_counter() - started
     details |= {"check": _verdicts(checker), "written": [str(path) for path in files]}
     return Outcome(True, figures, details)

@@ -29,8 +29,10 @@ def test_all_appear_and_nothing_else(tmp_path, files):
 
 def test_a_companion_of_earlier_ones_goes(tmp_path, files):
     write_together(files)
-    write_together({**files, tmp_path / NAMES[2]: None})
-    assert set(contents(tmp_path)) == set(NAMES[:2])
+    write_together({tmp_path / name: b"new" for name in NAMES[:2]})
+    assert contents(tmp_path) == dict.fromkeys(NAMES[:2], b"new")
+    write_together({tmp_path / NAMES[0]: b"alone"})
+    assert contents(tmp_path) == {NAMES[0]: b"alone"}
 
 
 @pytest.mark.parametrize("stop", range(4))
@@ -58,7 +60,7 @@ def test_a_writer_that_ends_between_two_renames_has_written_all(tmp_path, files,
 
 @pytest.mark.parametrize("after", range(4))
 def test_a_reader_refuses_what_is_half_renamed_and_changes_nothing(tmp_path, files, after, monkeypatch):
-    write_together({**dict.fromkeys(files, b"old"), tmp_path / "m.decoder.onnx": b"old"})
+    write_together({**dict.fromkeys(files, b"old"), tmp_path / "m.layers.safetensors": b"old"})
     done, real = [], os.replace
 
     def replace(*names):
@@ -68,9 +70,8 @@ def test_a_reader_refuses_what_is_half_renamed_and_changes_nothing(tmp_path, fil
             raise KeyboardInterrupt  # the name has changed, and Python doesn't know yet
 
     monkeypatch.setattr(atomic_files.os, "replace", replace)
-    new = {**files, tmp_path / "m.decoder.onnx": None}
     with pytest.raises(KeyboardInterrupt):
-        write_together(new)
+        write_together(files)
     before = contents(tmp_path)
     with pytest.raises(InvalidModelError, match=r"m\.onnx: a write of it .* was cut short"):
         check_settled(tmp_path / NAMES[0])
@@ -154,8 +155,18 @@ def test_where_a_part_is_lost_the_old_ones_stay_until_all_are_written_anew(tmp_p
     assert contents(tmp_path) == before
     with pytest.raises(InvalidModelError, match="was cut short"):
         check_settled(tmp_path / NAMES[0])
-    write_together({**files, tmp_path / "m.decoder.onnx": None})
+    write_together(files)
     assert contents(tmp_path) == {name: name.encode() for name in NAMES}
+
+
+def test_a_graph_written_alone_leaves_nothing_of_a_write_that_lost_a_part(tmp_path, files):
+    write_together(dict.fromkeys(files, b"old"))
+    for name in NAMES[1:]:  # the first is lost
+        (tmp_path / f".{name}.x").write_bytes(name.encode())
+    leave_journal(tmp_path, *([f".{name}.x", name, digest(name)] for name in NAMES))
+    write_together({tmp_path / NAMES[0]: b"alone"})
+    check_settled(tmp_path / NAMES[0])
+    assert contents(tmp_path) == {NAMES[0]: b"alone"}
 
 
 def test_a_writer_whose_part_somebody_removes_says_so(tmp_path, files, monkeypatch):
@@ -172,17 +183,22 @@ def test_a_writer_whose_part_somebody_removes_says_so(tmp_path, files, monkeypat
 
 
 def test_the_next_writer_finishes_the_one_before(tmp_path, files, monkeypatch):
-    def stop(_main):
-        if atomic_files._journal(_main).is_file():
+    def stop(main):
+        if atomic_files._journal(main).is_file():
             raise KeyboardInterrupt
+
+    def full(*_):
+        raise OSError
 
     monkeypatch.setattr(atomic_files, "_finish", stop)
     with pytest.raises(KeyboardInterrupt):
         write_together(files)
     monkeypatch.undo()
     assert not (tmp_path / NAMES[0]).exists()
-    write_together({tmp_path / NAMES[0]: b"newest"})
-    assert contents(tmp_path) == {**{name: name.encode() for name in NAMES}, NAMES[0]: b"newest"}
+    monkeypatch.setattr(atomic_files, "write_scratch", full)
+    with pytest.raises(OSError):
+        write_together({tmp_path / NAMES[0]: b"newest"})
+    assert contents(tmp_path) == {name: name.encode() for name in NAMES}
 
 
 def test_a_folder_in_the_way_is_named_before_anything_is_written(tmp_path, files):

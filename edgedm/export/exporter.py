@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from edgedm import progress
-from edgedm.atomic_files import COMPANIONS, write_together
+from edgedm.atomic_files import write_together
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export import golden
@@ -63,8 +63,7 @@ def run(checkpoint: Checkpoint | str | os.PathLike[str], output: str | os.PathLi
         decoder = build_decoder_graph(loaded.decoder, shape)
         set_graph_info(decoder, GraphInfo("decoder", config.model_dump(mode="json"), DECODER_ROLES))
         files[decoder_path(output)] = serialize_graph(decoder)
-    others = dict.fromkeys(Path(output).with_suffix(suffix) for suffix in COMPANIONS)  # of an earlier export
-    write_together({Path(output): files[output], **others, **files})
+    write_together(files)
     weights = {name: value.const_value.nbytes for name, value in model.graph.initializers.items() if value.const_value}
     figures = {
         "bytes.file": float(len(files[output])),

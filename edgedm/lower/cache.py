@@ -23,6 +23,7 @@ import edgedm.passes
 import edgedm.targets
 from edgedm import progress
 from edgedm.atomic import atomic_dir
+from edgedm.atomic_files import COMPANIONS
 from edgedm.bundle import Manifest, write
 from edgedm.bundle.store import load_unsigned
 from edgedm.errors import InvalidModelError
@@ -43,8 +44,7 @@ _NOT_CODE = {"__pycache__", "zoo"}
 def key_of(graph: Path, targets: Sequence[Target], steps: int, sampler: str) -> str:
     """Return the key of a compile of `graph` and its companions; files that are not there count as such."""
     digest = hashlib.sha256()
-    companions = (".prepare.onnx", ".decoder.onnx", ".golden.safetensors", ".layers.safetensors")
-    for name in (graph, *(graph.with_suffix(each) for each in companions)):
+    for name in (graph, *(graph.with_suffix(each) for each in COMPANIONS)):
         digest.update(_file_digest(name) if name.is_file() else b"absent")
     machines = [(each.name, each.triple, sorted(each.features), each.cores) for each in targets]
     facts = [machines, steps, sampler, sys.version, *_versions(), *_linkers(targets)]
