@@ -216,8 +216,8 @@ class _Search:
         return f"{other}: {off.name}: {off.note}" if off else ""
 
     def _feeds(self, path: Path) -> dict[str, Array]:
-        """The inputs of a graph file at the first moment: of the first image, of the row's label if it has one."""
-        graph, moment, image = WholeGraph(path), self.runs.float32.moments[0], self.image
+        """The inputs of a graph file at the last moment, which carries state: of the row's label, if it has one."""
+        graph, moment, image = WholeGraph(path), self.runs.float32.moments[-1], self.image
         state = {name: each[image : image + 1] for name, each in zip(graph.states, moment.state, strict=False)}
         text = None if moment.texts is None else moment.texts[image]
         given = state if moment.has_state else None

@@ -69,13 +69,14 @@ def test_torch_is_asked_once_for_all_the_graphs_of_a_search_as_far_as_memory_goe
         assert asked == each + 2 * again and remembered.null_class == 3
 
 
-def test_a_fault_of_a_label_is_looked_at_on_an_image_of_that_label(monkeypatch) -> None:
+def test_a_fault_of_a_label_is_looked_at_on_an_image_of_that_label_with_its_state(monkeypatch) -> None:
     labels, shape = [4, 0, 3], (3, 1, 2, 2)
     images = np.arange(12, dtype=np.float32).reshape(shape)
-    moment = Moment(0, 9, np.array(labels), images, (images + 100,), True, images[:, 0])
+    first = Moment(0, 99, np.array(labels), images - 1, (), False, images[:, 0])
+    moment = Moment(1, 9, np.array(labels), images, (images + 100,), True, images[:, 0])
     examination = SimpleNamespace(
         reference=SimpleNamespace(null_class=4),
-        runs=Runs(labels, Trajectories([], [moment]), Trajectories([], [])),
+        runs=Runs(labels, Trajectories([], [first, moment]), Trajectories([], [])),
     )
     roles = {"x": "x", "class_labels": "class_labels", "text": "encoder_hidden_states", "state.a": "state"}
     graph = SimpleNamespace(states=["state.a"], inputs=list(roles), info=SimpleNamespace(inputs=roles))
