@@ -38,8 +38,13 @@ class BundleUNet:
     Use it as a context manager or call `close`.
     """
 
-    def __init__(self, bundle: Bundle | str | os.PathLike[str], threads: int = 1) -> None:
-        self._runner = open_runner(bundle if isinstance(bundle, Bundle) else os.fspath(bundle), threads)
+    def __init__(self, bundle: Bundle | str | os.PathLike[str], threads: int = 1, variant: str | None = None) -> None:
+        """Of several variants of a bundle's kernels `variant` runs, or the one that `open_runner` picks.
+
+        Raises what that raises: UnsupportedError for a variant that is not there.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else os.fspath(bundle)
+        self._runner = open_runner(opened, threads, variant=variant)
         self._manifest = self._runner.manifest
         self.config = FrozenDict(_config(self._manifest.config, self._manifest.image_shape))
         self.dtype, self.device = torch.float32, torch.device("cpu")

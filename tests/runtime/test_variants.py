@@ -10,11 +10,13 @@ import elsewhere
 import numpy as np
 import pytest
 import tools
+import torch
 
 import edgedm
 from edgedm.bundle import load
 from edgedm.errors import InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.export.graph_io import load_graph
+from edgedm.integrations.diffusers import BundleUNet
 from edgedm.lower import compile as compile_graph
 from edgedm.runtime import ExecRunner, LocalRunner, open_runner
 from edgedm.runtime.library import Library, source_of
@@ -167,6 +169,17 @@ def test_the_environment_names_the_variant_in_python_too(pcs, monkeypatch):
             assert (runner.variant, runner.manifest.target.name) == ("x86-64-v2", "x86-64-v2")
     with open_runner(pcs, variant=HERE[0]) as runner:
         assert runner.variant == HERE[0]
+
+
+@pytest.mark.parametrize("variant", HERE)
+def test_a_pipeline_of_diffusers_runs_the_variant_that_is_named(pcs, variant):
+    x = np.random.default_rng(SEED).standard_normal((1, 8, 8)).astype(np.float32)
+    with BundleUNet(pcs, variant=variant) as unet, LocalRunner(pcs, variant=variant) as runner:
+        assert unet._manifest.target.name == variant
+        got = unet(torch.from_numpy(x[None]), 900, class_labels=torch.tensor([1])).sample
+        assert got.numpy().tobytes() == runner.step(900, x, 1)[0].tobytes()
+    with pytest.raises(UnsupportedError, match="x86-64-v9"):
+        BundleUNet(pcs, variant="x86-64-v9")
 
 
 @pytest.mark.parametrize(
