@@ -5,8 +5,9 @@ The codes a and the weights v are planes of bits: with a = sum of 2^i a_i and v 
     P = sum over i, j of 2^(i + j) popcount(a_i & v_j),
 
 where the highest plane of signed codes counts negatively, as two's complement has it. Planes lie one after the other,
-the image's as uint64[plane][pixel][word], the weights' as `bitserial` has signs. A tile goes through the pairs of
-planes from the highest power of two down and doubles its sums in between, so that they need no registers of their own.
+the image's as uint64[plane][pixel][word], the weights' as `bitserial` has signs. A tile goes through few pairs
+of planes from the highest power of two down and doubles its sums in between, so that they need no registers of their
+own; through more it goes image plane by image plane, so that there is one piece of code for each plane of the weights.
 Padding is the code 0 or za, bit by bit. Sums, zero points and loop order: see `code_product`.
 
 Limit: that of `bitserial` over the number of pairs of planes; 16 of them for W4A4, so dot products or look-ups are
@@ -28,6 +29,7 @@ from edgedm.targets.kernels.builder import (
     block,
     cast,
     const,
+    hold,
     in_lanes,
     let,
     load,
@@ -44,20 +46,26 @@ from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import Array, TensorSpec
 from edgedm.targets.kernels.tiles import Window
 
+MOST_UNROLLED = 4  # pairs of planes; of more the image's are a loop, as each pair is a whole product in code
+GATHERED = 8  # codes that are cut into planes by shifts, in a 64-bit word
 
-def draft(shape: Convolution, operands: Operands, tile: Tile, vector_bytes: int) -> Draft:
-    """Return the kernel for codes uint8[..., C], or int8[..., C] of binary weights."""
-    return code_product.draft(shape, operands, _Form(shape, operands, tile, vector_bytes))
+
+def draft(shape: Convolution, operands: Operands, tile: Tile, together: int) -> Draft:
+    """Return the kernel for codes uint8[..., C], or int8[..., C] of binary weights.
+
+    `together` codes at a time are cut into planes: by their masks, or `GATHERED` by shifts, which need no vectors.
+    """
+    return code_product.draft(shape, operands, _Form(shape, operands, tile, together))
 
 
 @dataclass(frozen=True)
 class _Form:
-    """See `code_product.Form`. `vector_bytes` codes at a time are cut into planes."""
+    """See `code_product.Form`."""
 
     shape: Convolution
     operands: Operands
     tile: Tile
-    vector_bytes: int
+    together: int
     offset = 0
     image_offset = 0
     bias = 0
@@ -112,7 +120,7 @@ class _Form:
         return np.concatenate([pack_weight(plane, self.tile.lanes) for plane in planes])
 
     def stage(self, codes: Buffer, source: Expr, image: Buffer | None, sums: Buffer | None, pixel: Expr) -> None:
-        planes, channels, size = self.operands.bits, self.shape.channels, self.vector_bytes
+        planes, channels, size = self.operands.bits, self.shape.channels, self.together
         with block():
             total = local(1, "int32")
             store(total, const(0, "int32"), 0)
@@ -122,9 +130,7 @@ class _Form:
                 """Add `count` codes to the planes of word `word`, from bit `first` on."""
                 vector = let(load(codes, source * channels + word * WORD_BITS + first, count))
                 for i in range(planes):
-                    kind = "int8" if self.operands.signed else "uint8"
-                    chosen = (vector & const(1 << i, kind, count)) != const(0, kind, count)
-                    bits = cast(mask_bits(chosen, count) if count > 1 else chosen, "uint64")
+                    bits = _gathered(vector, i) if count == GATHERED else self._chosen(vector, i, count)
                     store(words, load(words, i) | (bits << cast(first, "uint64")), i)
 
             def finish(word: Expr, count: int) -> None:
@@ -134,7 +140,7 @@ class _Form:
                 for i in range(planes):
                     bits = let(load(words, i))
                     store(image, bits, i * self._plane + pixel * self.steps + word)
-                    worth = cast(tirx.popcount(bits), "int32") * self._power(i, 0)
+                    worth = cast(tirx.popcount(bits), "int32") * self._worth(i)
                     store(total, load(total, 0) + worth, 0)
 
             whole, rest = divmod(channels, WORD_BITS)
@@ -145,6 +151,11 @@ class _Form:
                 finish(whole, rest)
             if sums is not None:
                 store(sums, load(total, 0), pixel)
+
+    def _chosen(self, vector: Expr, i: int, count: int) -> Expr:
+        kind = "int8" if self.operands.signed else "uint8"
+        chosen = (vector & const(1 << i, kind, count)) != const(0, kind, count)
+        return cast(mask_bits(chosen, count) if count > 1 else chosen, "uint64")
 
     def border(self, zero: Expr | None, image: Buffer, pixel: Expr) -> None:
         for i in range(self.operands.bits):
@@ -160,13 +171,31 @@ class _Form:
     ) -> Callable[[int], Sequence[Expr]]:
         lanes, slots = self.tile.lanes, 2 * len(window.pixels) * together
         acc = Registers(slots, lanes, "int64")
-        pairs = [(i, j) for i in range(self.operands.bits) for j in range(self.operands.weight_bits)]
+        bits, weight_bits = self.operands.bits, self.operands.weight_bits
+        if not self.operands.signed and bits * weight_bits > MOST_UNROLLED:
+            total = Registers(slots, lanes, "int64")
+            with loop(bits) as plane:
+                acc.clear()
+                for j in reversed(range(weight_bits)):
+                    self._double(acc, 1)
+                    self._count(weight, image, window, index, together, acc, (bits - 1 - plane, j))
+                self._double(total, 1)
+                for slot in range(slots):
+                    total[slot] = total[slot] + acc[slot]
+            return self._sums(total)
+        pairs = [(i, j) for i in range(bits) for j in range(weight_bits)]
         pairs.sort(key=sum, reverse=True)
         for number, (i, j) in enumerate(pairs):
-            doublings = sum(pairs[number - 1]) - i - j if number else 0
-            for slot in range(slots if doublings else 0):
-                acc[slot] = acc[slot] << const(doublings, "int64", lanes)
+            self._double(acc, sum(pairs[number - 1]) - i - j if number else 0)
             self._count(weight, image, window, index, together, acc, (i, j))
+        return self._sums(acc)
+
+    def _double(self, acc: Registers, times: int) -> None:
+        for slot in range(len(acc) if times else 0):
+            acc[slot] = acc[slot] << const(times, "int64", self.tile.lanes)
+
+    def _sums(self, acc: Registers) -> Callable[[int], Sequence[Expr]]:
+        lanes = self.tile.lanes
 
         def sums(slot: int) -> list[Expr]:
             even, odd = (reinterpret(acc[2 * slot + half], f"uint64x{lanes}") for half in range(2))
@@ -182,7 +211,7 @@ class _Form:
         index: Expr,
         together: int,
         acc: Registers,
-        pair: tuple[int, int],
+        pair: tuple[Expr, Expr],
     ) -> None:
         """Add the products of plane i of the image and plane j of the weights to all sums."""
         (i, j), lanes, size = pair, self.tile.lanes, self.tile.block
@@ -202,8 +231,17 @@ class _Form:
                 for v, each in enumerate(weights):
                     slot = p * len(weights) + v
                     count = reinterpret(tirx.popcount(splat(x, lanes) & each), f"int64x{lanes}")
-                    acc[slot] = acc[slot] + count if self._power(i, j) > 0 else acc[slot] - count
+                    negative = self.operands.signed and i == self.operands.bits - 1
+                    acc[slot] = acc[slot] - count if negative else acc[slot] + count
 
-    def _power(self, i: int, j: int) -> int:
-        """What a set bit of planes i and j is worth."""
-        return -(1 << i + j) if self.operands.signed and i == self.operands.bits - 1 else 1 << i + j
+    def _worth(self, i: int) -> int:
+        """What a set bit of plane i is worth."""
+        return -(1 << i) if self.operands.signed and i == self.operands.bits - 1 else 1 << i
+
+
+def _gathered(codes: Expr, i: int) -> Expr:
+    """Bit i of eight bytes as the lowest bits of uint64: pairs, fours and then all of them move together."""
+    bits = (reinterpret(codes, "uint64") >> const(i, "uint64")) & const(0x0101010101010101, "uint64")
+    for shift, kept in ((7, 0x0003000300030003), (14, 0x0000000F0000000F), (28, 0xFF)):
+        bits = hold((bits | (bits >> const(shift, "uint64"))) & const(kept, "uint64"), 1)
+    return bits

@@ -61,7 +61,8 @@ def _make(family: str, shape: Convolution, operands: Operands, target: Target) -
             if counter is not None:
                 return bitserial_bytes.draft(shape, signs, operands.weight, operands.output, operands.epilogue, counter)
             return bitserial.draft(shape, operands, tile)
-        return bit_planes.draft(shape, operands, tile, target.vector_bytes)
+        together = target.vector_bytes if target.isa == "x86" else bit_planes.GATHERED  # only x86 makes bits of a mask
+        return bit_planes.draft(shape, operands, tile, together)
     reader = tiling.lookup(target, shape, bits)
     if family == LOOKUP and reader is not None:
         return lookup.draft(shape, operands, reader)
