@@ -35,6 +35,13 @@ def attacks() -> dict[str, bytes]:
         "negative-size.pt": archive(tensor_pickle(4, (-4,), (1,)), bytes(16)),
         "negative-stride.pt": archive(tensor_pickle(4, (4,), (-1,)), bytes(16)),
         "huge-bytes.pt": archive(b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x7f\x85R.", b""),
+        "many-bytes.pt": archive(called("builtins", "bytearray", 1 << 26), b""),
+        "many-bytes-bare.pt": called("__builtin__", "bytearray", 1 << 26),
+        "many-bytes-last.pt": b"".join([*map(pickle.dumps, (1, 2, 3)), called("builtins", "bytearray", 1 << 26)]),
+        "storage-called.pt": archive(called("torch.storage", "UntypedStorage", 1 << 26), b""),
+        "tensor-called.pt": archive(called("torch", "FloatTensor", 1 << 24), b""),
+        "twice-as-long.pt": archive(doubled(24), b""),
+        "other-case.pt": archive(called("builtins", "bytearray", 1 << 26), b"", name="DATA.PKL"),
         "huge-long.pt": archive(b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"\x01.", b""),
         "huge-memo.pt": archive(b"\x80\x02]r\xff\xff\xff\x7f.", b""),
         "deep.pt": archive(b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".", b""),
@@ -95,6 +102,18 @@ def tensor_pickle(storage_numel: int, size: tuple[int, ...], stride: tuple[int, 
     return stream.getvalue()
 
 
+def called(module: str, name: str, count: int) -> bytes:
+    """The pickle of what a class makes of a number: so many bytes, however short the file is."""
+    return f"\x80\x02c{module}\n{name}\n".encode("latin-1") + b"J" + struct.pack("<i", count) + b"\x85R."
+
+
+def doubled(times: int) -> bytes:
+    """The pickle of a text that is written as hexadecimal digits so often."""
+    begin, end = b"c_codecs\nencode\n", b"X\x03\x00\x00\x00hex\x86R"
+    first = b"X\x02\x00\x00\x00ab" + b"X\x06\x00\x00\x00latin1\x86R"
+    return b"\x80\x02" + begin * (times + 1) + first + end * times + b"."
+
+
 def laughs(levels: int) -> bytes:
     """A list of two of the list before, `levels` times: 2**levels items for whoever copies them."""
     value: list[Any] = []
@@ -104,14 +123,19 @@ def laughs(levels: int) -> bytes:
 
 
 def archive(
-    content: bytes, storage: bytes, method: int = zipfile.ZIP_STORED, folder: str = "x", twice: bool = False
+    content: bytes,
+    storage: bytes,
+    method: int = zipfile.ZIP_STORED,
+    folder: str = "x",
+    twice: bool = False,
+    name: str = "data.pkl",
 ) -> bytes:
     """An archive of torch.save."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", method) as target:
-        records = [("data.pkl", content), ("byteorder", b"little"), ("data/0", storage), ("version", b"3\n")]
-        for name, data in [*records, *(records[:1] if twice else [])]:
-            target.writestr(zipfile.ZipInfo(f"{folder}/{name}"), data, method)
+        records = [(name, content), ("byteorder", b"little"), ("data/0", storage), ("version", b"3\n")]
+        for record, data in [*records, *(records[:1] if twice else [])]:
+            target.writestr(zipfile.ZipInfo(f"{folder}/{record}"), data, method)
     return stream.getvalue()
 
 

@@ -7,7 +7,6 @@ it was made: whoever trusts the file's origin unpickles it there, not here.
 
 import os
 import pickle
-import re
 import struct
 import zipfile
 from collections import Counter
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edgedm.errors import InvalidModelError
+from edgedm.models.importers.pickles import foreign
 from edgedm.tensor_file import read_header
 
 # what torch's restricted unpickler and zip reader raise on files that are cut short or altered
@@ -35,7 +35,6 @@ _BROKEN = (
     MemoryError,
     struct.error,
 )
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _NAMED = 8  # classes listed in a message
 
 _CONVERT = """\
@@ -62,17 +61,16 @@ def read(path: str | os.PathLike[str]) -> Any:
             return load_file(str(path))
         except SafetensorError as error:
             raise InvalidModelError(f"{path}: not a whole safetensors file: {error}") from error
-    zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as stream:
+        zipped = stream.read(4) == b"PK\x03\x04"  # by which torch tells archives from the older form
     if zipped:
         _check_archive(path)
     try:
+        found = foreign(path, zipped)
+        if found:
+            raise InvalidModelError(_refusal(path, found))
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        found = _globals(path, zipped, str(error))
-        if not found:
-            raise InvalidModelError(f"{path}: not a whole file of torch.save: {_first_line(error)}") from error
-        raise InvalidModelError(_refusal(path, found)) from error
-    except _BROKEN as error:
+    except (pickle.UnpicklingError, *_BROKEN) as error:
         raise InvalidModelError(f"{path}: not a whole file of torch.save: {_first_line(error)}") from error
 
 
@@ -93,24 +91,13 @@ def _check_archive(path: Path) -> None:
         raise InvalidModelError(f"{path}: record {packed[0]!r} is compressed; torch.save stores them as they are")
 
 
-def _globals(path: Path, zipped: bool, message: str) -> list[str]:
-    """Return the names of the classes that stand in the way, without unpickling anything."""
-    if zipped:
-        try:
-            found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        except (*_BROKEN, pickle.UnpicklingError):
-            found = []
-        if found:
-            return found
-    return _GLOBAL.findall(message)  # the old format without an archive: torch names the first one
-
-
 def _refusal(path: Path, found: list[str]) -> str:
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     converted = path.with_suffix(".tensors.pt").name
     return (
-        f"{path}: holds objects besides tensors: {', '.join(found[:_NAMED])}{more}. Loading them would run code from "
-        f"the file, so edgedm does not. {_CONVERT.format(name=path.name, converted=converted)}"
+        f"{path}: holds objects besides tensors: {', '.join(found[:_NAMED])}{more}. Loading them could run code from "
+        "the file or take any amount of memory, so edgedm does not. "
+        f"{_CONVERT.format(name=path.name, converted=converted)}"
     )
 
 
