@@ -98,7 +98,7 @@ def test_guidance_carries_two_states(tiny_bundle):
     assert got.tobytes() == want.tobytes()
 
 
-@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("threads", [2, 3, 5, 40])
 def test_threads_and_lanes_do_not_change_a_bit(runner, tiny_bundle, threads):
     runner.prepare(8, "ddpm", label=0)
     want = runner.sample(7, seed=1)

@@ -114,7 +114,7 @@ _ALLOCATES = (
 )
 _LOCKS = (
     "threads.c",
-    "  work(pool, start_round(pool, pool->tasks));",
+    "  work(pool, start_round(pool, pool->tasks), 0);",
     "  uint32_t begun = start_round(pool, pool->tasks);\n  pthread_mutex_lock(&pool->lock);\n"
     "  work(pool, begun);\n  pthread_mutex_unlock(&pool->lock);",
 )

@@ -1,8 +1,9 @@
 /* A pool of threads for the kernels' parallel loops: workers spin for a moment, then sleep.
  *
- * Tasks are claimed one by one from `ticket`, so a loop never waits for a worker that the system has not woken yet:
- * whoever is there takes the task. A ticket is the number of the round (upper half) and the tasks that nobody has
- * claimed yet (lower half); one compare-and-swap claims a task of exactly that round. */
+ * Tasks are claimed one by one from `tickets`, so a loop never waits for a worker that the system has not woken yet:
+ * whoever is there takes the task. A ticket is the number of the round (upper half) and which of 32 tasks nobody has
+ * claimed yet (lower half, a bit each); one compare-and-swap claims a task of exactly that round. A thread claims the
+ * task of its own number first: it then reads what it wrote itself in the loop before, which is still in its cache. */
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -12,6 +13,7 @@
 
 enum { SPINS = 4000 }; /* about 20 microseconds: longer than the gap between two kernels of a small model */
 enum { CACHE_LINE = 128 }; /* two of x86's, which are fetched in pairs */
+enum { TICKET = 32, TICKETS = 32 }; /* tasks of one, and tickets: no session has more than 1,024 threads or lanes */
 
 #ifdef __wasm__ /* its threads need a page's server to send headers, and WASI has none */
 enum { HAS_THREADS = 0 };
@@ -19,20 +21,26 @@ enum { HAS_THREADS = 0 };
 enum { HAS_THREADS = 1 };
 #endif
 
+typedef struct worker {
+  edm_pool *pool;
+  int number; /* from 1; the caller is 0 */
+  pthread_t thread;
+} worker;
+
 /* Its first member is a pointer to edm_pool_run, because TVMBackendParallelLaunch may come from another bundle.
- * Waiting workers read `ticket` all the time, and the caller `unfinished`: each has cache lines to itself, so that
- * nobody who writes anything else has to fetch one back. */
+ * Waiting workers read the first ticket all the time, and the caller `unfinished`: each has cache lines to itself, so
+ * that nobody who writes anything else has to fetch one back. */
 struct edm_pool {
   int (*run)(edm_pool *pool, edm_parallel_body body, void *closure, int tasks);
   int threads, started;
-  pthread_t *workers; /* threads - 1; the caller works too */
+  worker *workers; /* threads - 1; the caller works too */
   edm_parallel_body body;
   void *closure;
   int tasks;
   atomic_int failed, sleeping;
   atomic_bool stopping;
-  char before_ticket[CACHE_LINE];
-  atomic_uint_fast64_t ticket;
+  char before_tickets[CACHE_LINE];
+  atomic_uint_fast64_t tickets[TICKETS]; /* the first one's round is the pool's */
   char before_unfinished[CACHE_LINE];
   atomic_int unfinished;
   char before_lock[CACHE_LINE];
@@ -58,17 +66,32 @@ static void pause_a_moment(void) {
 
 static uint32_t round_of(uint_fast64_t ticket) { return (uint32_t)(ticket >> 32); }
 
-/* Claim and run tasks of round `current` until none is left. What a task reads of the pool was written before the
- * round began and stays until its last task has finished. */
-static void work(edm_pool *pool, uint32_t current) {
-  uint_fast64_t ticket = atomic_load(&pool->ticket);
-  while (round_of(ticket) == current && (uint32_t)ticket > 0) {
-    if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket - 1)) continue;
+static uint32_t current_round(edm_pool *pool) { return round_of(atomic_load(&pool->tickets[0])); }
+
+/* Claim a task of round `current`, the thread's own if nobody has claimed it; -1: none is left. */
+static int claim(edm_pool *pool, uint32_t current, int own) {
+  for (int i = 0; i < TICKETS; ++i) {
+    int number = (own / TICKET + i) % TICKETS;
+    uint_fast64_t ticket = atomic_load(&pool->tickets[number]);
+    while (round_of(ticket) == current && (uint32_t)ticket != 0) {
+      int bit = own % TICKET;
+      while (!(ticket >> bit & 1)) bit = (bit + 1) % TICKET;
+      if (atomic_compare_exchange_weak(&pool->tickets[number], &ticket, ticket & ~((uint_fast64_t)1 << bit)))
+        return number * TICKET + bit;
+    }
+  }
+  return -1;
+}
+
+/* Run tasks of round `current` until none is left. What a task reads of the pool was written before the round began
+ * and stays until its last task has finished. */
+static void work(edm_pool *pool, uint32_t current, int own) {
+  int task;
+  while ((task = claim(pool, current, own)) >= 0) {
     TVMParallelGroupEnv group = {NULL, pool->tasks};
-    int status = pool->body((int)(uint32_t)ticket - 1, &group, pool->closure);
+    int status = pool->body(task, &group, pool->closure);
     if (status) atomic_store(&pool->failed, status);
     atomic_fetch_sub_explicit(&pool->unfinished, 1, memory_order_release);
-    ticket = atomic_load(&pool->ticket);
   }
 }
 
@@ -76,30 +99,35 @@ static void work(edm_pool *pool, uint32_t current) {
 static uint32_t wait_for_round(edm_pool *pool, uint32_t seen) {
   uint32_t now;
   for (int i = 0; i < SPINS; ++i) {
-    if ((now = round_of(atomic_load_explicit(&pool->ticket, memory_order_acquire))) != seen) return now;
+    if ((now = current_round(pool)) != seen) return now;
     pause_a_moment();
   }
   pthread_mutex_lock(&pool->lock);
   atomic_fetch_add(&pool->sleeping, 1);
-  while ((now = round_of(atomic_load(&pool->ticket))) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+  while ((now = current_round(pool)) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
   atomic_fetch_sub(&pool->sleeping, 1);
   pthread_mutex_unlock(&pool->lock);
   return now;
 }
 
 static void *serve(void *argument) {
-  edm_pool *pool = argument;
+  const worker *self = argument;
+  edm_pool *pool = self->pool;
   for (uint32_t seen = 0;;) {
     seen = wait_for_round(pool, seen);
     if (atomic_load(&pool->stopping)) return NULL;
-    work(pool, seen);
+    work(pool, seen, self->number);
   }
 }
 
-/* Begin a round of `tasks` tasks and return its number. */
+/* Begin a round of `tasks` tasks and return its number. The first ticket comes last: it is what workers wait for. */
 static uint32_t start_round(edm_pool *pool, int tasks) {
-  uint32_t next = round_of(atomic_load(&pool->ticket)) + 1;
-  atomic_store(&pool->ticket, (uint_fast64_t)next << 32 | (uint32_t)tasks);
+  uint32_t next = current_round(pool) + 1;
+  for (int number = tasks / TICKET; number >= 0; --number) {
+    int count = tasks - number * TICKET;
+    uint32_t unclaimed = count < TICKET ? ((uint32_t)1 << count) - 1 : UINT32_MAX;
+    if (number < TICKETS) atomic_store(&pool->tickets[number], (uint_fast64_t)next << 32 | unclaimed);
+  }
   if (atomic_load(&pool->sleeping) == 0) return next; /* a worker that goes to sleep now sees the new round first */
   pthread_mutex_lock(&pool->lock);
   pthread_cond_broadcast(&pool->wake);
@@ -111,10 +139,12 @@ int edm_pool_run(edm_pool *pool, edm_parallel_body body, void *closure, int task
   pool->body = body;
   pool->closure = closure;
   pool->tasks = tasks > 0 ? tasks : pool->threads;
+  if (pool->tasks > TICKET * TICKETS)
+    return (int)edm_fail(EDM_BAD_ARGUMENT, "a loop in %d tasks: expected at most %d", pool->tasks, TICKET * TICKETS);
   atomic_store(&pool->failed, 0);
   atomic_store(&pool->unfinished, pool->tasks);
   edm_pool *before = edm_pool_enter(NULL); /* a task's own parallel loops run serially */
-  work(pool, start_round(pool, pool->tasks));
+  work(pool, start_round(pool, pool->tasks), 0);
   for (int i = 0; atomic_load_explicit(&pool->unfinished, memory_order_acquire); ++i) {
     if (i < SPINS) pause_a_moment();
     else sched_yield();
@@ -129,7 +159,9 @@ static edm_status start_workers(edm_pool *pool, const int *cores, int core_count
   edm_status status = core_count ? edm_enter_cores(cores, core_count, &before) : EDM_OK;
   if (status) return status;
   for (int i = 1; i < pool->threads && !status; ++i) {
-    if (pthread_create(&pool->workers[pool->started], NULL, serve, pool))
+    worker *self = &pool->workers[pool->started];
+    *self = (worker){.pool = pool, .number = i};
+    if (pthread_create(&self->thread, NULL, serve, self))
       status = edm_fail(EDM_NO_MEMORY, "could not start thread %d of %d", i + 1, pool->threads);
     else
       ++pool->started;
@@ -142,7 +174,7 @@ edm_status edm_pool_create(int threads, const int *cores, int core_count, edm_po
   *created = NULL;
   if (!HAS_THREADS) return edm_fail(EDM_BAD_ARGUMENT, "threads: WebAssembly has one here, got %d", threads);
   edm_pool *pool = calloc(1, sizeof *pool);
-  pthread_t *workers = calloc((size_t)threads, sizeof *workers);
+  worker *workers = calloc((size_t)threads, sizeof *workers);
   if (!pool || !workers) {
     free(pool);
     free(workers);
@@ -163,7 +195,7 @@ void edm_pool_free(edm_pool *pool) {
   if (!pool) return;
   atomic_store(&pool->stopping, true);
   start_round(pool, 0);
-  for (int i = 0; i < pool->started; ++i) pthread_join(pool->workers[i], NULL);
+  for (int i = 0; i < pool->started; ++i) pthread_join(pool->workers[i].thread, NULL);
   pthread_cond_destroy(&pool->wake);
   pthread_mutex_destroy(&pool->lock);
   free(pool->workers);
