@@ -116,7 +116,7 @@ _LOCKS = (
     "threads.c",
     "  work(pool, start_round(pool, pool->tasks), 0);",
     "  uint32_t begun = start_round(pool, pool->tasks);\n  pthread_mutex_lock(&pool->lock);\n"
-    "  work(pool, begun);\n  pthread_mutex_unlock(&pool->lock);",
+    "  work(pool, begun, 0);\n  pthread_mutex_unlock(&pool->lock);",
 )
 
 
