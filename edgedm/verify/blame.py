@@ -63,10 +63,10 @@ def blame_bundle(examination: "Examination", level: Level, row: Row) -> str:
         return _constants(fresh, examination.graphs, lowered=True)
 
     search = _Search(examination, row)
-    found, fresh = search.cause(states, compared, examination.undecided)
+    found, fresh = search.cause(states, compared)
     if found is not None:
         return found
-    if not search.holds(LoweredRunner(examination.graphs, examination.reference), states, examination.undecided):
+    if not search.holds(LoweredRunner(examination.graphs, examination.reference), states):
         return f"lowering, or another graph than this pipeline makes: {fresh}"
     for again in (examination.layer, examination.op):
         off = again().first_failure

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -38,9 +38,7 @@ from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import TorchReference
 
 MOMENTS = LEAST_IMAGES
-"""Steps of a trajectory, first and last included, whose single steps are compared: as many as give an image's label
-enough runs for a test of its own.
-"""
+"""Steps of a trajectory whose single steps are compared: one image gives its label enough runs for a test."""
 
 
 def run(
@@ -110,7 +108,7 @@ class Examination:
     def runs(self) -> Runs:
         """Trajectories of the checkpoint in torch."""
         asked = self.request
-        keep = sorted({int(step) for step in np.linspace(0, asked.steps - 1, MOMENTS).round()})
+        keep = self.compared([int(each) for each in self.reference.schedule.timesteps(asked.steps, asked.sampler)])
         return draw_runs(self.reference, asked.images, asked.steps, asked.sampler, keep)
 
     @cached_property
@@ -142,6 +140,12 @@ class Examination:
         states, most = [port.name for port in self.probe.manifest.states()], self.tables.step.ratio
         level = step_level(self.runner, states, self.reference, self.runs, self.undecided, most)
         return with_decoder(level, self.probe, self.reference, self.runs.float32.images[-1], most)
+
+    def compared(self, timesteps: Sequence[int]) -> list[int]:
+        """The steps of a schedule whose single steps are compared; the next decided one for one that is undecided."""
+        spread = np.linspace(0, len(timesteps) - 1, MOMENTS).round().astype(int)
+        nearest = (sorted(range(len(timesteps)), key=lambda step: abs(step - wanted)) for wanted in spread)
+        return sorted({next((s for s in steps if not self.undecided(timesteps[s])), steps[0]) for steps in nearest})
 
     def undecided(self, timestep: int) -> bool:
         """Whether rounding may take a decision that depends on the timestep alone either way."""

@@ -31,7 +31,6 @@ def examination(monkeypatch):
             checkpoint=None,
             graphs={},
             runner=SimpleNamespace(undecided=None),
-            undecided=None,
             tables=SimpleNamespace(step=SimpleNamespace(ratio=2.0)),
             probe=SimpleNamespace(manifest=SimpleNamespace(states=list)),
             graph=SimpleNamespace(info=SimpleNamespace(level="optimized"), states=[]),

@@ -94,8 +94,9 @@ def test_rows_of_labels_make_no_room_for_more_undecided_timesteps() -> None:
     assert len(failures(without_coins(labelled, TIMESTEPS, lambda _: True))) == 3
 
 
-def test_what_is_not_finite_is_never_excused() -> None:
-    assert failures(without_coins(level({30: math.inf}), TIMESTEPS, lambda _: True))
+@pytest.mark.parametrize("worst", [math.nan, math.inf, 1e6, 0.2])
+def test_more_than_one_code_explains_is_never_excused(worst) -> None:
+    assert failures(without_coins(level({30: worst}), TIMESTEPS, lambda _: True))
 
 
 def test_a_model_of_many_labels_takes_few_trajectories_through_the_visited_steps() -> None:

@@ -1,5 +1,7 @@
 """Which timesteps embed on a boundary: a code of the timestep's own path that rounding may take either way."""
 
+from types import SimpleNamespace
+
 import onnx
 import onnx_ir as ir
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from edgedm.export.graph_io import GraphInfo, serialize_graph, set_graph_info
 from edgedm.verify.coins import frontier, undecided
 from edgedm.verify.graphs import Graph
+from edgedm.verify.main import MOMENTS, Examination
 from edgedm.verify.whole_graph import GraphRunner, WholeGraph
 
 TEXT = """
@@ -70,3 +73,12 @@ def test_a_node_of_constants_alone_is_a_constant() -> None:
 
 def test_a_model_that_reads_no_timestep_decides_nothing_by_it() -> None:
     assert undecided_timesteps("row = Cast <to = 1> (label)", "float[1] row") == []
+
+
+@pytest.mark.parametrize("coins", [{0, 20, 980}, {400}, set(), set(range(0, 1000, 20))])
+def test_a_bundles_compared_steps_keep_off_coins_where_others_are(coins) -> None:
+    timesteps = list(range(980, -1, -20))
+    steps = Examination.compared(SimpleNamespace(undecided=coins.__contains__), timesteps)
+    assert len(steps) == MOMENTS and steps == sorted(set(steps))
+    assert not coins & {timesteps[step] for step in steps} or len(coins) == len(timesteps)
+    assert min(steps) <= 1 and max(steps) >= 47
