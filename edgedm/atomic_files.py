@@ -27,10 +27,10 @@ _MOST_JOURNAL_BYTES = 1 << 16
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write `files` of one folder, whole or not at all; companions that are none of them go, as of an earlier graph.
 
-    The first is the one that readers ask for. Raises ValueError for a name that is none of its companions',
-    `InvalidModelError` where a folder or a file stands in the way or somebody removes a new one before it has its name,
-    OSError where the disk refuses; then the old files are untouched. Only when it refuses a rename, some may be new:
-    readers refuse those, and the next writer finishes them.
+    Of a symbolic link the link goes. The first is the one that readers ask for. Raises ValueError for a name that is
+    none of its companions', `InvalidModelError` where a folder or a file stands in the way or somebody removes a new
+    one before it has its name, OSError where the disk refuses; then the old files are untouched. Only when it refuses a
+    rename, some may be new: readers refuse those, and the next writer finishes them.
     """
     main = next(iter(files))
     names = _names(main)
@@ -138,7 +138,9 @@ class _Entry:
     @property
     def pending(self) -> bool:
         """Whether it is still to be done."""
-        return _is_regular(self.target if self.scratch is None else self.scratch)
+        if self.scratch is None:
+            return self.target.is_symlink() or (self.target.exists() and not self.target.is_dir())
+        return _is_regular(self.scratch)
 
     @property
     def lost(self) -> bool:

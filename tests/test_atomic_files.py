@@ -35,6 +35,15 @@ def test_a_companion_of_earlier_ones_goes(tmp_path, files):
     assert contents(tmp_path) == {NAMES[0]: b"alone"}
 
 
+def test_a_companion_that_is_a_link_goes_and_what_it_leads_to_stays(tmp_path, files):
+    write_together(files)
+    (tmp_path / "old.dec").write_bytes(b"old")
+    (tmp_path / "m.decoder.onnx").symlink_to("old.dec")
+    (tmp_path / "m.layers.safetensors").symlink_to("nowhere")
+    write_together({tmp_path / NAMES[0]: b"alone"})
+    assert contents(tmp_path) == {NAMES[0]: b"alone", "old.dec": b"old"}
+
+
 @pytest.mark.parametrize("stop", range(4))
 def test_a_writer_that_ends_between_two_renames_has_written_all(tmp_path, files, stop, monkeypatch):
     write_together(dict.fromkeys(files, b"old"))
