@@ -7,6 +7,7 @@ import test_quant_products as uniform
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import run_kernels, select_case
+from tools import need_emulator
 
 from edgedm.errors import UnsupportedError
 from edgedm.targets import resolve
@@ -86,6 +87,18 @@ def test_every_family_is_exact_on_any_shape(target, choices, seed):
 
 @pytest.mark.parametrize("widths", [(1, 2), (1, 4), (2, 2), (2, 4), (4, 4)], ids=lambda w: f"W{w[0]}A{w[1]}")
 def test_no_family_overflows_at_the_largest_sums(target, widths):
+    check_largest(target, widths)
+
+
+@pytest.mark.parametrize("widths", [(1, 4), (2, 4), (4, 4)], ids=lambda w: f"W{w[0]}A{w[1]}")
+def test_planes_do_not_overflow_at_the_largest_sums_where_there_are_no_vectors(widths):
+    """Codes cut by shifts, of W2A4 and W4A4 in a loop over their planes."""
+    target = resolve("riscv64")
+    need_emulator(target)
+    check_largest(target, widths)
+
+
+def check_largest(target, widths):
     """All codes and weights at their ends, over more terms than bytes and 16 bits hold, in one kernel row and three."""
     rng = np.random.default_rng(1)
     cases = []
@@ -95,6 +108,7 @@ def test_no_family_overflows_at_the_largest_sums(target, widths):
         for family in (BITSERIAL, LOOKUP, DOT):
             if can(target, widths, family):
                 cases.append(product(rng, widths, shape, len(cases) % 2, family))
+    assert cases
     check(cases, target)
 
 
