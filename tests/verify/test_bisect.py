@@ -136,15 +136,16 @@ def test_the_pass_that_broke_parity_is_named_with_what_it_changed(careless, faul
 
 
 @pytest.mark.slow
-def test_of_a_bundle_a_chain_that_was_dumped_names_the_pass_without_another_export(careless, monkeypatch) -> None:
+def test_a_dumped_chain_names_the_pass_of_a_graph_and_a_bundle_without_another_export(careless, monkeypatch) -> None:
     fault = FAULTS[-1]
     folder = careless(fault)
     monkeypatch.setattr(bisect, "export", None)
     asked = {"levels": ("step",), "steps": 4, "chain": folder / "chain"}
-    outcome = verify(tiny.bundle(folder / "deploy.onnx"), tiny.checkpoint(fault.method), **asked)
-    failure = outcome.details["first_failure"]
-    assert failure["where"].startswith(fault.first)
-    assert failure["introduced_by"] == f"pass {fault.by.__name__}"
+    for artifact in (folder / "deploy.onnx", tiny.bundle(folder / "deploy.onnx")):
+        outcome = verify(artifact, tiny.checkpoint(fault.method), **asked)
+        failure = outcome.details["first_failure"]
+        assert failure["where"].startswith(fault.first)
+        assert failure["introduced_by"] == f"pass {fault.by.__name__}"
 
 
 def chain_of(exported: Path, folder: Path) -> Path:
