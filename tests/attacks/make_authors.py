@@ -38,6 +38,14 @@ def attacks() -> dict[str, bytes]:
         "many-bytes.pt": archive(called("builtins", "bytearray", 1 << 26), b""),
         "many-bytes-bare.pt": called("__builtin__", "bytearray", 1 << 26),
         "many-bytes-last.pt": b"".join([*map(pickle.dumps, (1, 2, 3)), called("builtins", "bytearray", 1 << 26)]),
+        "storage-never-filled.pt": older(tensor_pickle(1 << 20, (1 << 20,), (1,), (None,)), []),
+        "storage-beyond-file.pt": older(tensor_pickle(1 << 26, (4,), (1,), (None,)), ["0"]),
+        "shape-grows-storage.pt": older(
+            tensor_pickle(4, (1 << 26,), (1,), (None,)), ["0"], struct.pack("<q", 4) + bytes(16)
+        ),
+        "methods-hidden.pt": archive(with_state({"numel": 5}), bytes(16)),
+        "get-hidden.pt": archive(b"\x80\x02ccollections\nOrderedDict\n)R}X\x03\x00\x00\x00getK\x05sbK\x01Ns.", b""),
+        "terminal-names.pt": archive(names(b"\x1b]0;title\x07\x1b[2J" + b"y" * 99, 20), b""),
         "storage-called.pt": archive(called("torch.storage", "UntypedStorage", 1 << 26), b""),
         "tensor-called.pt": archive(called("torch", "FloatTensor", 1 << 24), b""),
         "twice-as-long.pt": archive(doubled(24), b""),
@@ -67,8 +75,10 @@ def safetensors(header: str, body: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header.encode() + body
 
 
-def tensor_pickle(storage_numel: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
-    """The pickle of {NAME: tensor}, as torch writes it, with claims of its own."""
+def tensor_pickle(
+    storage_numel: int, size: tuple[int, ...], stride: tuple[int, ...], view: tuple[None, ...] = ()
+) -> bytes:
+    """The pickle of {NAME: tensor}, as torch writes it, with claims of its own; the older form has a `view` of None."""
 
     class Global:
         def __init__(self, module: str, name: str) -> None:
@@ -87,7 +97,7 @@ def tensor_pickle(storage_numel: int, size: tuple[int, ...], stride: tuple[int, 
     class Writer(pickle._Pickler):  # type: ignore[name-defined]  # the one in Python can be told how to save
         def persistent_id(self, value: Any) -> Any:
             kind = Global("torch", "FloatStorage")
-            return ("storage", kind, "0", "cpu", storage_numel) if isinstance(value, Storage) else None
+            return ("storage", kind, "0", "cpu", storage_numel, *view) if isinstance(value, Storage) else None
 
         def save(self, value: Any, save_persistent_id: bool = True) -> None:
             if isinstance(value, Global):
@@ -105,6 +115,27 @@ def tensor_pickle(storage_numel: int, size: tuple[int, ...], stride: tuple[int, 
 def called(module: str, name: str, count: int) -> bytes:
     """The pickle of what a class makes of a number: so many bytes, however short the file is."""
     return f"\x80\x02c{module}\n{name}\n".encode("latin-1") + b"J" + struct.pack("<i", count) + b"\x85R."
+
+
+def older(content: bytes, keys: list[str], storages: bytes = b"") -> bytes:
+    """A file of the form before archives: pickles, then each listed storage as its count and its numbers."""
+    facts = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    first = [pickle.dumps(each, protocol=2) for each in (0x1950A86A20F9469CFC6C, 1001, facts)]
+    return b"".join([*first, content, pickle.dumps(keys, protocol=2), storages])
+
+
+def with_state(state: dict[str, Any]) -> bytes:
+    """The pickle of {NAME: parameter}, of which `state` are attributes."""
+    begin, rebuild = b"ctorch._utils\n_rebuild_parameter_with_state\n", b"ctorch._utils\n_rebuild_tensor_v2\n"
+    whole = tensor_pickle(4, (4,), (1,))
+    at, end = whole.index(rebuild), whole.rindex(b"R") + 1
+    hooks = b"\x88}" + pickle.dumps(state, protocol=2)[2:-1]
+    return whole[:at] + begin + b"(" + whole[at:end] + hooks + b"tR" + whole[end:]
+
+
+def names(module: bytes, count: int) -> bytes:
+    """The pickle of None that names so many classes before."""
+    return b"".join(b"c%s\nname%d\n0" % (module, number) for number in range(count)) + b"N."
 
 
 def doubled(times: int) -> bytes:

@@ -9,7 +9,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edgedm.errors import InvalidModelError
-from edgedm.models.importers.pickles import foreign
+from edgedm.models.importers.pickles import UNREAD, check_storages, foreign
 from edgedm.tensor_file import read_header
 
 # what torch's restricted unpickler and zip reader raise on files that are cut short or altered
@@ -35,14 +35,14 @@ _BROKEN = (
     MemoryError,
     struct.error,
 )
-_NAMED = 8  # classes listed in a message
+_NAMED, _LONGEST = 8, 80  # classes listed in a message, characters of each
 
 _CONVERT = """\
 Where it was made, and if you trust it, keep its tensors alone:
     import torch
     content = torch.load({name!r}, map_location="cpu", weights_only=False)
     state = content.get("state_dict", content)
-    torch.save({{k: v for k, v in state.items() if torch.is_tensor(v)}}, {converted!r})
+    torch.save({{k: v.detach().clone() for k, v in state.items() if torch.is_tensor(v)}}, {converted!r})
 and import {converted}"""
 
 
@@ -69,9 +69,29 @@ def read(path: str | os.PathLike[str]) -> Any:
         found = foreign(path, zipped)
         if found:
             raise InvalidModelError(_refusal(path, found))
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if not zipped:
+            check_storages(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (pickle.UnpicklingError, *_BROKEN) as error:
         raise InvalidModelError(f"{path}: not a whole file of torch.save: {_first_line(error)}") from error
+    _drop_attributes(content)
+    return content
+
+
+def _drop_attributes(content: Any) -> None:
+    """Take from dictionaries what is set on them as attributes: it would hide their methods."""
+    left, seen = [content], set()
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, OrderedDict | Counter):
+            vars(each).clear()
+        if isinstance(each, dict):
+            left.extend(dict.values(each))
+        elif isinstance(each, list | tuple):
+            left.extend(each)
 
 
 def _check_archive(path: Path) -> None:
@@ -92,14 +112,25 @@ def _check_archive(path: Path) -> None:
 
 
 def _refusal(path: Path, found: list[str]) -> str:
+    if "torch._utils._rebuild_tensor_v3" in found and UNREAD.issuperset(found):
+        return (
+            f"{path}: holds tensors of a dtype that edgedm does not read, such as float8 or uint16: convert them where "
+            "it was made, with v.float() where they are weights"
+        )
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     converted = path.with_suffix(".tensors.pt").name
     return (
-        f"{path}: holds objects besides tensors: {', '.join(found[:_NAMED])}{more}. Loading them could run code from "
-        "the file or take any amount of memory, so edgedm does not. "
+        f"{path}: holds objects besides tensors: {', '.join(map(_shown, found[:_NAMED]))}{more}. Loading them could "
+        "run code from the file or take any amount of memory, so edgedm does not. "
         f"{_CONVERT.format(name=path.name, converted=converted)}"
     )
 
 
+def _shown(name: str) -> str:
+    """Nothing in a name reaches a terminal as more than text."""
+    return repr(name if len(name) <= _LONGEST else name[:_LONGEST] + "...")
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line[: 4 * _LONGEST])

@@ -121,6 +121,41 @@ def test_the_way_to_convert_that_the_refusal_shows_works(tmp_path, state, monkey
     torch.testing.assert_close(call(checkpoint, x, t)[0], expected, atol=CLOSE, rtol=0)
 
 
+@pytest.mark.parametrize("archive", [True, False])
+def test_tensors_with_attributes_are_refused_and_the_way_to_convert_them_works(tmp_path, monkeypatch, archive):
+    tensor, parameter = torch.ones(2), torch.nn.Parameter(torch.ones(3))
+    tensor.scale = parameter.scale = 5
+    torch.save({"a": tensor, "b": parameter}, tmp_path / "x.pt", _use_new_zipfile_serialization=archive)
+    with pytest.raises(InvalidModelError, match=r"_rebuild_from_type_v2.*_rebuild_parameter_with_state") as error:
+        read(tmp_path / "x.pt")
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(line.strip() for line in str(error.value).splitlines() if line.startswith("    ")))
+    assert {name: value.tolist() for name, value in read("x.tensors.pt").items()} == {"a": [1] * 2, "b": [1] * 3}
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16])
+def test_tensors_of_dtypes_that_are_not_read_are_spoken_of_as_such(tmp_path, dtype, archive):
+    torch.save({"a": torch.ones(2).to(dtype)}, tmp_path / "x.pt", _use_new_zipfile_serialization=archive)
+    with pytest.raises(InvalidModelError, match=r"x\.pt: holds tensors of a dtype that edgedm does not read"):
+        read(tmp_path / "x.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_older_form_is_read_as_the_archive_is(tmp_path):
+    base = torch.arange(12.0)
+    content = {
+        "views": [base[2:5], base.reshape(3, 4).T, base],
+        "half": torch.ones(2).half(),
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "empty": torch.zeros(0),
+        "sparse": torch.eye(3).to_sparse(),
+        "state": torch.nn.Linear(2, 3).state_dict(),
+    }
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(read(tmp_path / "x.pt"), content)
+
+
 class Bomb:
     def __init__(self, path):
         self.path = path
