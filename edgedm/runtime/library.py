@@ -74,6 +74,9 @@ ProgressFunction = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_uint64, c.c_uint64)
 _FLOATS, _POINTER = c.POINTER(c.c_float), c.c_void_p
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "last_error": (c.c_char_p, []),
+    "image_shape": (None, [c.POINTER(c.c_int64)]),
+    "decoded_shape": (None, [c.POINTER(c.c_int64)]),
+    "condition_shape": (None, [c.POINTER(c.c_int64)]),
     "model_variant": (c.c_char_p, [_POINTER]),
     "open": (c.c_int, [c.POINTER(Source), c.POINTER(_POINTER)]),
     "close": (None, [_POINTER]),
@@ -126,6 +129,12 @@ class Library:
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function that returns a value."""
         return self._functions[name](*arguments)
+
+    def shape(self, name: str, rank: int) -> tuple[int, ...] | None:
+        """What the library says of one of its shapes; None for zeros."""
+        found = (c.c_int64 * rank)()
+        self._functions[name](found)
+        return tuple(found) if any(found) else None
 
     def check(self, name: str, *arguments: Any) -> None:
         """Call a function that returns a status; raise what it reports."""

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedm.bundle import Bundle, Node, load
-from edgedm.errors import UnsupportedError
+from edgedm.bundle.store import MANIFEST
+from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.runtime import library as lib
 from edgedm.runtime.choice import as_variant
 from edgedm.runtime.runner import (
@@ -61,6 +62,7 @@ class LocalRunner(Runner):
         """Open the bundle's model and a session of it; from here on the manifest is that of the variant that runs."""
         self._library = lib.Library(self.bundle.library.absolute(), self.bundle.manifest.prefix)
         self._model, self._session = c.c_void_p(), c.c_void_p()
+        self._check_shapes()
         self._library.check("open", c.byref(source), c.byref(self._model))
         try:
             self._library.check("session_create", self._model, c.byref(options), c.byref(self._session))
@@ -68,6 +70,16 @@ class LocalRunner(Runner):
         except BaseException:
             self.close()
             raise
+
+    def _check_shapes(self) -> None:
+        """What the library reads and writes must be what arrays are made by; InvalidModelError says what is not."""
+        for name, rank in (("image_shape", 3), ("decoded_shape", 3), ("condition_shape", 2)):
+            said, found = getattr(self.bundle.manifest, name), self._library.shape(name, rank)
+            if said != found:
+                raise InvalidModelError(
+                    f"{self.bundle.path / MANIFEST}: {name} is {said}, but the bundle's library has {found}; "
+                    "compile the bundle again"
+                )
 
     def close(self) -> None:
         """Free session and model; calling it twice is allowed."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -222,6 +223,31 @@ def test_progress_can_stop_it(tiny_bundle, threads):
         with pytest.raises(ZeroDivisionError):
             runner.sample(4, progress=fail)
         assert runner.sample(1).shape == (1, 1, 8, 8)
+
+
+def test_progress_is_told_from_the_first_step_on_where_lanes_are_fewer_than_threads(tiny_bundle):
+    told = []
+
+    def tell(done: int, _total: int) -> bool:
+        told.append(done)
+        return True
+
+    with LocalRunner(tiny_bundle, threads=4, lanes=2) as runner:
+        for _ in range(20):
+            told.clear()
+            runner.prepare(10)
+            runner.sample(8, progress=tell)
+            assert told[0] < 20 and told[-1] == 80
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_shape", (1, 4, 4)), ("decoded_shape", (3, 8, 8)), ("condition_shape", (4, 8))]
+)
+def test_a_manifest_of_other_shapes_than_the_librarys_is_refused(tiny_bundle, name, value):
+    bundle = load(tiny_bundle)
+    lie = replace(bundle, manifest=bundle.manifest.model_copy(update={name: value}))
+    with pytest.raises(InvalidModelError, match=name):
+        LocalRunner(lie)
 
 
 def test_other_weights_are_refused(tiny_bundle, tmp_path):

@@ -114,9 +114,8 @@ _ALLOCATES = (
 )
 _LOCKS = (
     "threads.c",
-    "  work(pool, start_round(pool, pool->tasks), 0);",
-    "  uint32_t begun = start_round(pool, pool->tasks);\n  pthread_mutex_lock(&pool->lock);\n"
-    "  work(pool, begun, 0);\n  pthread_mutex_unlock(&pool->lock);",
+    "  run_task(pool, 0);",
+    "  pthread_mutex_lock(&pool->lock);\n  run_task(pool, 0);\n  pthread_mutex_unlock(&pool->lock);",
 )
 
 

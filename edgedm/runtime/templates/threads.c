@@ -1,9 +1,10 @@
 /* A pool of threads for the kernels' parallel loops: workers spin for a moment, then sleep.
  *
- * Tasks are claimed one by one from `tickets`, so a loop never waits for a worker that the system has not woken yet:
- * whoever is there takes the task. A ticket is the number of the round (upper half) and which of 32 tasks nobody has
- * claimed yet (lower half, a bit each); one compare-and-swap claims a task of exactly that round. A thread claims the
- * task of its own number first: it then reads what it wrote itself in the loop before, which is still in its cache. */
+ * The first task is the caller's: of lanes that draw images, the one that tells of progress. The others are claimed one by
+ * one from `tickets`, so a loop never waits for a worker that the system has not woken yet: whoever is there takes the
+ * task. A ticket is the number of the round (upper half) and which of 32 tasks nobody has claimed yet (lower half, a bit
+ * each); one compare-and-swap claims a task of exactly that round. A thread claims the task of its own number first: it
+ * then reads what it wrote itself in the loop before, which is still in its cache. */
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -83,16 +84,18 @@ static int claim(edm_pool *pool, uint32_t current, int own) {
   return -1;
 }
 
-/* Run tasks of round `current` until none is left. What a task reads of the pool was written before the round began
- * and stays until its last task has finished. */
+/* What a task reads of the pool was written before its round began and stays until the last one has finished. */
+static void run_task(edm_pool *pool, int task) {
+  TVMParallelGroupEnv group = {NULL, pool->tasks};
+  int status = pool->body(task, &group, pool->closure);
+  if (status) atomic_store(&pool->failed, status);
+  atomic_fetch_sub_explicit(&pool->unfinished, 1, memory_order_release);
+}
+
+/* Run tasks of round `current` until none is left. */
 static void work(edm_pool *pool, uint32_t current, int own) {
   int task;
-  while ((task = claim(pool, current, own)) >= 0) {
-    TVMParallelGroupEnv group = {NULL, pool->tasks};
-    int status = pool->body(task, &group, pool->closure);
-    if (status) atomic_store(&pool->failed, status);
-    atomic_fetch_sub_explicit(&pool->unfinished, 1, memory_order_release);
-  }
+  while ((task = claim(pool, current, own)) >= 0) run_task(pool, task);
 }
 
 /* Return the first round after `seen`. */
@@ -120,12 +123,14 @@ static void *serve(void *argument) {
   }
 }
 
-/* Begin a round of `tasks` tasks and return its number. The first ticket comes last: it is what workers wait for. */
+/* Begin a round of `tasks` tasks and return its number. The first task is nobody's to claim, and the first ticket comes
+ * last: it is what workers wait for. */
 static uint32_t start_round(edm_pool *pool, int tasks) {
   uint32_t next = current_round(pool) + 1;
   for (int number = tasks / TICKET; number >= 0; --number) {
     int count = tasks - number * TICKET;
     uint32_t unclaimed = count < TICKET ? ((uint32_t)1 << count) - 1 : UINT32_MAX;
+    if (number == 0) unclaimed &= UINT32_MAX - 1;
     if (number < TICKETS) atomic_store(&pool->tickets[number], (uint_fast64_t)next << 32 | unclaimed);
   }
   if (atomic_load(&pool->sleeping) == 0) return next; /* a worker that goes to sleep now sees the new round first */
@@ -144,7 +149,9 @@ int edm_pool_run(edm_pool *pool, edm_parallel_body body, void *closure, int task
   atomic_store(&pool->failed, 0);
   atomic_store(&pool->unfinished, pool->tasks);
   edm_pool *before = edm_pool_enter(NULL); /* a task's own parallel loops run serially */
-  work(pool, start_round(pool, pool->tasks), 0);
+  uint32_t begun = start_round(pool, pool->tasks);
+  run_task(pool, 0);
+  work(pool, begun, 0);
   for (int i = 0; atomic_load_explicit(&pool->unfinished, memory_order_acquire); ++i) {
     if (i < SPINS) pause_a_moment();
     else sched_yield();
