@@ -12,9 +12,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from edgedm.bundle import Bundle, Manifest
 from edgedm.bundle.store import LIBRARY, MANIFEST, WEIGHTS, place_of
+from edgedm.errors import InvalidModelError
 
 _GOLDEN = "golden/"
 _FLOAT32 = 4
@@ -28,9 +30,12 @@ def sizes(bundle: Bundle) -> dict[str, float]:
     """
     manifest = bundle.manifest
     counted = {name: entry.bytes for name, entry in manifest.files.items() if not name.startswith(_GOLDEN)}
+    library = place_of(LIBRARY, counted)
+    if missing := {WEIGHTS, library} - counted.keys():
+        raise InvalidModelError(f"{bundle.path}: no {' and no '.join(sorted(missing))}; compile the bundle again")
     figures = {
         "bytes.bundle": float(sum(counted.values()) + (bundle.path / MANIFEST).stat().st_size),
-        "bytes.shipped": float(counted[WEIGHTS] + counted[place_of(LIBRARY, counted)]),
+        "bytes.shipped": float(counted[WEIGHTS] + counted[library]),
     }
     full = float32_bytes(manifest.config)
     if full is not None:
@@ -53,7 +58,14 @@ def float32_bytes(config: Mapping[str, Any]) -> int | None:
     from edgedm.models import CheckpointConfig
     from edgedm.models.checkpoint import decoder_of
 
-    checked = CheckpointConfig.model_validate(config)
+    try:
+        checked = CheckpointConfig.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidModelError(
+            f"config of the checkpoint: {where}: {first['msg']}; compile the bundle again"
+        ) from error
     with torch.device("meta"):
         parts = [checked.float_unet(), decoder_of(checked)]
     return _FLOAT32 * sum(each.numel() for part in parts if part is not None for each in part.parameters())

@@ -8,6 +8,7 @@ from edgedm.bundle.manifest import GraphName, Manifest, Node, Operand, Port
 
 MOST_VALUE_BYTES = 2**31  # of one tensor, as in a graph
 MOST_MEMORY_BYTES = 2**40
+MOST_TIMESTEPS = 2**20
 _BYTES = {"float32": 4, "float64": 8, "bool": 1}
 _BYTES |= {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
@@ -21,6 +22,7 @@ def check_limits(manifest: Manifest) -> None:
         shape = getattr(manifest, name)
         if shape is not None:
             _bytes(name, shape, "float32")
+    _check_schedule(manifest)
     for name, size in [("weights_bytes", manifest.weights_bytes), ("row_bytes", manifest.row_bytes)]:
         _check_memory(name, size)
     for graph, ports in [*manifest.inputs.items(), *manifest.outputs.items()]:
@@ -29,6 +31,16 @@ def check_limits(manifest: Manifest) -> None:
     _check_nodes(manifest, manifest.target.name, manifest.nodes, manifest.arena_bytes)
     for other in manifest.others or ():
         _check_nodes(manifest, other.target.name, other.nodes, other.arena_bytes)
+
+
+def _check_schedule(manifest: Manifest) -> None:
+    first, last = manifest.trained_timesteps
+    if not 0 <= first <= last < MOST_TIMESTEPS:
+        raise ValueError(f"trained_timesteps: expected first and last of 0..{MOST_TIMESTEPS - 1}, got {first}, {last}")
+    if manifest.schedule.steps > last + 1:
+        raise ValueError(f"schedule: {manifest.schedule.steps} steps of {last + 1} timesteps")
+    if manifest.null_class > manifest.classes:
+        raise ValueError(f"null_class: {manifest.null_class}, but the model has {manifest.classes} classes")
 
 
 def _check_nodes(manifest: Manifest, variant: str, nodes: Iterable[Node], arena_bytes: int) -> None:

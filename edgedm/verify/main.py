@@ -50,6 +50,8 @@ def run(
     """See `edgedm.verify`."""
     names = request.chosen(LEVELS, "a bundle")
     bundle = choose(load(bundle_path), variant)
+    if not isinstance(bundle.manifest.config.get("method"), str):
+        raise InvalidModelError(f"{bundle.path}: its config names no method; compile the bundle again")
     if request.levels is None and not fits(bundle.manifest.config, request):
         names.remove("distribution")
     if request.chain is not None:

@@ -1,6 +1,7 @@
 """Sizes: what is counted, against what, and what fills it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny_model
@@ -8,6 +9,8 @@ from test_bound import manifest, node, operand
 
 from edgedm.bench.sizes import constants, float32_bytes, parts, sizes
 from edgedm.bundle import load
+from edgedm.bundle.store import LIBRARY
+from edgedm.errors import InvalidModelError
 from edgedm.models.preset_checkpoint import preset_config, read_reference
 
 
@@ -40,3 +43,14 @@ def test_parts_add_up_to_what_ships():
     assert sum(row["bytes"] for row in rows) == sizes(bundle)["bytes.shipped"]
     assert math.isclose(sum(row["share"] for row in rows), 1.0)
     assert rows == sorted(rows, key=lambda row: -row["bytes"])
+
+
+def test_a_bundle_without_its_library_or_with_a_config_of_no_checkpoint_is_refused():
+    whole = load(tiny_model.folder() / "model.bundle")
+    files = {name: entry for name, entry in whole.manifest.files.items() if name != LIBRARY}
+    with pytest.raises(InvalidModelError, match=f"no {LIBRARY}"):
+        sizes(replace(whole, manifest=whole.manifest.model_copy(update={"files": files})))
+    with pytest.raises(InvalidModelError, match="config of the checkpoint: method"):
+        float32_bytes(
+            {**whole.manifest.config, "architecture": {"class_name": "UNet2DModel", "config": {}}, "method": 7}
+        )

@@ -96,3 +96,19 @@ def test_a_constant_may_not_stretch_over_two_sections(tiny_bundle):
     data["sections"] = [{**whole, "bytes": at}, {**whole, "offset": at, "bytes": whole["bytes"] - at}]
     with pytest.raises(ValueError, match="lie in no section"):
         check_limits(Manifest.model_validate(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trained_timesteps": [5, -3]}, "trained_timesteps"),
+        ({"trained_timesteps": [0, 2**40]}, "trained_timesteps"),
+        ({"schedule": {"steps": 10**9, "sampler": "ddim"}}, "schedule: 1000000000 steps"),
+        ({"null_class": 12, "classes": 3}, "null_class: 12"),
+    ],
+)
+def test_a_schedule_or_class_that_no_model_has_is_refused(tiny_bundle, change, message):
+    data = json.loads((tiny_bundle / "manifest.json").read_text())
+    check_limits(Manifest.model_validate(data))
+    with pytest.raises(ValueError, match=message):
+        check_limits(Manifest.model_validate({**data, **change}))
