@@ -43,6 +43,7 @@ def attacks() -> dict[str, bytes]:
         "shape-grows-storage.pt": older(
             tensor_pickle(4, (1 << 26,), (1,), (None,)), ["0"], struct.pack("<q", 4) + bytes(16)
         ),
+        "tensor-grows.pt": archive(growing(1 << 25), bytes(16)),
         "methods-hidden.pt": archive(with_state({"numel": 5}), bytes(16)),
         "get-hidden.pt": archive(b"\x80\x02ccollections\nOrderedDict\n)R}X\x03\x00\x00\x00getK\x05sbK\x01Ns.", b""),
         "terminal-names.pt": archive(names(b"\x1b]0;title\x07\x1b[2J" + b"y" * 99, 20), b""),
@@ -115,6 +116,13 @@ def tensor_pickle(
 def called(module: str, name: str, count: int) -> bytes:
     """The pickle of what a class makes of a number: so many bytes, however short the file is."""
     return f"\x80\x02c{module}\n{name}\n".encode("latin-1") + b"J" + struct.pack("<i", count) + b"\x85R."
+
+
+def growing(count: int) -> bytes:
+    """The pickle of a tensor that is set to nothing, then to itself with so many numbers."""
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+    made = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00(K\x04t(K\x01t\x89ccollections\nOrderedDict\n)RtR"
+    return b"\x80\x02" + made + b"q\x01)b(h\x01K\x00(J" + struct.pack("<i", count) + b"t(K\x01ttb."
 
 
 def older(content: bytes, keys: list[str], storages: bytes = b"") -> bytes:

@@ -2,11 +2,12 @@
 
 torch's restricted unpickler keeps code out and takes numbers at their word: `bytearray`, storages and tensor classes
 make as many bytes as a file of some hundred asks for, and `_codecs.encode` twice as many as it is given, again and
-again. So only the names that tensors, numbers, text and containers of them need are let through to it. Of the older
-form, which has its tensors' numbers behind the pickles, it also makes whatever storages are claimed, and fills those
-alone that the file lists: these claims are held against the file first.
+again. So only the names that tensors, numbers, text and containers of them need are let through to it. It also lets a
+tensor grow its storage; and of the older form, which has its tensors' numbers behind the pickles, it makes whatever
+storages are claimed and fills those alone that the file lists. These claims are held against the file first.
 """
 
+import io
 import mmap
 import pickletools
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import IO, Any, cast
 
 import torch
 from torch._weights_only_unpickler import Unpickler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _LEGACY_PICKLES = 5  # magic number, protocol, facts of the system, the content, the keys of its storages
 _ALLOWED = {
@@ -59,39 +61,71 @@ def foreign(path: Path, zipped: bool) -> list[str]:
     return sorted(found - _ALLOWED)
 
 
-def check_storages(path: Path) -> None:
-    """Hold the storages that a file of the older form names against the file; `foreign` must have found nothing in it.
+def check_storages(path: Path, zipped: bool) -> None:
+    """Hold the storages that a file's pickles name against the file; `foreign` must have found nothing in it.
 
-    ValueError where a storage isn't among those that follow, or all, or the tensors in them, take more bytes than the
-    file has; whatever torch's restricted unpickler raises. Nothing is allocated: the storages have no numbers.
+    ValueError where they, or the tensors in them, take more bytes than the file has, and where a file of the older form
+    does not hold one; whatever torch's restricted unpickler raises. Nothing is allocated: the storages have no numbers.
     """
+    claims = _Claims()
+    if zipped:
+        claims.load(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
+        claims.check(path.stat().st_size)
+        return
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        storages: dict[str, Any] = {}
-        untyped: Any = torch.UntypedStorage
-        typed: Any = torch.storage.TypedStorage
+        for _ in range(_LEGACY_PICKLES):
+            held = claims.load(cast(IO[bytes], content))
+        if not isinstance(held, list) or any(type(key) is not str for key in held) or claims.keys - set(held):
+            raise ValueError("its tensors use storages that it does not hold")
+        claims.check(len(content))
 
-        def named(saved: Any) -> Any:
-            _, kind, key, _, count, view = saved
-            if type(key) is not str or type(count) is not int or view is not None:
-                raise ValueError("expected whole storages, each a key of text and a number of elements")
-            if key not in storages:
-                memory = untyped(count * kind.dtype.itemsize, device="meta")
-                storages[key] = typed(wrap_storage=memory, dtype=kind.dtype, _internal=True)
-            return storages[key]
 
+class _Claims(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The storages that pickles name, without numbers, and as large as the tensors in them make them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys: set[str] = set()
+        self._named: dict[str, Any] = {}
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def load(self, content: IO[bytes]) -> Any:
+        """What the pickle at `content` holds."""
+        unpickler: Any = Unpickler(content, encoding="utf-8")  # as torch.load calls it
+        unpickler.persistent_load = self._storage
         try:
-            for number in range(1, _LEGACY_PICKLES + 1):
-                unpickler: Any = Unpickler(content, encoding="utf-8")  # as torch.load calls it
-                if number == _LEGACY_PICKLES - 1:
-                    unpickler.persistent_load = named
-                last = unpickler.load()
+            with self:
+                return unpickler.load()
         finally:
             torch._utils._sparse_tensors_to_validate.clear()  # torch checks those with numbers, not these
-        if not isinstance(last, list) or any(type(key) is not str for key in last) or not storages.keys() <= set(last):
-            raise ValueError("its tensors use storages that it does not hold")
-        claimed, size = sum(storage.nbytes() for storage in storages.values()), len(content)
+
+    def check(self, size: int) -> None:
+        """Raise ValueError where they take more than `size` bytes."""
+        claimed = sum(storage.nbytes() for storage in self._storages.values())
         if claimed > size:
             raise ValueError(f"its storages take {claimed} bytes, the file has {size}")
+
+    def _storage(self, saved: Any) -> Any:
+        """The storage of a persistent id: its kind, key, device, number of elements, and in the older form a view."""
+        _, kind, key, _, count, *view = saved
+        if type(key) is not str or type(count) is not int or view not in ([], [None]):
+            raise ValueError("expected whole storages, each a key of text and a number of elements")
+        if key not in self._named:
+            untyped: Any = torch.UntypedStorage
+            typed: Any = torch.storage.TypedStorage
+            memory = untyped(count * kind.dtype.itemsize, device="meta")
+            self._named[key] = typed(wrap_storage=memory, dtype=kind.dtype, _internal=True)
+            self._storages[memory._cdata] = memory
+            self.keys.add(key)
+        return self._named[key]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Take note of each storage that a tensor is set to, and so may make larger."""
+        result = func(*args, **(kwargs or {}))
+        for each in args:
+            if isinstance(each, torch.UntypedStorage):
+                self._storages[each._cdata] = each
+        return result
 
 
 def _collect(content: bytes | IO[bytes], names: set[str]) -> None:

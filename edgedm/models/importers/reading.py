@@ -69,8 +69,7 @@ def read(path: str | os.PathLike[str]) -> Any:
         found = foreign(path, zipped)
         if found:
             raise InvalidModelError(_refusal(path, found))
-        if not zipped:
-            check_storages(path)
+        check_storages(path, zipped)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (pickle.UnpicklingError, *_BROKEN) as error:
         raise InvalidModelError(f"{path}: not a whole file of torch.save: {_first_line(error)}") from error
