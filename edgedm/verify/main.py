@@ -144,10 +144,21 @@ class Examination:
         return with_decoder(level, self.probe, self.reference, self.runs.float32.images[-1], most)
 
     def compared(self, timesteps: Sequence[int]) -> list[int]:
-        """The steps of a schedule whose single steps are compared; the next decided one for one that is undecided."""
-        spread = np.linspace(0, len(timesteps) - 1, MOMENTS).round().astype(int)
-        nearest = (sorted(range(len(timesteps)), key=lambda step: abs(step - wanted)) for wanted in spread)
-        return sorted({next((s for s in steps if not self.undecided(timesteps[s])), steps[0]) for steps in nearest})
+        """The steps of a schedule whose single steps are compared: decided ones, as far as there are so many."""
+        every = range(len(timesteps))
+        told: dict[int, bool] = {}
+        chosen: set[int] = set()
+        for wanted in np.linspace(0, len(timesteps) - 1, min(MOMENTS, len(timesteps))).round():
+            nearest = sorted(set(every) - chosen, key=lambda step, wanted=wanted: abs(step - wanted))  # type: ignore[misc]
+            for step in nearest:
+                if step not in told:
+                    told[step] = self.undecided(timesteps[step])
+                if not told[step]:
+                    break
+            else:
+                step = nearest[0]
+            chosen.add(step)
+        return sorted(chosen)
 
     def undecided(self, timestep: int) -> bool:
         """Whether rounding may take a decision that depends on the timestep alone either way."""

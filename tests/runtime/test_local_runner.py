@@ -225,19 +225,25 @@ def test_progress_can_stop_it(tiny_bundle, threads):
         assert runner.sample(1).shape == (1, 1, 8, 8)
 
 
-def test_progress_is_told_from_the_first_step_on_where_lanes_are_fewer_than_threads(tiny_bundle):
-    told = []
+def test_progress_is_told_from_the_first_step_on_where_lanes_are_fewer_than_threads(tiny_bundle, monkeypatch):
+    drawn: list[np.ndarray] = []
+    unbegun: list[bool] = []
+
+    def empty(shape, dtype):
+        drawn.append(np.full(shape, np.nan, dtype))
+        return drawn[-1]
 
     def tell(done: int, _total: int) -> bool:
-        told.append(done)
+        if done == 1:
+            unbegun.append(bool(np.isnan(drawn[-1]).any()))
         return True
 
     with LocalRunner(tiny_bundle, threads=4, lanes=2) as runner:
+        monkeypatch.setattr(np, "empty", empty)
         for _ in range(20):
-            told.clear()
             runner.prepare(10)
-            runner.sample(8, progress=tell)
-            assert told[0] < 20 and told[-1] == 80
+            runner.sample(200, progress=tell)
+    assert unbegun == [True] * 20  # images that nobody has begun, when the first step is told of
 
 
 @pytest.mark.parametrize(

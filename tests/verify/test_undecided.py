@@ -75,10 +75,23 @@ def test_a_model_that_reads_no_timestep_decides_nothing_by_it() -> None:
     assert undecided_timesteps("row = Cast <to = 1> (label)", "float[1] row") == []
 
 
-@pytest.mark.parametrize("coins", [{0, 20, 980}, {400}, set(), set(range(0, 1000, 20))])
-def test_a_bundles_compared_steps_keep_off_coins_where_others_are(coins) -> None:
-    timesteps = list(range(980, -1, -20))
+@pytest.mark.parametrize(
+    ("count", "coins"),
+    [
+        (50, {0, 20, 980}),
+        (50, {400}),
+        (50, set()),
+        (50, set(range(0, 1000, 20))),
+        (10, {80}),
+        (12, {100}),
+        (12, {80, 100}),
+        (3, {0}),
+    ],
+)
+def test_a_bundles_compared_steps_keep_off_coins_where_others_are(count, coins) -> None:
+    timesteps = list(range(20 * (count - 1), -1, -20))
     steps = Examination.compared(SimpleNamespace(undecided=coins.__contains__), timesteps)
-    assert len(steps) == MOMENTS and steps == sorted(set(steps))
-    assert not coins & {timesteps[step] for step in steps} or len(coins) == len(timesteps)
-    assert min(steps) <= 1 and max(steps) >= 47
+    assert len(steps) == min(MOMENTS, count) and steps == sorted(set(steps))
+    spare = count - len(coins & set(timesteps)) - len(steps)
+    assert len(coins & {timesteps[step] for step in steps}) == max(0, -spare)
+    assert min(steps) <= 1 and max(steps) >= count - 3

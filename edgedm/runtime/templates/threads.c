@@ -1,10 +1,10 @@
 /* A pool of threads for the kernels' parallel loops: workers spin for a moment, then sleep.
  *
- * The first task is the caller's: of lanes that draw images, the one that tells of progress. The others are claimed one by
- * one from `tickets`, so a loop never waits for a worker that the system has not woken yet: whoever is there takes the
- * task. A ticket is the number of the round (upper half) and which of 32 tasks nobody has claimed yet (lower half, a bit
- * each); one compare-and-swap claims a task of exactly that round. A thread claims the task of its own number first: it
- * then reads what it wrote itself in the loop before, which is still in its cache. */
+ * The first task is the caller's: of lanes that draw images, the one that tells of progress. The others are claimed
+ * one by one from `tickets`, so a loop never waits for a worker that the system has not woken yet: whoever is there
+ * takes the task. A ticket is the number of the round (upper half) and which of 32 tasks nobody has claimed yet
+ * (lower half, a bit each); one compare-and-swap claims a task of exactly that round. A thread claims the task of
+ * its own number first: it then reads what it wrote itself in the loop before, which is still in its cache. */
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
