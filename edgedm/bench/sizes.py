@@ -62,10 +62,8 @@ def float32_bytes(config: Mapping[str, Any]) -> int | None:
         checked = CheckpointConfig.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidModelError(
-            f"config of the checkpoint: {where}: {first['msg']}; compile the bundle again"
-        ) from error
+        where = ".".join(str(part) for part in ("config of the checkpoint", *first["loc"]))
+        raise InvalidModelError(f"{where}: {first['msg']}; compile the bundle again") from error
     with torch.device("meta"):
         parts = [checked.float_unet(), decoder_of(checked)]
     return _FLOAT32 * sum(each.numel() for part in parts if part is not None for each in part.parameters())

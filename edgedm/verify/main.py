@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -145,19 +145,13 @@ class Examination:
 
     def compared(self, timesteps: Sequence[int]) -> list[int]:
         """The steps of a schedule whose single steps are compared: decided ones, as far as there are so many."""
-        every = range(len(timesteps))
-        told: dict[int, bool] = {}
+        coin = cache(self.undecided)
         chosen: set[int] = set()
         for wanted in np.linspace(0, len(timesteps) - 1, min(MOMENTS, len(timesteps))).round():
-            nearest = sorted(set(every) - chosen, key=lambda step, wanted=wanted: abs(step - wanted))  # type: ignore[misc]
-            for step in nearest:
-                if step not in told:
-                    told[step] = self.undecided(timesteps[step])
-                if not told[step]:
-                    break
-            else:
-                step = nearest[0]
-            chosen.add(step)
+            nearest = [
+                step for _, step in sorted((abs(i - wanted), i) for i in range(len(timesteps)) if i not in chosen)
+            ]
+            chosen.add(next((step for step in nearest if not coin(timesteps[step])), nearest[0]))
         return sorted(chosen)
 
     def undecided(self, timestep: int) -> bool:
