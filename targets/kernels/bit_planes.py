@@ -172,7 +172,7 @@ class _Form:
         lanes, slots = self.tile.lanes, 2 * len(window.pixels) * together
         acc = Registers(slots, lanes, "int64")
         bits, weight_bits = self.operands.bits, self.operands.weight_bits
-        if bits * weight_bits > MOST_UNROLLED:
+        if bits * weight_bits > MOST_UNROLLED and not self.operands.signed:  # whose highest plane counts negatively
             total = Registers(slots, lanes, "int64")
             with loop(bits) as plane:
                 acc.clear()

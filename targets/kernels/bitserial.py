@@ -16,6 +16,7 @@ ones. Reached, of what `edgedm.bench.limits` measures on one core: 0.93 (1,165 o
 outrun: see `tuning.crossover`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ from edgedm.targets.kernels.builder import (
     loop,
     parallel,
     reinterpret,
+    share,
     splat,
     store,
 )
@@ -106,6 +108,7 @@ class _Kernel:
         self.blocks = -(-shape.out_channels // tile.block)
         self.border = Border(shape)
         self.width = self.border.width if shape.padded else shape.width  # of the image that windows read
+        self.worthwhile = shape.macs >= PARALLEL_MACS
         self.grid: Grid = grid(shape.out_height, shape.out_width, tile.pixels)
 
     def scratch(self) -> list[TensorSpec]:
@@ -123,17 +126,18 @@ class _Kernel:
         image, weight = inputs["bits"], inputs["weight"]
         table = None
         if self.shape.padded:
-            self.border.copy(image, scratch[0], self.words, lambda lanes: const(0, "uint64", lanes))
-            self._correct(weight, scratch[1], scratch[2])
+            zero = functools.partial(const, 0, "uint64")
+            correct = functools.partial(self._correct, weight, scratch[1], scratch[2])
+            self.border.copy(image, scratch[0], self.words, zero, self.worthwhile, correct)
             image, table = scratch[0], scratch[2]
         self._product(inputs, image, weight, table, y)
 
-    def _correct(self, weight: Buffer, counts: Buffer, table: Buffer) -> None:
-        """Fill `table`: per class valid taps * channels + 2 * the set weight bits of the invalid taps."""
+    def _correct(self, weight: Buffer, counts: Buffer, table: Buffer, row: Expr) -> None:
+        """Fill a row's share of `table`: per class valid taps * channels + 2 * the set weight bits of missing taps."""
         lanes, size = self.tile.lanes, self.tile.block
         channels = self.blocks * size
         steps = self.shape.taps * self.words
-        with loop(self.blocks) as index:
+        with share(row, self.border.height, self.blocks) as index:
             with loop(self.shape.taps) as tap, block():
                 acc = Registers(2, lanes, "uint64")
                 with loop(self.words) as word:
@@ -153,14 +157,13 @@ class _Kernel:
         self, inputs: Mapping[str, Buffer], image: Buffer, weight: Buffer, table: Buffer | None, y: Buffer
     ) -> None:
         full = self.shape.out_channels // self.tile.block
-        worthwhile = self.shape.macs >= PARALLEL_MACS
         row_bytes = self.width * self.words * 8 * self.shape.strides[0] * self.grid.rows
         for region in self.grid.regions:
             for first, count, together in output_groups(full, self.tile.groups, self.blocks):
                 chunk = unit_rows(region.row_blocks, row_bytes, count)
                 chunks = -(-region.row_blocks // chunk)
                 tail = first * self.tile.block + count * together * self.tile.block > self.shape.out_channels
-                with parallel(chunks * count, worthwhile) as unit:
+                with parallel(chunks * count, self.worthwhile) as unit:
                     index = first + (unit % count) * together
                     start = let((unit // count) * chunk)
                     with (

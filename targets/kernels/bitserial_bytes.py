@@ -15,6 +15,7 @@ Limit: 24 vector instructions for 1,024 MACs and, with 4 pixels x 4 vectors of w
 make that 85 MAC/cycle. Instructions and estimated cycles of the emitted loop: docs/bench/arm.md.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ from edgedm.targets.kernels.builder import (
     load,
     loop,
     reinterpret,
+    share,
     splat,
     store,
 )
@@ -130,23 +132,23 @@ class _Kernel:
 
     def emit(self, inputs: Mapping[str, Buffer], y: Buffer, scratch: Sequence[Buffer]) -> None:
         image, weight = inputs["bits"], inputs["weight"]
-        table = None
+        table, worthwhile = None, self.shape.macs >= PARALLEL_MACS
         if self.shape.padded:
-            self.border.copy(image, scratch[0], self.words, lambda lanes: const(0, "uint64", lanes))
-            self._correct(weight, scratch[1], scratch[2])
+            zero = functools.partial(const, 0, "uint64")
+            correct = functools.partial(self._correct, weight, scratch[1], scratch[2])
+            self.border.copy(image, scratch[0], self.words, zero, worthwhile, correct)
             image, table = scratch[0], scratch[2]
 
         def emit(pixels: Sequence[Pixel], index: Expr, together: int, tail: bool) -> None:
             sums = self._accumulate(image, weight, pixels, index, together)
             self._finish(sums, inputs, table, y, pixels, index, together, tail)
 
-        worthwhile = self.shape.macs >= PARALLEL_MACS
         sweep(self.shape, self.tile, self.width * self.words * WORD_BYTES, worthwhile, emit)
 
-    def _correct(self, weight: Buffer, counts: Buffer, table: Buffer) -> None:
-        """Fill `table`: per class valid taps * channels + 2 * the set weight bits of the invalid taps."""
+    def _correct(self, weight: Buffer, counts: Buffer, table: Buffer, row: Expr) -> None:
+        """Fill a row's share of `table`: per class valid taps * channels + 2 * the set weight bits of missing taps."""
         channels, (kh, kw) = self.blocks * BLOCK, self.shape.kernel
-        with loop(self.blocks) as index:
+        with share(row, self.border.height, self.blocks) as index:
             with loop(kh) as i, loop(kw) as j, block():
                 first = (index * kh + i) * self.row_steps + j * self.tap_steps
 

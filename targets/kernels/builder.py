@@ -93,6 +93,12 @@ def parallel(extent: int, worthwhile: bool = True) -> Iterator[Expr]:
         yield index
 
 
+def share(part: Expr, parts: int, extent: int) -> Any:
+    """Emit the loop over what falls to `part` of `parts` nearly equal shares of 0..extent-1."""
+    start = let(part * extent // parts)
+    return loop((part + 1) * extent // parts - start, start)
+
+
 def load(buffer: Buffer, index: Expr, lanes: int = 1) -> Expr:
     """Load `lanes` consecutive elements of a flat buffer."""
     return buffer[index] if lanes == 1 else buffer[T.ramp(index, 1, lanes)]

@@ -13,6 +13,7 @@ Three ways, by which axis fills the vectors:
 The input lies zero-bordered in scratch where the convolution is padded.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,8 @@ def draft(shape: Convolution, x: TensorSpec, weight: Operand, bias: Operand, til
     def body(inputs: Mapping[str, Buffer], outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
         image = inputs["x"]
         if shape.padded:
-            kernel.border.copy(image, scratch[0], shape.channels, lambda lanes: const(0.0, F32, lanes))
+            zero = functools.partial(const, 0.0, F32)
+            kernel.border.copy(image, scratch[0], shape.channels, zero, kernel.worthwhile)
             image = scratch[0]
         terms = {"addend": inputs["bias"]} if "bias" in inputs else {}
         kernel.emit(image, inputs["weight"], terms, outs[0])

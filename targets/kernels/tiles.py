@@ -11,6 +11,7 @@ from edgedm.targets.kernels.builder import (
     Buffer,
     Expr,
     block,
+    branch,
     const,
     in_lanes,
     let,
@@ -199,18 +200,35 @@ class Border:
                 taps = [i * kw + j for i in range(kh) for j in range(kw) if i in rows or j in columns]
                 yield row_class * self._columns.classes + column_class, taps
 
-    def copy(self, source: Buffer, target: Buffer, size: int, zero: Callable[[int], Expr]) -> None:
-        """Copy the image, `size` elements a pixel, into the middle of `target` and clear what surrounds it."""
+    def copy(
+        self,
+        source: Buffer,
+        target: Buffer,
+        size: int,
+        zero: Callable[[int], Expr],
+        worthwhile: bool,
+        beside: Callable[[Expr], None] | None = None,
+    ) -> None:
+        """Copy the image, `size` elements a pixel, into the middle of `target` and clear what surrounds it.
+
+        Where threads pay, each copies the rows whose products it makes next. `beside(row)` is emitted for each row of
+        `target`: work of other kinds that is shared out at once.
+        """
         top, left = self.shape.pads[:2]
         rows, columns = min(self.shape.height, self.height - top), min(self.shape.width, self.width - left)
         pitch = self.width * size
-        _fill(target, zero, 0, top * pitch)
-        with loop(rows) as row:
-            start = (top + row) * pitch
-            _fill(target, zero, start, left * size)
-            _copy(source, row * self.shape.width * size, target, start + left * size, columns * size)
-            _fill(target, zero, start + (left + columns) * size, (self.width - left - columns) * size)
-        _fill(target, zero, (top + rows) * pitch, (self.height - top - rows) * pitch)
+        with parallel(self.height, worthwhile) as row:
+            start = let(row * pitch)
+
+            def inside() -> None:
+                _fill(target, zero, start, left * size)
+                source_at = (row - top) * self.shape.width * size
+                _copy(source, source_at, target, start + left * size, columns * size)
+                _fill(target, zero, start + (left + columns) * size, (self.width - left - columns) * size)
+
+            branch(tirx.all(row >= top, row < top + rows), inside, lambda: _fill(target, zero, start, pitch))
+            if beside is not None:
+                beside(row)
 
 
 @dataclass(frozen=True)
