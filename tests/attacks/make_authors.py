@@ -55,6 +55,9 @@ def attacks() -> dict[str, bytes]:
         "huge-memo.pt": archive(b"\x80\x02]r\xff\xff\xff\x7f.", b""),
         "deep.pt": archive(b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".", b""),
         "shared-lists.pt": archive(laughs(40), b""),
+        "shared-tuples.pt": archive(shared_tuples(40), b""),
+        "shared-tuples-bare.pt": shared_tuples(40),
+        "deep-key.pt": archive(b"\x80\x02}K\x01" + b"\x85" * 200_000 + b"K\x01s.", b""),
         "compressed.pt": archive(tensor_pickle(4, (4,), (1,)), bytes(1 << 16), zipfile.ZIP_DEFLATED),
         "names-outside.pt": archive(tensor_pickle(4, (4,), (1,)), bytes(16), folder="../../x"),
         "truncated.pt": sound[:-20],
@@ -159,6 +162,12 @@ def laughs(levels: int) -> bytes:
     for _ in range(levels):
         value = [value, value]
     return pickletools.optimize(pickle.dumps(value, protocol=2))
+
+
+def shared_tuples(levels: int) -> bytes:
+    """A dictionary's key of two of the tuple before, `levels` times: 2**levels hashes."""
+    pairs = (b"h" + bytes([level]) + b"\x86q" + bytes([level + 1]) for level in range(levels))
+    return b"\x80\x02}K\x01\x85q\x00" + b"".join(pairs) + b"K\x01s."
 
 
 def archive(

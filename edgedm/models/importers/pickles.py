@@ -17,6 +17,8 @@ import torch
 from torch._weights_only_unpickler import Unpickler
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgedm.models.importers.pickle_extent import Extent
+
 _LEGACY_PICKLES = 5  # magic number, protocol, facts of the system, the content, the keys of its storages
 _ALLOWED = {
     "builtins.complex",
@@ -129,7 +131,12 @@ class _Claims(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _collect(content: bytes | IO[bytes], names: set[str]) -> None:
-    """Add what the pickle at `content` names; Python 2, as which torch.save writes, had its builtins elsewhere."""
+    """Add what the pickle at `content` names; Python 2, as which torch.save writes, had its builtins elsewhere.
+
+    What `Extent` raises where its values hold too much.
+    """
+    extent = Extent()
     for opcode, argument, _ in pickletools.genops(content):
+        extent.follow(opcode, argument)
         if opcode.name in ("GLOBAL", "INST"):
             names.add(str(argument).replace(" ", ".").replace("__builtin__.", "builtins."))
