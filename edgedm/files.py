@@ -1,9 +1,11 @@
 """Read the files that others wrote: what a file must be before any of it is read, and JSON without surprises.
 
 A name in an untrusted folder may be a pipe that never ends, a device, or a link to somebody's private file; JSON may
-hold a name twice, of which readers take different ones, numbers that are none, and brackets without end.
+hold a name twice, of which readers take different ones, numbers that are none, and brackets without end. A file may be
+nearly all hole: it takes no space, but as long to read, and as much memory, as its size says.
 """
 
+import errno
 import json
 import os
 import stat
@@ -13,12 +15,14 @@ from typing import Any
 
 from edgedm.errors import InvalidModelError
 
+MOST_HOLES = 64 << 20  # bytes; a file may have as many again as it has of data: file systems leave out zeros
+
 
 def check_regular(path: str | os.PathLike[str], within: str | os.PathLike[str] | None = None) -> int:
     """Return the size of `path` in bytes; raise `InvalidModelError` unless it is a file with contents of its own.
 
     With a folder `within`, the path must end there, whatever links it or a folder on its way is (or, in the cache of
-    a model hub, among the blobs of the same model). Nothing is opened. A missing file raises FileNotFoundError.
+    a model hub, among the blobs of the same model). Nothing is read. A missing file raises FileNotFoundError.
     """
     path = Path(path)
     try:
@@ -31,7 +35,32 @@ def check_regular(path: str | os.PathLike[str], within: str | os.PathLike[str] |
         raise InvalidModelError(f"{path}: expected a file, got a folder, pipe or device")
     if within is not None:
         check_inside(path, within)
+    check_holes(path, found.st_size)
     return found.st_size
+
+
+def check_holes(path: Path, size: int) -> None:
+    """Raise `InvalidModelError` where more than half of a large file, of `size` bytes, is nowhere on the disk."""
+    if size <= MOST_HOLES or not hasattr(os, "SEEK_HOLE"):
+        return
+    with path.open("rb") as stream:
+        held = sum(end - start for start, end in _extents(stream.fileno(), size))
+    if size - held > held + MOST_HOLES:
+        raise InvalidModelError(f"{path}: {held} of its {size} bytes were written, the rest is a hole; copy it again")
+
+
+def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where an open file's data begin and end; all of it where the file system does not tell."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole behind `end`
+                return
+            start, end = end, size
+        yield start, end
 
 
 def check_inside(path: str | os.PathLike[str], within: str | os.PathLike[str]) -> None:

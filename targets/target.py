@@ -100,6 +100,8 @@ def resolve(name: str) -> Target:
     if unknown:
         known = ", ".join(base.extras) or "none"
         raise UnsupportedError(f"target {name!r}: unknown features {', '.join(unknown)}; those of {level} are {known}")
+    if base.system == android.SYSTEM:  # its compilers take NEON for granted
+        extras = [*dict.fromkeys([*extras, *sorted(base.required)])]
     missing = sorted(base.required - set(extras))
     if missing:
         raise UnsupportedError(f"target {name!r}: kernels need {', '.join(missing)}; say {'+'.join([name, *missing])}")

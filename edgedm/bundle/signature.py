@@ -21,7 +21,7 @@ from typing import Any
 
 from edgedm.atomic import sync_folder, write_scratch
 from edgedm.errors import InvalidModelError, ToolchainError
-from edgedm.files import check_regular
+from edgedm.files import check_holes, check_regular
 
 SIGNATURE = "model.sig"
 VARIABLE = "EDGEDM_REQUIRE_SIGNATURE"
@@ -95,6 +95,9 @@ def check_signature(folder: Path, public_key: str | os.PathLike[str]) -> None:
         raise InvalidModelError(f"{public_key}: no public key of an elliptic curve: {error}") from error
     from cryptography.exceptions import InvalidSignature
 
+    for file in folder.rglob("*"):
+        if file.is_file():
+            check_holes(file, file.stat().st_size)  # all of them are hashed, whatever the manifest says
     config.set_hashing_config(_hashing())
     try:
         with contextlib.redirect_stdout(sys.stderr):  # its warnings are no output of a verb

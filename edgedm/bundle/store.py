@@ -16,7 +16,7 @@ from edgedm.bundle.limits import check_limits
 from edgedm.bundle.manifest import FAMILY, FORMAT, FileEntry, Manifest
 from edgedm.bundle.signature import SIGNATURE, check_signature, required_key, write_signature
 from edgedm.errors import InvalidModelError
-from edgedm.files import read_json
+from edgedm.files import check_holes, read_json
 from edgedm.outcome import Outcome
 
 MANIFEST = "manifest.json"
@@ -159,6 +159,7 @@ def load_unsigned(folder: Path) -> Bundle:
                 f"{file}: expected a file of its own, got a link, pipe or device, which may change after it is "
                 "checked; copy the bundle"
             )
+        check_holes(file, status.st_size)
         if status.st_size != entry.bytes or _sha256(file) != entry.sha256:
             raise InvalidModelError(f"{file}: not the file that was compiled (SHA-256 differs); compile it again")
     return Bundle(folder, manifest)

@@ -174,3 +174,11 @@ def test_the_verb_signs_and_a_signed_bundle_draws(signed, tiny_bundle, tmp_path)
     options = ["-n", "1", "--steps", "1", "-o", str(tmp_path / "x.npy"), "--require-signature", str(signed[2])]
     done = CliRunner().invoke(main, ["sample", str(bundle), *options])
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "one-more"])
+def test_a_file_of_holes_is_refused_before_it_is_hashed(copy, signed, name):
+    with (copy / name).open("ab") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(InvalidModelError, match=rf"{name}: .* of its 1099511627776 bytes were written"):
+        load(copy, signed_by=signed[2])

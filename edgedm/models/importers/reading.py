@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edgedm.errors import InvalidModelError
+from edgedm.files import check_regular
 from edgedm.models.importers.pickles import UNREAD, check_storages, foreign
 from edgedm.tensor_file import read_header
 
@@ -55,6 +56,7 @@ def read(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file")
+    check_regular(path)
     if path.suffix == ".safetensors":
         read_header(path)
         try:
