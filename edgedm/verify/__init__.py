@@ -6,7 +6,7 @@ render(outcome)            its table on the terminal
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -90,7 +90,7 @@ def verify(
     `UnsupportedError` for an unknown level or variant, a schedule outside the trained timesteps, fewer than the ten
     images that a fault takes to show, a sample of none, or images for which there are no features.
     """
-    from edgedm.atomic import atomic_file, check_file_place
+    from edgedm.atomic import check_file_place
     from edgedm.verify.request import request_of
 
     places = [place for place in (html, markdown, junit) if place is not None]
@@ -139,12 +139,19 @@ def verify(
         from edgedm.verify.junit import junit as as_junit
 
         written[os.fspath(junit)] = as_junit(outcome)
-    with ExitStack() as stack:  # all are written before the first one appears
-        for path, data in written.items():
-            stack.enter_context(atomic_file(path)).write_bytes(data)
+    write_reports(written)
     if written:
         outcome.details["written"] = list(written)
     return outcome
+
+
+def write_reports(reports: Mapping[str, bytes]) -> None:
+    """Write each file whole; all of them are on the disk before the first one appears."""
+    from edgedm.atomic import atomic_file
+
+    with ExitStack() as stack:
+        for path, data in reports.items():
+            stack.enter_context(atomic_file(path)).write_bytes(data)
 
 
 def render(outcome: Outcome, every_row: bool = False) -> None:

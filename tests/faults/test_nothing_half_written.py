@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from verbs import REPORTS
 
 from edgedm.atomic_files import settle
 from edgedm.bundle import load
@@ -15,7 +16,16 @@ pytestmark = pytest.mark.slow  # what the verbs read takes a minute to make
 
 MOST = 40  # points of a verb and mode that are all tried here; scripts/kill_verbs.py tries every one of every verb
 SPREAD, LAST = 8, 12  # of a verb with more (compile, which writes a folder): some, and those where names change
-LEAST = {"quantize": 8, "export": 15, "optimize": 20, "compile": 100, "sample": 5, "edgedm-sample": 2, "sign": 5}
+LEAST = {
+    "quantize": 8,
+    "export": 15,
+    "optimize": 20,
+    "compile": 100,
+    "sample": 5,
+    "edgedm-sample": 2,
+    "verify": 15,
+    "sign": 5,
+}
 """Changes that the shim sees at least of each verb; of the C runtime's it sees fsync and rename alone."""
 VERBS = tuple(LEAST)
 KILLS = 3  # at random moments, of each verb; likewise
@@ -39,6 +49,9 @@ def old(verb: str, folder: Path, room: Path) -> None:
         shutil.copytree(room / "model.bundle", folder / "model.bundle")
         if verb == "compile":
             (folder / "model.bundle/src/model.c").write_bytes(b"old")
+    elif verb == "verify":
+        for name in REPORTS:
+            (folder / name).write_bytes(b"old")
     else:
         (folder / ("images.npy" if verb == "sample" else "images.png")).write_bytes(b"old")
 
@@ -53,6 +66,13 @@ def state(verb: str, folder: Path, room: Path) -> object:
     files = [path for path in folder.rglob("*") if path.is_file()]
     named = {path.relative_to(folder): path for path in files}
     return {str(name): path.read_bytes() for name, path in named.items() if not name.parts[0].startswith(".")}
+
+
+def is_whole(verb: str, found: object, old: object, new: object) -> bool:
+    """Whether a target is the old one or the new one; each report is a target of its own."""
+    if verb == "verify":
+        return all(found.get(name) in (old.get(name), new.get(name)) for name in REPORTS)
+    return found in (old, new)
 
 
 def points(count: int) -> list[int]:
@@ -70,7 +90,9 @@ def kill(server, verb: str, room: Path, seconds: float, whole: dict[str, object]
     old(verb, folder, server.room)
     answer = server.run(verb, folder, whole=True, seconds=seconds)
     assert answer.get("error", "") == ""
-    assert state(verb, folder, server.room) in (whole["old"], whole["new"]), f"{verb} killed after {seconds} s"
+    assert is_whole(verb, state(verb, folder, server.room), whole["old"], whole["new"]), (
+        f"{verb} killed after {seconds} s"
+    )
     shutil.rmtree(folder)
     return bool(answer["killed"])
 
@@ -81,7 +103,7 @@ def check(server, verb: str, room: Path, mode: str, at: int, whole: dict[str, ob
     old(verb, folder, server.room)
     answer = server.run(verb, folder, at, mode)
     found = state(verb, folder, server.room)
-    assert found in (whole["old"], whole["new"]), f"{verb} {MODES[mode]} change {at}"
+    assert is_whole(verb, found, whole["old"], whole["new"]), f"{verb} {MODES[mode]} change {at}"
     if mode == "e":
         said = found == whole["new"] or "No space left" in answer["error"]
         left = [path.name for path in folder.rglob(".*")]
@@ -133,7 +155,7 @@ def test_a_first_artefact_is_there_whole_or_not_at_all(server, whole, folder, ve
         place.mkdir()
         assert server.run(verb, place, at, "k")["killed"]
         found = state(verb, place, server.room)
-        assert found in ({}, whole[verb]["new"]), f"{verb} killed before change {at}"
+        assert is_whole(verb, found, {}, whole[verb]["new"]), f"{verb} killed before change {at}"
 
 
 def test_two_processes_that_write_the_same_target_leave_one_of_both(folder):

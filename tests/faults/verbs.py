@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SOUND = Path(__file__).parents[1] / "attacks/files/checkpoint/sound"
+REPORTS = ("page.html", "page.md", "junit.xml")
 Verb = Callable[[Path], object]
 
 
@@ -35,6 +36,7 @@ def verbs(room: Path) -> dict[str, Verb]:
     from edgedm.models.checkpoint import save
     from edgedm.runtime.library import Library
     from edgedm.runtime.sample import sample_bundle
+    from edgedm.verify import write_reports
 
     checkpoint = load(SOUND)
     graph, bundle = room / "deploy.onnx", room / "model.bundle"
@@ -53,6 +55,9 @@ def verbs(room: Path) -> dict[str, Verb]:
         place = os.fsencode(folder / "images.png")
         return native.check("write_images", place, image.data_as(ctypes.POINTER(ctypes.c_float)), 1)
 
+    def reported(folder: Path) -> object:
+        return write_reports({str(folder / name): b"new " * 5000 for name in REPORTS})
+
     return {
         "quantize": lambda folder: save(checkpoint, folder / "checkpoint"),
         "export": lambda folder: edgedm.export(checkpoint, folder / "model.onnx"),
@@ -60,6 +65,7 @@ def verbs(room: Path) -> dict[str, Verb]:
         "compile": compiled,
         "sample": drawn,
         "edgedm-sample": written_in_c,
+        "verify": reported,
         "sign": lambda folder: sign(folder / "model.bundle", room / "key.pem"),
     }
 
