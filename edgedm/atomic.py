@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,16 +19,20 @@ from typing import Any
 from edgedm.errors import InvalidModelError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 Strangeness = Callable[[Path], str | None]
 """What makes a folder one that isn't of our own making, in words that follow "it"; None for one of ours."""
 
 
 def check_place(target: str | os.PathLike[str]) -> None:
-    """Raise `InvalidModelError` that names the file which stands where a folder above `target` would have to be.
+    """Raise `InvalidModelError` if `target` is a pipe or a device, or if a file stands where a folder above it has to.
 
-    To be called before long work, so that its result has a place to go.
+    To be called before long work, so that its result has a place to go. A rename would replace a pipe, and for root
+    even a device such as the null one. A link to one counts as one.
     """
+    if _is_special(target):
+        raise InvalidModelError(f"{target}: is a pipe or device; expected a name for a file or a folder")
     for above in Path(os.path.abspath(target)).parents:
         if above.is_dir():
             return
@@ -66,7 +71,9 @@ def read_mark(path: Path, most_bytes: int) -> dict[str, Any]:
 
 
 def check_file_place(target: str | os.PathLike[str]) -> None:
-    """Raise `InvalidModelError` unless a file can be put at `target`: a folder or a file stands in the way."""
+    """Raise `InvalidModelError` unless a file can be put at `target`, where no folder, pipe or device may stand."""
+    if _is_special(target):
+        raise InvalidModelError(f"{target}: is a pipe or device; expected a name for a file")
     check_place(target)
     if Path(target).is_dir():
         raise InvalidModelError(f"{target}: is a folder; expected a name for a file")
@@ -80,8 +87,9 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch(target)
     try:
-        yield scratch
-        _settle(scratch)
+        with _naming(target):
+            yield scratch
+            _settle(scratch)
         os.replace(scratch, target)
         sync_folder(target.parent)
     finally:
@@ -92,8 +100,9 @@ def write_scratch(target: Path, data: bytes) -> Path:
     """Write `data` whole to a new file beside `target`, to be renamed to it; nothing is left where that fails."""
     scratch = _scratch(target)
     try:
-        scratch.write_bytes(data)
-        _settle(scratch)
+        with _naming(target):
+            scratch.write_bytes(data)
+            _settle(scratch)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
@@ -117,10 +126,11 @@ def atomic_dir(target: str | os.PathLike[str], strangeness: Strangeness | None =
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        yield scratch
-        for path in scratch.rglob("*"):
-            if path.is_dir() or (path.is_file() and not path.is_symlink()):
-                _sync(path)
+        with _naming(target):
+            yield scratch
+            for path in scratch.rglob("*"):
+                if path.is_dir() or (path.is_file() and not path.is_symlink()):
+                    _sync(path)
         scratch.chmod(0o777 & ~_umask())
         sync_folder(scratch)
         with locked(target.parent):
@@ -153,6 +163,26 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _is_special(target: str | os.PathLike[str]) -> bool:
+    """Whether something is there that is neither file nor folder; what nobody can tell is left to the write."""
+    try:
+        mode = os.stat(target).st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Let a disk's refusal name `target`: that of a write, other than that of an open, names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _OF_A_DISK:
+            error.filename = str(target)
+        raise
 
 
 def _swap(scratch: Path, target: Path) -> None:

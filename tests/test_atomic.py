@@ -1,10 +1,12 @@
 """Readers see the old target or the new one, never a mixture."""
 
+import errno
 import os
+import resource
 
 import pytest
 
-from edgedm.atomic import atomic_dir, atomic_file, check_place, read_mark
+from edgedm.atomic import atomic_dir, atomic_file, check_file_place, check_place, read_mark, write_scratch
 from edgedm.errors import InvalidModelError
 
 
@@ -133,3 +135,63 @@ def test_a_mark_that_is_no_small_object_is_an_empty_one(tmp_path, content):
     assert read_mark(tmp_path / "mark", 200_000 if content and content[:1] == b"[" else 1000) == {}
     (tmp_path / "mark").write_text('{"format": "a"}')
     assert read_mark(tmp_path / "mark", 15) == {"format": "a"}
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_is_refused_and_stays(tmp_path, linked):
+    pipe = target = tmp_path / "images.png"
+    os.mkfifo(pipe)
+    if linked:
+        target = tmp_path / "link.png"
+        target.symlink_to(pipe)
+    for enter in (check_file_place, lambda path: atomic_file(path).__enter__()):
+        with pytest.raises(
+            InvalidModelError, match=rf"{target.name}: is a pipe or device; expected a name for a file$"
+        ):
+            enter(target)
+    for enter in (check_place, lambda path: atomic_dir(path).__enter__()):
+        with pytest.raises(InvalidModelError, match=r"\.png: is a pipe or device"):
+            enter(target)
+    assert pipe.is_fifo() and len(list(tmp_path.iterdir())) == 1 + linked
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_a_file_or_to_nothing_is_replaced_by_the_file(tmp_path, there):
+    led_to, target = tmp_path / "led-to", tmp_path / "model.onnx"
+    if there:
+        led_to.write_text("old")
+    target.symlink_to(led_to)
+    with atomic_file(target) as scratch:
+        scratch.write_text("new")
+    assert target.read_text() == "new" and not target.is_symlink()
+    assert led_to.exists() == there
+
+
+def _write_file(target, data):
+    with atomic_file(target) as scratch:
+        scratch.write_bytes(data)
+
+
+def _write_folder(target, data):
+    with atomic_dir(target) as scratch:
+        (scratch / "weights").write_bytes(data)
+
+
+@pytest.mark.parametrize("write", [_write_file, _write_folder, write_scratch])
+def test_a_write_that_the_disk_refuses_names_the_target(tmp_path, write):
+    target = tmp_path / "deploy.onnx"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # stands for a full disk
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write(target, bytes(8192))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG and caught.value.filename == str(target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_refusal_of_a_disk_is_not_said_to_be_one_of_the_target(tmp_path):
+    with pytest.raises(BrokenPipeError) as caught, atomic_file(tmp_path / "model.onnx"):
+        raise BrokenPipeError(errno.EPIPE, "a compiler went away")
+    assert caught.value.filename is None
