@@ -132,12 +132,12 @@ class _Kernel:
             image, table = scratch[0], scratch[2]
         self._product(inputs, image, weight, table, y)
 
-    def _correct(self, weight: Buffer, counts: Buffer, table: Buffer, row: Expr) -> None:
-        """Fill a row's share of `table`: per class valid taps * channels + 2 * the set weight bits of missing taps."""
+    def _correct(self, weight: Buffer, counts: Buffer, table: Buffer, part: Expr, parts: int) -> None:
+        """Fill a part of `table`: per class valid taps * channels + 2 * the set weight bits of missing taps."""
         lanes, size = self.tile.lanes, self.tile.block
         channels = self.blocks * size
         steps = self.shape.taps * self.words
-        with share(row, self.border.height, self.blocks) as index:
+        with share(part, parts, self.blocks) as index:
             with loop(self.shape.taps) as tap, block():
                 acc = Registers(2, lanes, "uint64")
                 with loop(self.words) as word:

@@ -145,10 +145,10 @@ class _Kernel:
 
         sweep(self.shape, self.tile, self.width * self.words * WORD_BYTES, worthwhile, emit)
 
-    def _correct(self, weight: Buffer, counts: Buffer, table: Buffer, row: Expr) -> None:
-        """Fill a row's share of `table`: per class valid taps * channels + 2 * the set weight bits of missing taps."""
+    def _correct(self, weight: Buffer, counts: Buffer, table: Buffer, part: Expr, parts: int) -> None:
+        """Fill a part of `table`: per class valid taps * channels + 2 * the set weight bits of missing taps."""
         channels, (kh, kw) = self.blocks * BLOCK, self.shape.kernel
-        with share(row, self.border.height, self.blocks) as index:
+        with share(part, parts, self.blocks) as index:
             with loop(kh) as i, loop(kw) as j, block():
                 first = (index * kh + i) * self.row_steps + j * self.tap_steps
 

@@ -18,6 +18,7 @@ from edgedm.targets.kernels.builder import (
     load,
     loop,
     parallel,
+    share,
     store,
 )
 from edgedm.targets.kernels.shapes import Convolution
@@ -207,28 +208,31 @@ class Border:
         size: int,
         zero: Callable[[int], Expr],
         worthwhile: bool,
-        beside: Callable[[Expr], None] | None = None,
+        beside: Callable[[Expr, int], None] | None = None,
     ) -> None:
         """Copy the image, `size` elements a pixel, into the middle of `target` and clear what surrounds it.
 
-        Where threads pay, each copies the rows whose products it makes next. `beside(row)` is emitted for each row of
-        `target`: work of other kinds that is shared out at once.
+        Where threads pay, each copies the rows whose products it makes next. `beside(part, parts)` emits what else is
+        shared out in as many parts.
         """
         top, left = self.shape.pads[:2]
         rows, columns = min(self.shape.height, self.height - top), min(self.shape.width, self.width - left)
         pitch = self.width * size
-        with parallel(self.height, worthwhile) as row:
+        parts = self.height if worthwhile else 1
+
+        def copy_row(row: Expr) -> None:
             start = let(row * pitch)
+            source_at = (row - top) * self.shape.width * size
+            _fill(target, zero, start, left * size)
+            _copy(source, source_at, target, start + left * size, columns * size)
+            _fill(target, zero, start + (left + columns) * size, (self.width - left - columns) * size)
 
-            def inside() -> None:
-                _fill(target, zero, start, left * size)
-                source_at = (row - top) * self.shape.width * size
-                _copy(source, source_at, target, start + left * size, columns * size)
-                _fill(target, zero, start + (left + columns) * size, (self.width - left - columns) * size)
-
-            branch(tirx.all(row >= top, row < top + rows), inside, lambda: _fill(target, zero, start, pitch))
+        with parallel(parts, worthwhile) as part:
+            with share(part, parts, self.height) as row:
+                inside = tirx.all(row >= top, row < top + rows)
+                branch(inside, lambda: copy_row(row), lambda: _fill(target, zero, row * pitch, pitch))
             if beside is not None:
-                beside(row)
+                beside(part, parts)
 
 
 @dataclass(frozen=True)
