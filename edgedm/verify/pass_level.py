@@ -78,16 +78,32 @@ def constants_row(fresh: Mapping[str, ir.Model], graphs: Mapping[str, Graph], lo
             if held is None:
                 note = note or f"{name}: {key} is not in the bundle's graph"
             elif own.shape != held.shape or own.dtype != held.dtype or own.tobytes() != held.tobytes():
-                note = note or f"{name}: {key}: {_difference(own, held)} differ from the checkpoint's"
+                note = note or f"{name}: {key}: {_difference(own, held)}"
     if not compared:
         note = "nothing to compare: the bundle's graphs share no constant with the checkpoint's"
     return Row("weights", not note, {"compared": float(compared)}, note)
 
 
 def _difference(own: NDArray[Any], held: NDArray[Any]) -> str:
-    """How many bits of bytes, else how many numbers, are other ones."""
+    """How many bits of bytes, else how many numbers, are other ones, and the first of them."""
     if own.shape != held.shape or own.dtype != held.dtype:
-        return f"all {own.size} numbers"
-    if own.dtype == held.dtype == np.uint8:
-        return f"{int(np.unpackbits(own ^ held).sum())} bits"
-    return f"{np.count_nonzero(own != held)} of {own.size} numbers"
+        return (
+            f"all {own.size} numbers differ from the checkpoint's; "
+            f"expected {own.dtype}{list(own.shape)}, got {held.dtype}{list(held.shape)}"
+        )
+    bytewise = _bytes(own) ^ _bytes(held)  # tells zeros of both signs apart, and NaN not from itself
+    off = bytewise.any(axis=-1)
+    place = tuple(int(i) for i in np.argwhere(off)[0])
+    count = (
+        f"{int(np.unpackbits(bytewise).sum())} bits"
+        if own.dtype == np.uint8
+        else f"{np.count_nonzero(off)} of {own.size} numbers"
+    )
+    return (
+        f"{count} differ from the checkpoint's; first at {list(place)}: "
+        f"expected {own[place].item():.9g}, got {held[place].item():.9g}"
+    )
+
+
+def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(values.tobytes(), np.uint8).reshape(*values.shape, values.itemsize)

@@ -42,17 +42,33 @@ def test_the_constants_of_a_right_bundle_are_the_checkpoints(fresh, graphs) -> N
     ("graph", "name"),
     [("step", "conv_norm_out.weight"), ("step", "down_blocks.0.resnets.0.conv1.bits"), ("prepare", "edges")],
 )
-def test_a_changed_constant_is_found(fresh, graphs, graph: str, name: str) -> None:
+def test_a_changed_constant_is_found_and_where_it_is_first_another(fresh, graphs, graph: str, name: str) -> None:
     changed = graphs[graph].constants[name].copy()
+    before = changed.reshape(-1)[1]
     changed.reshape(-1)[1] += 1
+    place = [int(i) for i in np.unravel_index(1, changed.shape)]
     graphs[graph].constants[name] = changed
     row = constants_row(fresh, graphs)
     assert not row.ok and row.note.startswith(f"{graph}: {name}: ")
+    assert row.note.endswith(
+        f" differ from the checkpoint's; first at {place}: expected {before:.9g}, got {changed.reshape(-1)[1]:.9g}"
+    )
+
+
+def test_a_zero_of_the_other_sign_is_counted_and_shown(fresh, graphs) -> None:
+    for holder in (graphs["step"].constants, fresh["step"].graph.initializers):
+        assert "conv_norm_out.weight" in holder
+    zeros = np.zeros_like(graphs["step"].constants["conv_norm_out.weight"])
+    fresh["step"].graph.initializers["conv_norm_out.weight"].const_value = ir.tensor(zeros)
+    graphs["step"].constants["conv_norm_out.weight"] = np.where(np.arange(zeros.size) == 2, np.float32(-0.0), zeros)
+    note = constants_row(fresh, graphs).note
+    assert note.endswith(f"1 of {zeros.size} numbers differ from the checkpoint's; first at [2]: expected 0, got -0")
 
 
 def test_a_constant_of_another_shape_is_found(fresh, graphs) -> None:
     graphs["step"].constants["conv_norm_out.weight"] = np.ones(1, np.float32)
-    assert "step: conv_norm_out.weight: all" in constants_row(fresh, graphs).note
+    note = constants_row(fresh, graphs).note
+    assert "step: conv_norm_out.weight: all" in note and note.endswith(", got float32[1]")
 
 
 def test_a_comparison_of_nothing_fails() -> None:
