@@ -38,11 +38,15 @@ _EXTRA_OF = {
 }
 
 
-def verb(show: Callable[[Outcome], None]) -> Callable[[Callable[..., Outcome]], Callable[..., None]]:
+def verb(
+    show: Callable[[Outcome], None], complain: Callable[[Outcome], str] | None = None
+) -> Callable[[Callable[..., Outcome]], Callable[..., None]]:
     """Turn a function that returns an `Outcome` into the body of a click command.
 
     Adds `--json` (one object on standard output: ok, figures, details) and `--quiet` (no progress, no
-    summary). `show` prints the outcome for people. A place below a file is refused before `run` is called.
+    summary). `show` prints the outcome for people; `complain` says in a line or two what is off, which a failed check
+    prints on standard error when `--quiet` leaves out the rest. A place below a file, or that is a pipe, is refused
+    before `run` is called.
     """
 
     def decorate(run: Callable[..., Outcome]) -> Callable[..., None]:
@@ -69,6 +73,8 @@ def verb(show: Callable[[Outcome], None]) -> Callable[[Callable[..., Outcome]], 
                 click.echo(json.dumps(dataclasses.asdict(outcome)))
             elif not quiet:
                 show(outcome)
+            elif complain is not None and not outcome.ok:
+                click.echo(f"edgedm: {complain(outcome)}", err=True)
             sys.exit(OK if outcome.ok else CHECK_FAILED)
 
         return body

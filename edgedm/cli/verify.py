@@ -19,6 +19,17 @@ def _show(outcome: Outcome) -> None:
         click.echo(f"wrote {path}")
 
 
+def _complain(outcome: Outcome) -> str:
+    failure = outcome.details.get("first_failure")
+    if failure is None:
+        return f"{outcome.details['artefact']}: parity does not hold: no level ran"
+    said = f"{failure['where']}: {failure['what']}".removesuffix(": ")
+    return (
+        f"{outcome.details['artefact']}: first off at level {failure['level']}: {' '.join(said.split())}\n"
+        f"edgedm: introduced by: {' '.join(failure['introduced_by'].split())}"
+    )
+
+
 @click.command(name="verify", short_help="parity with PyTorch; exit code 0 or 1")
 @click.argument("artefact", metavar="BUNDLE|GRAPH", type=click.Path())
 @click.option("--against", required=True, help="The checkpoint that it was made from.")
@@ -41,7 +52,7 @@ def _show(outcome: Outcome) -> None:
 @click.option("--junit", type=click.Path(), help="Write JUnit XML.")
 @variant_option
 @preset_options
-@verb(_show)
+@verb(_show, _complain)
 @signed_bundles
 def command(
     artefact: str,

@@ -116,3 +116,12 @@ def test_ctrl_c_leaves_nothing(seconds, tmp_path):
         return
     assert running.returncode == INTERRUPTED, errors
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"), [("export", "m.onnx"), ("optimize", "d.onnx"), ("compile", "bundle"), ("sample", "p.png")]
+)
+def test_a_pipe_is_refused_as_output_before_anything_else_and_stays(tmp_path, verb, name):
+    os.mkfifo(tmp_path / name)
+    assert f"{name}: is a pipe or device; expected a name for a file" in refused(verb, "nowhere", "-o", tmp_path / name)
+    assert (tmp_path / name).is_fifo()

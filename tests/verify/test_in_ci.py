@@ -116,20 +116,36 @@ def run(words: list[str]):
     return CliRunner().invoke(main, words[1:])
 
 
-def test_the_pre_commit_hook_runs_and_lets_a_right_graph_through(project) -> None:
-    done = run(hook())
-    assert done.exit_code == 0, done.output
-
-
-def test_exit_code_1_comes_with_every_report_and_2_with_a_gate_that_is_none(project) -> None:
-    proto = onnx.load("model.onnx")
+def damage(path: str) -> None:
+    """Turn one bit of a layer's weights."""
+    proto = onnx.load(path)
 
     def edit(_proto, arrays) -> None:
         name = next(each for each in arrays if each.startswith(LAYER) and arrays[each].dtype == "uint8")
         arrays[name].reshape(-1)[0] ^= 1
 
     write_back(proto, edit)
-    onnx.save(proto, "model.onnx")
+    onnx.save(proto, path)
+
+
+def test_the_pre_commit_hook_runs_and_lets_a_right_graph_through(project) -> None:
+    done = run(hook())
+    assert done.exit_code == 0, done.output
+    assert done.output == ""
+
+
+def test_the_pre_commit_hook_says_what_is_off_and_what_introduced_it(project) -> None:
+    damage("model.onnx")
+    done = run(hook())
+    assert done.exit_code == 1 and done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert first.startswith("edgedm: model.onnx: first off at level weights: ") and LAYER in first
+    assert "expected" in first and "got" in first
+    assert second.startswith("edgedm: introduced by: export, or a change of the file")
+
+
+def test_exit_code_1_comes_with_every_report_and_2_with_a_gate_that_is_none(project) -> None:
+    damage("model.onnx")
     Path("gate.toml").write_text("levels = ['weights']\nsteps = 4\n")
     reports = ["--html", "out/p.html", "--markdown", "out/p.md", "--junit", "out/p.xml", "--json"]
     words = ["edgedm", "verify", "model.onnx", "--against", "checkpoint", "--gate", "gate.toml", *reports]
