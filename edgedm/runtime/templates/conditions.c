@@ -58,6 +58,8 @@ static edm_status choose_label(edm_session *session, const edm_conditions *wante
 }
 
 edm_status edm_choose_conditions(edm_session *session, const edm_conditions *wanted) {
+  if (!isfinite(wanted->guidance))
+    return edm_fail(EDM_BAD_ARGUMENT, "guidance: expected a finite number, got %g", (double)wanted->guidance);
   session->guidance = wanted->guidance == 0.0F ? 1.0F : wanted->guidance;
   session->passes = 1;
   edm_status status = choose_text(session, wanted);

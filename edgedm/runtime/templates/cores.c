@@ -89,6 +89,7 @@ void edm_leave_cores(const edm_core_set *before) { (void)before; }
 
 edm_status edm_pin_thread(const int *cores, int count) {
   edm_core_set before;
+  if (!cores) return edm_null("edm_pin_thread");
   if (count < 1) return edm_fail(EDM_BAD_ARGUMENT, "cores: expected one or more, got %d", count);
   return edm_enter_cores(cores, count, &before);
 }

@@ -1,4 +1,5 @@
 /* One image, step by step: what edm_sample does in every lane, and an app by edm_begin and edm_next. */
+#include <math.h>
 #include <string.h>
 
 #include "runtime.h"
@@ -14,6 +15,18 @@ edm_status edm_first_step(const edm_session *session, const edm_sample_options *
                     "strength: expected above 0, up to 1, and at least one of %d steps: got %g",
                     session->steps, strength);
   *first = session->steps - executed;
+  return EDM_OK;
+}
+
+edm_status edm_check_drawing(const edm_sample_options *options, uint32_t images) {
+  if (images > 0 && options->first_image > UINT32_MAX - (images - 1))
+    return edm_fail(EDM_BAD_ARGUMENT, "first_image %u: the numbers of %u images end beyond %u", options->first_image,
+                    images, UINT32_MAX);
+  uint64_t floats = edm_image_floats(), count = options->start ? images * floats : 0;
+  for (uint64_t i = 0; i < count; ++i)
+    if (!isfinite(options->start[i]))
+      return edm_fail(EDM_BAD_ARGUMENT, "start: value %llu of image %llu is not finite",
+                      (unsigned long long)(i % floats), (unsigned long long)(i / floats));
   return EDM_OK;
 }
 
@@ -43,8 +56,10 @@ edm_status edm_step_image(const edm_session *session, edm_lane *lane, const edm_
 /* --- one by one ------------------------------------------------------------------------------------------ */
 
 edm_status edm_begin(edm_session *session, const edm_sample_options *options) {
+  if (!session || !options) return edm_null("edm_begin");
   session->drawing = false;
   edm_status status = edm_first_step(session, options, &session->first);
+  if (!status) status = edm_check_drawing(options, 1);
   if (status) return status;
   session->drawing = true;
   session->next = session->first;
@@ -55,10 +70,11 @@ edm_status edm_begin(edm_session *session, const edm_sample_options *options) {
 }
 
 int edm_steps_left(const edm_session *session) {
-  return session->drawing ? session->steps - session->next : 0;
+  return session && session->drawing ? session->steps - session->next : 0;
 }
 
 edm_status edm_next(edm_session *session, float *preview) {
+  if (!session) return edm_null("edm_next");
   if (edm_steps_left(session) < 1)
     return edm_fail(EDM_BAD_ARGUMENT, "edm_next: no step is left; begin an image with edm_begin");
   edm_lane *lane = &session->lanes[0];
@@ -72,6 +88,7 @@ edm_status edm_next(edm_session *session, float *preview) {
 }
 
 edm_status edm_current(const edm_session *session, float *x) {
+  if (!session || !x) return edm_null("edm_current");
   if (!session->drawing) return edm_fail(EDM_BAD_ARGUMENT, "edm_current: nothing is drawn; begin with edm_begin");
   memcpy(x, session->lanes[0].x, (size_t)edm_image_floats() * sizeof(float));
   return EDM_OK;

@@ -160,7 +160,8 @@ EDM_API void edm_normals(uint64_t seed, uint32_t image, uint32_t draw, uint64_t 
 /* A latent model's samples are latents: the image of one of them. */
 EDM_API edm_status edm_decode(edm_session *session, const float *latent, float *image);
 
-/* Write images as a grid (.png, 1 or 3 channels) or an array (.npy), whole or not at all. */
+/* Write images as a grid (.png, 1 or 3 channels) or an array (.npy), whole or not at all. A file of that name is
+ * replaced; what is there and no file, as a pipe or a folder, is refused. */
 EDM_API edm_status edm_write_images(const char *path, const float *images, uint32_t count);
 EDM_API edm_status edm_write_decoded(const char *path, const float *images, uint32_t count); /* edm_decode's */
 

@@ -17,3 +17,7 @@ edm_status edm_fail(edm_status status, const char *format, ...) {
   va_end(arguments);
   return status;
 }
+
+edm_status edm_null(const char *function) {
+  return edm_fail(EDM_BAD_ARGUMENT, "%s: an argument that must point to something is NULL", function);
+}

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "runtime.h"
@@ -163,10 +164,19 @@ static bool ends_with(const char *path, const char *suffix) {
   return length > tail && strcmp(path + length - tail, suffix) == 0;
 }
 
+/* A file under this name is replaced; a folder, a pipe or a device is not. */
+static edm_status check_replaced(const char *path) {
+  struct stat found;
+  if (stat(path, &found) || S_ISREG(found.st_mode)) return EDM_OK;
+  return edm_fail(EDM_IO_FAILED, "%s: exists and is no regular file: it is not replaced", path);
+}
+
 edm_status edm_check_output(const char *path, uint32_t count, const int64_t shape[3]) {
-  if (ends_with(path, ".png")) return check_png(count, shape);
-  if (ends_with(path, ".npy")) return EDM_OK;
-  return edm_fail(EDM_BAD_ARGUMENT, "%s: expected a name that ends in .png or .npy", path);
+  bool png = ends_with(path, ".png");
+  if (!png && !ends_with(path, ".npy"))
+    return edm_fail(EDM_BAD_ARGUMENT, "%s: expected a name that ends in .png or .npy", path);
+  edm_status status = png ? check_png(count, shape) : EDM_OK;
+  return status ? status : check_replaced(path);
 }
 
 /* Whether the contents are on the disk, before a name points to them; file systems that cannot tell are let be. */
@@ -201,9 +211,11 @@ static edm_status write_shaped(const char *path, const float *images, uint32_t c
 }
 
 edm_status edm_write_images(const char *path, const float *images, uint32_t count) {
+  if (!path || !images) return edm_null("edm_write_images");
   return write_shaped(path, images, count, edm_compiled.image_shape);
 }
 
 edm_status edm_write_decoded(const char *path, const float *images, uint32_t count) {
+  if (!path || !images) return edm_null("edm_write_decoded");
   return write_shaped(path, images, count, edm_compiled.decoded_shape);
 }

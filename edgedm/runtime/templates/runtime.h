@@ -102,6 +102,7 @@ extern const edm_description edm_compiled;
 
 /* --- errors.c -------------------------------------------------------------------------------------------- */
 edm_status edm_fail(edm_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+edm_status edm_null(const char *function); /* one of its arguments is NULL, and must not be */
 
 /* --- sha256.c -------------------------------------------------------------------------------------------- */
 void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]);
@@ -239,6 +240,8 @@ edm_status edm_check_output(const char *path, uint32_t count, const int64_t shap
 /* --- drawing.c ------------------------------------------------------------------------------------------- */
 /* The step that a run with these options begins with: 0, or a later one where it starts from an image. */
 edm_status edm_first_step(const edm_session *session, const edm_sample_options *options, int *first);
+/* Whether `images` images can be drawn with these options: their numbers and what they start from. */
+edm_status edm_check_drawing(const edm_sample_options *options, uint32_t images);
 /* Image `index` of the options, in a lane: its beginning, and one step of it. */
 void edm_begin_image(const edm_session *session, edm_lane *lane, const edm_sample_options *options, uint32_t index,
                      int first);

@@ -89,8 +89,10 @@ static void draw_rest(drawing *job, uint32_t first) {
 
 edm_status edm_sample(edm_session *session, const edm_sample_options *options, float *images,
                       edm_progress_fn progress, void *user) {
+  if (!session || !options || !images) return edm_null("edm_sample");
   drawing job = {.session = session, .options = options, .images = images, .progress = progress, .user = user};
   edm_status status = edm_first_step(session, options, &job.first);
+  if (!status) status = edm_check_drawing(options, options->images);
   if (status) return status;
   session->drawing = false; /* what edm_begin began lies in lane 0 */
   job.caller = pthread_self();

@@ -92,6 +92,7 @@ static size_t bytes_of(const edm_variant *variant, const edm_session_options *op
 
 size_t edm_session_bytes(const edm_session_options *options) {
   size_t most = 0;
+  if (!options) return 0; /* edm_session_create says why */
   for (uint32_t i = 0; i < edm_compiled.variant_count; ++i) {
     size_t bytes = bytes_of(&edm_compiled.variants[i], options);
     if (bytes > most) most = bytes;
@@ -117,6 +118,7 @@ static void *allocate_pages(size_t bytes) {
 }
 
 edm_status edm_session_create(edm_model *model, const edm_session_options *options, edm_session **created) {
+  if (!model || !options || !created) return edm_null("edm_session_create");
   *created = NULL;
   if (options->threads < 0 || options->threads > 1024 || options->lanes < 0 || options->lanes > 1024)
     return edm_fail(EDM_BAD_ARGUMENT, "threads and lanes: expected 0..1024, got %d and %d", options->threads,
@@ -229,6 +231,7 @@ static edm_status plan_steps(edm_session *session, const edm_schedule *schedule)
 }
 
 edm_status edm_prepare(edm_session *session, const edm_schedule *schedule, const edm_conditions *conditions) {
+  if (!session || !schedule || !conditions) return edm_null("edm_prepare");
   session->steps = 0;
   session->drawing = false;
   if (schedule->steps < 1 || schedule->steps > edm_compiled.noise.train_timesteps)
@@ -249,6 +252,7 @@ edm_status edm_prepare(edm_session *session, const edm_schedule *schedule, const
 }
 
 edm_status edm_timesteps(const edm_session *session, int64_t *timesteps) {
+  if (!session || !timesteps) return edm_null("edm_timesteps");
   if (!session->steps) return edm_fail(EDM_BAD_ARGUMENT, "edm_timesteps before edm_prepare");
   memcpy(timesteps, session->timesteps, (size_t)session->steps * sizeof *timesteps);
   return EDM_OK;
@@ -309,6 +313,7 @@ edm_status edm_lane_step(const edm_session *session, edm_lane *lane, int step) {
 }
 
 edm_status edm_step(edm_session *session, int step, const float *x, float *output) {
+  if (!session || !x || !output) return edm_null("edm_step");
   if (step < 0 || step >= session->steps)
     return edm_fail(EDM_BAD_ARGUMENT, "step: expected 0..%d of the prepared schedule, got %d", session->steps - 1,
                     step);
@@ -324,6 +329,7 @@ edm_status edm_step(edm_session *session, int step, const float *x, float *outpu
 }
 
 edm_status edm_reset(edm_session *session) {
+  if (!session) return edm_null("edm_reset");
   session->drawing = false;
   for (int i = 0; i < session->lane_count; ++i) edm_lane_reset(&session->lanes[i]);
   return EDM_OK;
@@ -347,6 +353,7 @@ static edm_status find_state(const edm_session *session, int state, uint8_t **da
 
 edm_status edm_state_read(const edm_session *session, int state, void *data) {
   uint8_t *from;
+  if (!session || !data) return edm_null("edm_state_read");
   edm_status status = find_state(session, state, &from);
   if (!status) memcpy(data, from, (size_t)edm_compiled.state_bytes[state]);
   return status;
@@ -354,6 +361,7 @@ edm_status edm_state_read(const edm_session *session, int state, void *data) {
 
 edm_status edm_state_write(edm_session *session, int state, const void *data) {
   uint8_t *to;
+  if (!session || !data) return edm_null("edm_state_write");
   edm_status status = find_state(session, state, &to);
   if (status) return status;
   session->drawing = false;

@@ -92,6 +92,7 @@ static edm_status check(const edm_model *model, const char *name) {
 }
 
 edm_status edm_open(const edm_source *source, edm_model **model) {
+  if (!source || !model) return edm_null("edm_open");
   *model = NULL;
   edm_model *opened = calloc(1, sizeof *opened);
   if (!opened) return edm_fail(EDM_NO_MEMORY, "no memory for a model");

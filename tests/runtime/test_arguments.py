@@ -1,0 +1,127 @@
+"""What the C functions refuse of a caller's arguments: a status and a message instead of a crash or of NaN."""
+
+import ctypes
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from edgedm.bundle import load
+from edgedm.errors import UnsupportedError
+from edgedm.runtime import library as lib
+from edgedm.runtime.library import Library
+
+FLOATS = 64
+IMAGE = (ctypes.c_float * FLOATS)()
+
+
+@pytest.fixture(scope="module")
+def library(tiny_bundle) -> Library:
+    return Library(tiny_bundle / "lib/libedgedm.so", load(tiny_bundle).manifest.prefix)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle, library) -> Iterator[ctypes.c_void_p]:
+    made = ctypes.c_void_p()
+    path = bytes(tiny_bundle / "weights.bin")
+    library.check("open", ctypes.byref(lib.source_of(None, path=path)), ctypes.byref(made))
+    yield made
+    library.call("close", made)
+
+
+@pytest.fixture
+def session(library, model) -> Iterator[ctypes.c_void_p]:
+    made = ctypes.c_void_p()
+    library.check("session_create", model, ctypes.byref(lib.SessionOptions(threads=1)), ctypes.byref(made))
+    yield made
+    library.call("session_free", made)
+
+
+def _prepare(library, session, **conditions) -> None:
+    schedule = lib.Schedule(steps=5, sampler=lib.SAMPLERS["ddim"])
+    library.check("prepare", session, ctypes.byref(schedule), ctypes.byref(lib.Conditions(**conditions)))
+
+
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf"), -float("inf")])
+def test_guidance_that_is_not_finite_is_refused(library, session, guidance):
+    with pytest.raises(UnsupportedError, match="guidance: expected a finite number"):
+        _prepare(library, session, label=1, guidance=guidance)
+
+
+@pytest.mark.parametrize("eta", [float("nan"), float("inf")])
+def test_eta_that_is_not_finite_is_refused(library, session, eta):
+    schedule = lib.Schedule(steps=5, sampler=lib.SAMPLERS["ddim"], eta=eta)
+    with pytest.raises(UnsupportedError, match=r"eta: expected 0\.\.1"):
+        library.check("prepare", session, ctypes.byref(schedule), ctypes.byref(lib.Conditions(label=1)))
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_strength_that_is_not_finite_is_refused(library, session, strength):
+    _prepare(library, session, label=1)
+    options = lib.SampleOptions(images=1, start=IMAGE, strength=strength)
+    for name, more in (("sample", (IMAGE, lib.ProgressFunction(), None)), ("begin", ())):
+        with pytest.raises(UnsupportedError, match="strength: expected above 0"):
+            library.check(name, session, ctypes.byref(options), *more)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_start_images_that_are_not_finite_are_refused(library, session, value):
+    _prepare(library, session, label=1)
+    start, images = (ctypes.c_float * (2 * FLOATS))(), (ctypes.c_float * (2 * FLOATS))()
+    start[FLOATS + 5] = value
+    options = lib.SampleOptions(images=2, start=start, strength=1.0)
+    with pytest.raises(UnsupportedError, match="start: value 5 of image 1 is not finite"):
+        library.check("sample", session, ctypes.byref(options), images, lib.ProgressFunction(), None)
+    library.check("begin", session, ctypes.byref(options))  # draws the first alone
+    start[7] = value
+    with pytest.raises(UnsupportedError, match="start: value 7 of image 0 is not finite"):
+        library.check("begin", session, ctypes.byref(options))
+    assert library.call("steps_left", session) == 0
+
+
+def test_numbers_of_images_do_not_wrap(library, session):
+    _prepare(library, session, label=1)
+    images, last = (ctypes.c_float * (2 * FLOATS))(), 2**32 - 1
+    more = (images, lib.ProgressFunction(), None)
+    library.check("sample", session, ctypes.byref(lib.SampleOptions(images=1, first_image=last)), *more)
+    with pytest.raises(UnsupportedError, match=f"first_image {last}: the numbers of 2 images end beyond"):
+        library.check("sample", session, ctypes.byref(lib.SampleOptions(images=2, first_image=last)), *more)
+
+
+def test_null_is_refused_by_the_name_of_the_function(library, model, session, tmp_path):
+    _prepare(library, session, label=1)
+    pointer, nothing = ctypes.c_void_p(), lib.ProgressFunction()
+    source, options = ctypes.byref(lib.Source()), ctypes.byref(lib.SessionOptions())
+    schedule, conditions = ctypes.byref(lib.Schedule(steps=5)), ctypes.byref(lib.Conditions(label=1))
+    draw, timesteps = ctypes.byref(lib.SampleOptions(images=1)), (ctypes.c_int64 * 5)()
+    calls = {
+        "open": (source, ctypes.byref(pointer)),
+        "session_create": (model, options, ctypes.byref(pointer)),
+        "prepare": (session, schedule, conditions),
+        "timesteps": (session, timesteps),
+        "step": (session, 0, IMAGE, IMAGE),
+        "reset": (session,),
+        "state_read": (session, 0, IMAGE),
+        "state_write": (session, 0, IMAGE),
+        "begin": (session, draw),
+        "current": (session, IMAGE),
+        "decode": (session, IMAGE, IMAGE),
+        "write_images": (bytes(tmp_path / "a.npy"), IMAGE, 1),
+    }
+    for name, arguments in calls.items():
+        for at, argument in enumerate(arguments):
+            if isinstance(argument, int):
+                continue
+            given = (*arguments[:at], None, *arguments[at + 1 :])
+            with pytest.raises(UnsupportedError, match=f"edm_{name}: an argument .* is NULL"):
+                library.check(name, *given)
+    for given in ((None, draw, IMAGE), (session, None, IMAGE), (session, draw, None)):
+        with pytest.raises(UnsupportedError, match=r"edm_sample: an argument .* is NULL"):
+            library.check("sample", *given, nothing, None)
+    with pytest.raises(UnsupportedError, match="edm_next"):
+        library.check("next", None, None)
+    with pytest.raises(UnsupportedError, match="edm_pin_thread"):
+        library.check("pin_thread", None, 1)
+    assert library.call("steps_left", None) == 0
+    assert library.call("session_bytes", None) == 0
+    assert not list(tmp_path.iterdir())
