@@ -95,7 +95,12 @@ def test_a_moved_bundle_still_works(tiny_bundle, tmp_path):
         (["--eta", "nan"], "--eta"),
         (["--eta", "2"], "eta"),
         (["--seed", "-1"], "--seed"),
-        (["-n", "0"], "-n"),
+        (["-n", "0"], "edgedm-sample: -n: expected"),
+        (["--guidance", "inf", "--label", "1"], "guidance: expected a finite number, got inf"),
+        (["--guidance", "-inf"], "guidance: expected a finite number, got -inf"),
+        (["--guidance", "nan"], "--guidance: expected a number"),
+        (["--guidance", "1e39"], "guidance: expected a finite number"),  # beyond float32
+        (["--strength", "0.5"], "--strength: there is no --start"),
         (["-o", "images.gif", "-n", "1000000"], ".png or .npy"),  # at once, not after drawing them
         (["--cores", ",".join(["0"] * 1025)], "at most 1024"),
         (["-o", "no/such/folder/a.npy"], "No such file"),
@@ -160,6 +165,35 @@ def test_it_starts_from_images_as_python_does(tiny_bundle, tmp_path):
     done = _run(tiny_bundle, "-n", 2, "--steps", 10, "--start", tmp_path / "start.npy", "-o", tmp_path / "b.npy")
     assert done.returncode == 2
     assert "start.npy" in done.stderr
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_start_images_that_are_not_finite_are_refused(tiny_bundle, tmp_path, value):
+    start = np.zeros((2, 1, 8, 8), np.float32)
+    start[1, 0, 0, 3] = value
+    np.save(tmp_path / "start.npy", start)
+    done = _run(tiny_bundle, "-n", 2, "--start", "start.npy", "-o", "a.npy", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "start: value 3 of image 1 is not finite" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["start.npy"]
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.png"])
+def test_what_is_no_regular_file_is_not_replaced(tiny_bundle, tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    done = _run(tiny_bundle, "-n", 1, "-o", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{name}: exists and is no regular file" in done.stderr
+    assert (tmp_path / name).is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_and_a_link_to_one_are_replaced(tiny_bundle, tmp_path):
+    (tmp_path / "old.npy").write_bytes(b"old")
+    (tmp_path / "link.npy").symlink_to("old.npy")
+    for name in ("link.npy", "old.npy"):
+        assert _run(tiny_bundle, "-n", 1, "-o", name, cwd=tmp_path).returncode == 0
+        assert np.load(tmp_path / name).shape == (1, 1, 8, 8)
 
 
 def test_times_and_peak_memory_are_printed(tiny_bundle, tmp_path):

@@ -41,7 +41,7 @@ typedef struct {
   edm_session_options session;
   edm_sample_options draw;
   const char *output, *bundle, *start, *variant, *texts[EDM_PASSES];
-  bool self_test, times, latent, info;
+  bool self_test, times, latent, info, strength;
 } request;
 
 static volatile sig_atomic_t interrupted;
@@ -63,7 +63,8 @@ enum { SAMPLERS = sizeof samplers / sizeof *samplers };
 /* --- options --------------------------------------------------------------------------------------------- */
 
 static bool refuse(const char *option, const char *text, const char *expected) {
-  fprintf(stderr, "edgedm-sample: --%s: expected %s, got \"%s\"\n", option, expected, text);
+  const char *dashes = strlen(option) == 1 ? "-" : "--";
+  fprintf(stderr, "edgedm-sample: %s%s: expected %s, got \"%s\"\n", dashes, option, expected, text);
   return false;
 }
 
@@ -160,7 +161,10 @@ static bool read_option(int option, const char *text, request *wanted) {
       wanted->session.threads = (int)number;
       break;
     case 'a': wanted->start = text; break;
-    case 'p': right = read_real("strength", text, &wanted->draw.strength); break;
+    case 'p':
+      wanted->strength = true;
+      right = read_real("strength", text, &wanted->draw.strength);
+      break;
     case 'C': wanted->texts[EDM_CONDITIONAL] = text; break;
     case 'N': wanted->texts[EDM_UNCONDITIONAL] = text; break;
     case 'L': wanted->latent = true; break;
@@ -329,6 +333,10 @@ int main(int count, char **arguments) {
   }
   if (optind < count) {
     fprintf(stderr, "edgedm-sample: unexpected \"%s\" (see --help)\n", arguments[optind]);
+    return EXIT_BAD_INPUT;
+  }
+  if (wanted.strength && !wanted.start) {
+    fprintf(stderr, "edgedm-sample: --strength: there is no --start whose images it is for\n");
     return EXIT_BAD_INPUT;
   }
   if (!wanted.bundle) wanted.bundle = own_bundle(arguments[0]);
