@@ -39,6 +39,7 @@ from edgedm.verify.torch_reference import TorchReference
 
 MOMENTS = LEAST_IMAGES
 """Steps of a trajectory whose single steps are compared: one image gives its label enough runs for a test."""
+_WITHOUT_REFERENCE = frozenset({"op", "pass"})  # the levels that don't run the checkpoint in torch
 
 
 def run(
@@ -63,6 +64,8 @@ def run(
     }
     with open_probe(bundle) as probe:
         examination = Examination(probe, checkpoint, graphs, request)
+        if not _WITHOUT_REFERENCE.issuperset(names):
+            examination.check_checkpoint()  # refused now, not after the levels that don't ask
         found = [examination.level(name) for name in names]
         examination.illustrate()
 
@@ -98,6 +101,10 @@ class Examination:
         started = time.perf_counter()
         level = _LEVELS[name](self)
         return replace(level, seconds=time.perf_counter() - started)
+
+    def check_checkpoint(self) -> None:
+        """Raise `InvalidModelError` unless the checkpoint's config is the bundle's."""
+        _ = self.reference
 
     @cached_property
     def reference(self) -> TorchReference:
