@@ -35,5 +35,7 @@ struct stat {
 #endif
 };
 
+#define S_ISREG(mode) (((mode) & 0170000) == 0100000)
+
 int fstat(int fd, struct stat *status);
 int stat(const char *path, struct stat *status);
