@@ -40,13 +40,19 @@ def check_regular(path: str | os.PathLike[str], within: str | os.PathLike[str] |
 
 
 def check_holes(path: Path, size: int) -> None:
-    """Raise `InvalidModelError` where more than half of a large file, of `size` bytes, is nowhere on the disk."""
+    """Raise `InvalidModelError` where a file of `size` bytes has more hole than data, by more than `MOST_HOLES`.
+
+    Where the file system does not tell, all of it is data.
+    """
     if size <= MOST_HOLES or not hasattr(os, "SEEK_HOLE"):
         return
     with path.open("rb") as stream:
         held = sum(end - start for start, end in _extents(stream.fileno(), size))
     if size - held > held + MOST_HOLES:
-        raise InvalidModelError(f"{path}: {held} of its {size} bytes were written, the rest is a hole; copy it again")
+        raise InvalidModelError(
+            f"{path}: {held} of its {size} bytes were written, the rest is a hole; get it again, or, if its zeros are "
+            "meant, write them out: cp --sparse=never"
+        )
 
 
 def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.files import check_regular
 from edgedm.outcome import Outcome
 
 Row = dict[str, Any]
@@ -177,7 +178,7 @@ def _table_row(name: str, edges: Any, values: Any) -> Row:
 def _files(folder: Path) -> list[Row]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return [
-        {"file": path.name, "bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        {"file": path.name, "bytes": check_regular(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for path in files
     ]
 

@@ -8,6 +8,7 @@ from edgedm.cli.common import show_figures, verb
 from edgedm.cli.schedule import MOST, schedule_options
 from edgedm.cli.signature import signed_bundles
 from edgedm.cli.variant import variant_option
+from edgedm.errors import UnsupportedError
 from edgedm.outcome import Outcome
 
 
@@ -23,9 +24,7 @@ from edgedm.outcome import Outcome
 @click.option("--negative", type=click.Path(dir_okay=False), help="What guidance leads away from; zeros without it.")
 @click.option("--latent", is_flag=True, help="Write a latent model's latents (.npy), not images.")
 @click.option("--start", type=click.Path(dir_okay=False), help="A .npy array of -n images to start from.")
-@click.option(
-    "--strength", type=float, default=0.5, show_default=True, help="With --start: share of the steps that run."
-)
+@click.option("--strength", type=float, help="With --start: share of the steps that run.  [default: 0.5]")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of the runtime.")
 @click.option(
     "-o", "--output", default="images.png", show_default=True, type=click.Path(), help="A .png grid or a .npy array."
@@ -33,11 +32,15 @@ from edgedm.outcome import Outcome
 @variant_option
 @verb(show_figures)
 @signed_bundles
-def command(model: str, number: int, **options: Any) -> Outcome:
+def command(model: str, number: int, strength: float | None, **options: Any) -> Outcome:
     """Draw images with MODEL: a bundle (generated runtime) or a checkpoint (folder or zoo:NAME, by PyTorch).
 
     The same seed gives the same image here and from the bundle's own `bin/edgedm-sample`, bit for bit.
     """
     from edgedm.sampling import sample
 
+    if strength is not None:
+        if options["start"] is None:
+            raise UnsupportedError("--strength: it is that of --start, which is missing")
+        options["strength"] = strength
     return sample(model, n=number, **options)

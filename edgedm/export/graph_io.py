@@ -23,7 +23,7 @@ from onnx.checker import ValidationError
 from edgedm.atomic import atomic_file
 from edgedm.atomic_files import check_settled
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.files import parse_json
+from edgedm.files import check_regular, parse_json
 from edgedm.ops import DOMAIN, FUNCTIONS, ONNX_OPSET, VERSION, attach_functions, infer_shapes
 
 CONFIG_KEY, LEVEL_KEY, INPUTS_KEY = "edgedm.config", "edgedm.level", "edgedm.inputs"
@@ -145,7 +145,7 @@ def set_graph_info(model: ir.Model, info: GraphInfo) -> None:
 def _parse(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise InvalidModelError(f"{path}: no such file; expected an ONNX graph written by `edgedm export`")
-    size = path.stat().st_size
+    size = check_regular(path)
     if not 0 < size <= MAX_FILE_BYTES:
         raise InvalidModelError(f"{path}: {size} bytes; expected an ONNX file of 1..{MAX_FILE_BYTES} bytes")
     proto = onnx.ModelProto()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.files import check_regular
 from edgedm.training.data import Images, load_digits
 
 NONE = "none"
@@ -169,7 +170,7 @@ def _records(path: Path) -> NDArray[np.uint8]:
             f"{path}: no such file; expected CIFAR-10's binary version: {', '.join(CIFAR_FILES)} in one folder, or "
             f"one file such as {CIFAR_TEST_FILE}"
         )
-    size = path.stat().st_size
+    size = check_regular(path)
     if size == 0 or size % CIFAR_RECORD:
         raise InvalidModelError(f"{path}: expected records of {CIFAR_RECORD} bytes, got {size} bytes in all")
     records: NDArray[np.uint8] = np.memmap(path, np.uint8, "r").reshape(-1, CIFAR_RECORD)

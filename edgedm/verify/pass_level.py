@@ -99,10 +99,7 @@ def _difference(own: NDArray[Any], held: NDArray[Any]) -> str:
         if own.dtype == np.uint8
         else f"{np.count_nonzero(off)} of {own.size} numbers"
     )
-    return (
-        f"{count} differ from the checkpoint's; first at {list(place)}: "
-        f"expected {own[place].item():.9g}, got {held[place].item():.9g}"
-    )
+    return f"{count} differ from the checkpoint's; first at {list(place)}: expected {own[place]}, got {held[place]}"
 
 
 def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:

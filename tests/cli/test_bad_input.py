@@ -75,6 +75,10 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path):
     assert not (tmp_path / "out.onnx").exists()
 
 
+def test_a_strength_without_a_start_is_refused():
+    assert "--strength: it is that of --start" in refused("sample", "zoo:digits-fp32", "--strength", "0.4")
+
+
 @pytest.mark.parametrize("option", [("--steps", 1001), ("--label", 10)])
 def test_a_schedule_or_label_that_the_model_lacks_is_refused(option, tmp_path):
     message = refused("sample", "zoo:digits-fp32", *option, "-o", tmp_path / "out.png")

@@ -1,7 +1,7 @@
 """How much a pickle's values hold and how deep they nest, told from its opcodes.
 
 A few hundred bytes can name a tuple of the same two tuples forty times over, which takes hours to hash as the key of a
-dictionary, and a million nested ones end Python where it hashes them.
+dictionary; a million nested ones end Python where it hashes them; and keys of one hash are compared each with each.
 """
 
 import pickletools
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_DEEP = 1000  # torch's own reach 6; the stack of a thread holds about 100,000
-MOST_IN_TUPLE = 1 << 16  # values, those of its tuples included; a tensor's arguments are about 20
+MOST_IN_TUPLE = 1 << 20  # values, those of its tuples included; a tensor's arguments are about 20
+MOST_LARGE = 1000  # numbers beyond 32 bits, of which any number can be chosen to have one hash
 MOST_TAKEN = 1 << 24  # values in all, each counted once more by whatever holds it: a second of hashing
 
 _GROWING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
@@ -29,13 +30,17 @@ class Extent:
     def __init__(self) -> None:
         self._stack: list[_Value | None] = []  # None: a mark
         self._memo: dict[int, _Value | None] = {}
-        self._taken = 0
+        self._taken = self._large = 0
 
     def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         """Take the next opcode into account.
 
         ValueError where values hold or nest more than any checkpoint's do, or the opcode takes what is not there.
         """
+        if isinstance(argument, int) and abs(argument) >> 32:
+            self._large += 1
+            if self._large > MOST_LARGE:
+                raise ValueError(f"it has more than {MOST_LARGE} numbers beyond 32 bits")
         try:
             self._follow(opcode, argument)
         except LookupError:
@@ -71,8 +76,10 @@ class Extent:
         grown.depth = max([grown.depth, *(each.depth + 1 for each in taken)])
         if grown.depth > MOST_DEEP:
             raise ValueError(f"its values nest more than {MOST_DEEP} deep")
-        if self._taken > MOST_TAKEN or (opcode.name.startswith("TUPLE") and grown.size > MOST_IN_TUPLE):
-            raise ValueError("its values hold the same values too many times over")
+        if opcode.name.startswith("TUPLE") and grown.size > MOST_IN_TUPLE:
+            raise ValueError(f"a tuple of it holds more than {MOST_IN_TUPLE} values, those of its tuples included")
+        if self._taken > MOST_TAKEN:
+            raise ValueError(f"its values hold more than {MOST_TAKEN} values, each counted once for each that holds it")
         if opcode.stack_after:
             self._stack.append(grown)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedm.models.importers.pickle_extent import MOST_DEEP, Extent
+from edgedm.models.importers.pickle_extent import MOST_DEEP, MOST_LARGE, Extent
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=3))
 VALUES = st.recursive(
@@ -45,7 +45,15 @@ def test_whatever_python_pickles_leaves_an_empty_stack(value, protocol):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_states_that_optimisers_and_modules_save_are_well_within(protocol):
     state = {index: {"step": 1.0, "exp_avg": (("storage", 0), (64, 64), (64, 1))} for index in range(1000)}
-    follow(pickle.dumps({"state": state, "losses": [0.5] * 100_000}, protocol))
+    follow(pickle.dumps({"state": state, "losses": [0.5] * 100_000, "ids": tuple(range(70_000))}, protocol))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_keys_that_may_have_one_hash_are_few(protocol):
+    modulus = 2**61 - 1  # of Python's hash of a number
+    follow(pickle.dumps({modulus * factor: 0 for factor in range(MOST_LARGE)}, protocol))
+    with pytest.raises(ValueError, match="numbers beyond 32 bits"):
+        follow(pickle.dumps([modulus * factor for factor in range(MOST_LARGE + 2)], protocol))
 
 
 def test_values_may_nest_as_deep_as_the_bound_and_no_deeper():
@@ -55,14 +63,14 @@ def test_values_may_nest_as_deep_as_the_bound_and_no_deeper():
 
 
 def test_tuples_that_share_tuples_count_as_what_they_hold():
-    follow(doubled(14))  # 2 ** 15 - 1 tuples and values
-    with pytest.raises(ValueError, match="too many times over"):
-        follow(doubled(16))
+    follow(doubled(19))  # 2 ** 20 - 1 tuples and values
+    with pytest.raises(ValueError, match="a tuple of it holds more than 1048576 values"):
+        follow(doubled(20))
 
 
 def test_a_list_that_grows_later_is_counted_where_it_is_taken_again():
     shared = b"\x80\x02]q\x00" + b"K\x01a" * 5000  # a list of 5,000
-    with pytest.raises(ValueError, match="too many times over"):
+    with pytest.raises(ValueError, match="its values hold more than 16777216 values"):
         follow(shared + b"]" + b"h\x00a" * 5000 + b".")
 
 
