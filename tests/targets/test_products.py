@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_cases import Case, reference, run_kernels, select_case
+from kernel_cases import Case, reference, run_kernels, runs_on_threads, select_case
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.ops.packing import pack_rows, pack_signs
@@ -169,11 +169,21 @@ def test_sums_of_signs_stay_within_sixteen_bits(channels, family):
         check([case], target)
 
 
-def test_large_convolutions_share_their_work_among_threads(target):
-    """Shapes beyond the thresholds of `parallel`: 38 million MACs."""
+@pytest.mark.parametrize(
+    ("size", "channels", "stride", "pads"),
+    [
+        ((16, 16), 128, 1, (1, 1, 1, 1)),
+        ((3, 2), 640, 1, (1, 1, 1, 1)),  # fewer rows than blocks of channels
+        ((16, 16), 200, 2, (0, 0, 1, 1)),
+    ],
+)
+def test_large_convolutions_share_their_work_among_threads(target, size, channels, stride, pads):
+    """Shapes beyond the thresholds of `parallel`: 22 million MACs or more."""
     rng = np.random.default_rng(8)
-    arguments = ((16, 16), 128, 128, (3, 3), (1, 1), (1, 1, 1, 1))
-    check([convolution(rng, op, *arguments) for op in ("BinaryConv", "BinaryWeightConv")], target)
+    arguments = (size, channels, channels, (3, 3), (stride, stride), pads)
+    cases = [convolution(rng, op, *arguments) for op in ("BinaryConv", "BinaryWeightConv")]
+    assert target.name == "x86-64" or runs_on_threads(cases[0], target)  # which has no fast kernel
+    check(cases, target)
 
 
 def test_padding_adds_nothing_at_any_border(target):
