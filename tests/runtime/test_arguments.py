@@ -125,3 +125,14 @@ def test_null_is_refused_by_the_name_of_the_function(library, model, session, tm
     assert library.call("steps_left", None) == 0
     assert library.call("session_bytes", None) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_made_is_null_whichever_argument_is_missing(library, model):
+    made = ctypes.c_void_p(1)
+    with pytest.raises(UnsupportedError, match="NULL"):
+        library.check("open", None, ctypes.byref(made))
+    assert made.value is None
+    made = ctypes.c_void_p(1)
+    with pytest.raises(UnsupportedError, match="NULL"):
+        library.check("session_create", model, None, ctypes.byref(made))
+    assert made.value is None

@@ -118,8 +118,8 @@ static void *allocate_pages(size_t bytes) {
 }
 
 edm_status edm_session_create(edm_model *model, const edm_session_options *options, edm_session **created) {
+  if (created) *created = NULL;
   if (!model || !options || !created) return edm_null("edm_session_create");
-  *created = NULL;
   if (options->threads < 0 || options->threads > 1024 || options->lanes < 0 || options->lanes > 1024)
     return edm_fail(EDM_BAD_ARGUMENT, "threads and lanes: expected 0..1024, got %d and %d", options->threads,
                     options->lanes);

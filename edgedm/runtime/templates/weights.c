@@ -92,8 +92,8 @@ static edm_status check(const edm_model *model, const char *name) {
 }
 
 edm_status edm_open(const edm_source *source, edm_model **model) {
+  if (model) *model = NULL; /* a caller that cleans up after a failure frees that */
   if (!source || !model) return edm_null("edm_open");
-  *model = NULL;
   edm_model *opened = calloc(1, sizeof *opened);
   if (!opened) return edm_fail(EDM_NO_MEMORY, "no memory for a model");
   edm_status status = edm_pick_variant(source->variant, &opened->variant);
