@@ -1,5 +1,6 @@
 """A lowered model -> the files of a bundle: objects, generated C, libraries, golden data, manifest."""
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from edgedm.lower.codegen import (
     PROBE_SOURCES,
     PROGRAM_SOURCES,
     TEMPLATES,
+    GoldenDigests,
     Graph,
     Variant,
     lay_out,
@@ -67,8 +69,11 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
         (folder / name).mkdir()
     (folder / WEIGHTS).write_bytes(lowered.weights.data)
     kernel_bytes = _write_kernels(lowered.variants, lowered.prefix, folder)
+    manifest = _manifest(lowered, kernel_bytes)
+    check_limits(manifest)  # what it would be refused for when it is loaded is our bug
+    golden = _golden(folder / "golden", lowered, manifest)
     default = (lowered.schedule.steps, lowered.schedule.sampler)
-    write_sources(folder / "src", lowered.prefix, lowered.variants, lowered.interface, lowered.weights, default)
+    write_sources(folder / "src", lowered.prefix, lowered.variants, lowered.interface, lowered.weights, default, golden)
     target = lowered.variants[0].target  # the others are built by the same tools
     if target.isa == "wasm32":
         for source in PAGE_SOURCES:
@@ -82,9 +87,6 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
     if target.isa != "wasm32":  # which no C project links, but a page loads
         shutil.copyfile(TEMPLATES / "CMakeLists.txt", folder / "CMakeLists.txt")
         write_package(folder)
-    manifest = _manifest(lowered, kernel_bytes)
-    check_limits(manifest)  # what it would be refused for when it is loaded is our bug
-    _golden(folder / "golden", lowered, manifest)
     return manifest
 
 
@@ -154,20 +156,25 @@ def _link(folder: Path, prefix: str, target: Target) -> None:
             write_library(folder, work, prefix, target)
 
 
-def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> None:
+def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> GoldenDigests:
     for name, model in lowered.models.items():
         (folder / f"{name}.onnx").write_bytes(serialize_graph(model))
-    if lowered.golden.is_file():
-        shutil.copyfile(lowered.golden, folder / "golden.safetensors")
-        states = [port for port in lowered.graphs["step"].inputs if port.role == "state"]
-        interface = lowered.interface
-        others = (interface.condition_shape, decoded_shape(lowered.graphs))
-        (folder / "golden.bin").write_bytes(flat_golden(lowered.golden, interface.image_shape, states, *others))
-        if layers_path(lowered.golden).is_file():
-            models = {str(name): model for name, model in lowered.models.items()}
-            for variant in manifest.variants():
-                data = layer_golden(models, lowered.golden, manifest.of(variant).nodes)
-                (folder / (f"layers.{variant}.bin" if manifest.others else "layers.bin")).write_bytes(data)
+    if not lowered.golden.is_file():
+        return GoldenDigests()
+    shutil.copyfile(lowered.golden, folder / "golden.safetensors")
+    states = [port for port in lowered.graphs["step"].inputs if port.role == "state"]
+    interface = lowered.interface
+    others = (interface.condition_shape, decoded_shape(lowered.graphs))
+    steps = flat_golden(lowered.golden, interface.image_shape, states, *others)
+    (folder / "golden.bin").write_bytes(steps)
+    layers = {}
+    if layers_path(lowered.golden).is_file():
+        models = {str(name): model for name, model in lowered.models.items()}
+        for variant in manifest.variants():
+            data = layer_golden(models, lowered.golden, manifest.of(variant).nodes)
+            (folder / (f"layers.{variant}.bin" if manifest.others else "layers.bin")).write_bytes(data)
+            layers[variant] = hashlib.sha256(data).digest()
+    return GoldenDigests(hashlib.sha256(steps).digest(), layers)
 
 
 def _manifest(lowered: Lowered, kernel_bytes: Sequence[int]) -> Manifest:

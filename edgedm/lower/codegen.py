@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,15 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class GoldenDigests:
+    """SHA-256 of the golden data that a self-test reads: of steps (empty: there are none), and of the layers of the
+    variants that have any, by target name."""
+
+    steps: bytes = b""
+    layers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where rows and states lie in the session's buffers, in bytes, by name."""
 
@@ -123,6 +132,7 @@ def write_sources(
     interface: Interface,
     weights: WeightsFile,
     default: tuple[int, str],
+    golden: GoldenDigests,
 ) -> None:
     """Write every C file of the bundle into `folder`. The most demanding of the variants comes first."""
     environment = jinja2.Environment(
@@ -131,7 +141,7 @@ def write_sources(
     contexts: dict[str, dict[str, Any]] = {
         "edgedm_names.h": {"prefix": prefix},
         "noise.c": {"rows": [[f"{value!r}F" for value in row] for row in ROWS]},
-        "model.c": _model(variants, interface, weights, default),
+        "model.c": _model(variants, interface, weights, default, golden),
     }
     for template in sorted(TEMPLATES.iterdir()):
         if template.suffix == ".j2" and template.stem in contexts:
@@ -184,14 +194,19 @@ def _operand(tensor: Tensor, name: str) -> Operand:
 
 
 def _model(
-    variants: Sequence[Variant], interface: Interface, weights: WeightsFile, default: tuple[int, str]
+    variants: Sequence[Variant],
+    interface: Interface,
+    weights: WeightsFile,
+    default: tuple[int, str],
+    golden: GoldenDigests,
 ) -> dict[str, Any]:
     noise, graphs = interface.noise, variants[0].graphs
     layout = lay_out(graphs["step"], graphs["prepare"])
     tags = ["" if len(variants) == 1 else f"_{identifier(each.target.name)}" for each in variants]
     return {
         "edgedm": edgedm.__version__,
-        "variants": [_variant(each, layout, tag) for each, tag in zip(variants, tags, strict=True)],
+        "variants": [_variant(each, layout, tag, golden) for each, tag in zip(variants, tags, strict=True)],
+        "golden_sha256": list(golden.steps),
         "sections": [
             {
                 "offset": section.offset,
@@ -234,11 +249,12 @@ def _model(
     }
 
 
-def _variant(variant: Variant, layout: Layout, tag: str) -> dict[str, Any]:
+def _variant(variant: Variant, layout: Layout, tag: str, golden: GoldenDigests) -> dict[str, Any]:
     graphs = variant.graphs.values()
     return {
         "name": variant.target.name,
         "tag": tag,
+        "layers_sha256": list(golden.layers.get(variant.target.name, b"")),
         "needs": sorted(variant.target.features),
         "kernels": sorted({SYMBOL + variant.prefix + call.function for graph in graphs for call in graph.plan.calls}),
         "graphs": [_graph(graph, variant.prefix, layout) for graph in graphs],

@@ -106,6 +106,8 @@ def test_null_is_refused_by_the_name_of_the_function(library, model, session, tm
         "begin": (session, draw),
         "current": (session, IMAGE),
         "decode": (session, IMAGE, IMAGE),
+        "run_node": (session, b"step", 0, (ctypes.c_void_p * 1)(), (ctypes.c_void_p * 1)()),
+        "profile": (session, 0, IMAGE, (ctypes.c_uint64 * 1)()),
         "write_images": (bytes(tmp_path / "a.npy"), IMAGE, 1),
     }
     for name, arguments in calls.items():

@@ -1,5 +1,6 @@
 """`bin/edgedm-sample`: the same images as Python, and clear refusals."""
 
+import hashlib
 import os
 import resource
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from edgedm.bundle import load
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.images import encode_png, grid
+from edgedm.lower import compile as compile_graph
 from edgedm.runtime import LocalRunner, sample_bundle
 
 
@@ -141,14 +144,56 @@ def test_the_self_test_passes_and_bites(tiny_bundle, tmp_path):
     golden = tmp_path / "b/golden/golden.bin"
     data = bytearray(golden.read_bytes())
     data[-64 * 4 :] = np.random.default_rng(0).standard_normal(64).astype("<f4").tobytes()
-    golden.write_bytes(data)
+    _expect(tmp_path / "b", golden, data)
     done = _run(tmp_path / "b", "--self-test")
     assert done.returncode == 1
     assert "FAILED" in done.stdout
-    golden.write_bytes(data[:-1])
-    assert _run(tmp_path / "b", "--self-test").returncode == 2
+    _expect(tmp_path / "b", golden, data[:-1])
+    done = _run(tmp_path / "b", "--self-test")
+    assert done.returncode == 2
+    assert "golden.bin: truncated" in done.stderr
     golden.unlink()
     assert _run(tmp_path / "b", "--self-test").returncode == 2
+
+
+def _expect(bundle: Path, golden: Path, data: bytes) -> None:
+    """Write other golden data, and have the program take them for those that it was compiled with."""
+    program = (bundle / "bin/edgedm-sample").read_bytes()
+    known = hashlib.sha256(golden.read_bytes()).digest()
+    assert program.count(known) == 1
+    (bundle / "bin/edgedm-sample").write_bytes(program.replace(known, hashlib.sha256(data).digest()))
+    golden.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["golden.bin", "layers.bin"])
+def test_a_self_test_refuses_golden_data_that_were_altered(tiny_bundle, tmp_path, name):
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    path = tmp_path / "b/golden" / name
+    whole = path.read_bytes()
+    for data in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], whole + bytes(64), b""):
+        path.write_bytes(data)
+        done = _run(tmp_path / "b", "--self-test")
+        assert done.returncode == 2
+        assert f"{name}: not the golden data that this model was compiled with (SHA-256 differs)" in done.stderr
+        assert not done.stdout
+    path.unlink()
+    path.mkdir()
+    done = _run(tmp_path / "b", "--self-test")
+    assert done.returncode == 2
+    assert f"{name}: " in done.stderr
+
+
+def test_a_model_without_golden_data_takes_none(tiny_folder, tiny_bundle, tmp_path):
+    for name in ("deploy.onnx", "deploy.prepare.onnx"):
+        shutil.copyfile(tiny_folder / name, tmp_path / name)
+    compile_graph(tmp_path / "deploy.onnx", tmp_path / "b", steps=10)
+    done = _run(tmp_path / "b", "--self-test")
+    assert done.returncode == 2
+    assert "golden.bin: No such file" in done.stderr
+    shutil.copytree(tiny_bundle / "golden", tmp_path / "b/golden", dirs_exist_ok=True)
+    done = _run(tmp_path / "b", "--self-test")
+    assert done.returncode == 2
+    assert "golden.bin: not the golden data" in done.stderr
 
 
 def test_it_starts_from_images_as_python_does(tiny_bundle, tmp_path):
@@ -234,12 +279,14 @@ def test_the_self_test_names_the_first_layer_that_is_off(tiny_bundle, tmp_path):
         if node.op == "BinaryConv":
             data[at - sizes[-1] : at] = bytes(sizes[-1])
     assert at == len(data)
-    path.write_bytes(data)
+    _expect(tmp_path / "b", path, data)
     done = _run(tmp_path / "b", "--self-test")
     assert done.returncode == 1
     assert "first layer that is off: tiny.conv (BinaryConv" in done.stdout
-    path.write_bytes(data[:-1])
-    assert _run(tmp_path / "b", "--self-test").returncode == 2
+    _expect(tmp_path / "b", path, data[:-1])
+    done = _run(tmp_path / "b", "--self-test")
+    assert done.returncode == 2
+    assert "layers.bin: truncated" in done.stderr
     path.unlink()
     assert _run(tmp_path / "b", "--self-test").returncode == 0
 

@@ -12,7 +12,10 @@
  *
  * A model is immutable and may be shared by any number of threads; a session owns everything that changes and
  * belongs to one thread at a time. No function allocates memory while sampling: edm_session_create and
- * edm_prepare do. Images and eps are float32 in [channel][row][column] order, images nominally in -1..1. */
+ * edm_prepare do. Images and eps are float32 in [channel][row][column] order, images nominally in -1..1.
+ *
+ * Where NULL is not said to be allowed, functions that return edm_status refuse it with EDM_BAD_ARGUMENT; edm_close,
+ * edm_session_free, edm_session_bytes and edm_steps_left take it for nothing; to the others it must not be given. */
 #ifndef EDGEDM_H
 #define EDGEDM_H
 

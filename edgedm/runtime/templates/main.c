@@ -278,12 +278,27 @@ static edm_status draw(edm_session *session, const request *wanted) {
   return status;
 }
 
+/* Golden data are followed only if they are those that this model was compiled with; NULL: with none. */
+static edm_status check_golden(const char *path, const uint8_t *sha256, bool may_lack) {
+  FILE *file = fopen(path, "rb");
+  if (!file) return may_lack && errno == ENOENT ? EDM_OK : edm_fail(EDM_BAD_FILE, "%s: %s", path, strerror(errno));
+  uint8_t digest[32];
+  bool read = edm_sha256_file(file, digest);
+  fclose(file);
+  if (read && sha256 && !memcmp(digest, sha256, sizeof digest)) return EDM_OK;
+  return edm_fail(EDM_BAD_FILE, read ? "%s: not the golden data that this model was compiled with (SHA-256 differs)"
+                                     : "%s: cannot be read", path);
+}
+
 static edm_status self_test(edm_session *session, const request *wanted, bool *passed) {
   char golden[FILE_ROOM], layers[FILE_ROOM];
   const char *variant = edm_model_variant(session->model);
   const char *own = edm_compiled.variant_count > 1 ? variant : ""; /* each has calls, and so layers, of its own */
   snprintf(golden, sizeof golden, "%s/golden/golden.bin", wanted->bundle);
   snprintf(layers, sizeof layers, "%s/golden/layers%s%s.bin", wanted->bundle, *own ? "." : "", own);
+  edm_status status = check_golden(golden, edm_compiled.golden_sha256, false);
+  if (!status) status = check_golden(layers, session->model->variant->layers_sha256, true);
+  if (status) return status;
   printf("variant %s\n", variant);
   return edm_self_test(session, golden, layers, passed);
 }

@@ -3,6 +3,7 @@
 #define EDM_RUNTIME_H
 
 #include <stdbool.h>
+#include <stdio.h>
 
 #include "edgedm.h"
 #include "kernel_abi.h"
@@ -72,6 +73,7 @@ typedef struct { /* the kernels for one kind of processor, and in which order an
   const char *const *needs;         /* features of the processor, up to NULL */
   edm_graph step, prepare, decoder; /* decoder: no calls where there is none */
   uint64_t arena_bytes, step_arena_bytes; /* for any graph, for step alone */
+  const uint8_t *layers_sha256;     /* of the golden data of its calls, or NULL */
 } edm_variant;
 
 typedef struct { /* a piece of the weights */
@@ -89,6 +91,7 @@ typedef struct {
   uint64_t weights_bytes, row_bytes, states_bytes;
   const uint64_t *state_offsets; /* within a state buffer */
   const uint64_t *state_bytes;
+  const uint8_t *golden_sha256; /* of the golden data of steps, or NULL */
   int64_t image_shape[3];   /* of what the sampler draws */
   int64_t decoded_shape[3]; /* zeros: it draws images */
   int64_t condition_shape[2]; /* tokens, their size; zeros: no text condition */
@@ -106,6 +109,8 @@ edm_status edm_null(const char *function); /* one of its arguments is NULL, and 
 
 /* --- sha256.c -------------------------------------------------------------------------------------------- */
 void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]);
+/* From where the file stands to its end; false: it cannot be read. */
+bool edm_sha256_file(FILE *file, uint8_t digest[32]);
 
 /* --- variants.c ------------------------------------------------------------------------------------------ */
 /* The variant of that name; NULL: the one that EDGEDM_FEATURES names, without it the best that this machine runs. */

@@ -1,4 +1,4 @@
-/* SHA-256 (FIPS 180-4), to recognise altered weights. */
+/* SHA-256 (FIPS 180-4), to recognise altered weights and golden data. */
 #include <string.h>
 
 #include "sha256.h"
@@ -46,13 +46,11 @@ static void absorb(uint32_t state[8], const uint8_t *data, uint64_t blocks) {
     for (; blocks; --blocks, data += 64) absorb_block(state, data);
 }
 
-void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]) {
-  uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-  const uint8_t *bytes = data;
-  uint64_t left = length;
-  absorb(state, bytes, left / 64);
-  bytes += left / 64 * 64;
-  left %= 64;
+static const uint32_t begin[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                  0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+
+/* The last `left` bytes of `length`, fewer than a block. */
+static void end(uint32_t state[8], const uint8_t *bytes, uint64_t left, uint64_t length, uint8_t digest[32]) {
   uint8_t tail[128] = {0};
   if (left) memcpy(tail, bytes, (size_t)left);
   tail[left] = 0x80;
@@ -61,4 +59,27 @@ void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]) {
   absorb(state, tail, total / 64);
   for (int i = 0; i < 8; ++i)
     for (int k = 0; k < 4; ++k) digest[4 * i + k] = (uint8_t)(state[i] >> (24 - 8 * k));
+}
+
+void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]) {
+  uint32_t state[8];
+  memcpy(state, begin, sizeof state);
+  const uint8_t *bytes = data;
+  absorb(state, bytes, length / 64);
+  end(state, bytes + length / 64 * 64, length % 64, length, digest);
+}
+
+bool edm_sha256_file(FILE *file, uint8_t digest[32]) {
+  uint8_t piece[64 * 64];
+  uint32_t state[8];
+  memcpy(state, begin, sizeof state);
+  uint64_t length = 0;
+  size_t got;
+  do {
+    got = fread(piece, 1, sizeof piece, file);
+    length += got;
+    absorb(state, piece, got / 64);
+  } while (got == sizeof piece);
+  end(state, piece + got / 64 * 64, got % 64, length, digest);
+  return !ferror(file);
 }
