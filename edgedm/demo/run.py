@@ -64,20 +64,25 @@ def run(output: Path, models: Sequence[str]) -> Outcome:
     export(BASE, full_onnx)
     full = draw_torch(BASE, LABELS)
     results = [_one(name, output, full_onnx, full) for name in models]
-    page = output / "index.html"
-    with atomic_file(page) as scratch:
-        scratch.write_text(render_page(_page(results)), encoding="utf-8")
     rows = [results[0].full, *(images for r in results for images in (r.torch, r.native))]
-    picture = output / "images.png"
-    with atomic_file(picture) as scratch:
-        scratch.write_bytes(encode_png(np.kron(grid(np.concatenate(rows), len(LABELS)), np.ones((4, 4, 1), np.uint8))))
+    written = write(output, _page(results), rows)
     figures: dict[str, float] = {}
     for r in results:
         figures |= {f"{r.name}.verify.{name}": value for name, value in r.verification.figures.items()}
         figures |= {f"{r.name}.{name}": value for name, value in r.speed.figures.items()}
         figures |= {f"{r.name}.bytes.{name}": float(value) for name, value in r.sizes.items()}
     ok = all(r.verification.ok for r in results)
-    return Outcome(ok, figures, {"written": [str(page), str(picture)], "tables": [_plain(results)]})
+    return Outcome(ok, figures, {"written": written, "tables": [_plain(results)]})
+
+
+def write(output: Path, page: Page, rows: Sequence[Images]) -> list[str]:
+    """Write the page, and one picture with a row of ten images each; returns their names."""
+    html, picture = output / "index.html", output / "images.png"
+    with atomic_file(html) as scratch:
+        scratch.write_text(render_page(page), encoding="utf-8")
+    with atomic_file(picture) as scratch:
+        scratch.write_bytes(encode_png(np.kron(grid(np.concatenate(rows), len(LABELS)), np.ones((4, 4, 1), np.uint8))))
+    return [str(html), str(picture)]
 
 
 def _one(checkpoint: str, output: Path, full_onnx: Path, full: Images) -> _Result:

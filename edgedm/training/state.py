@@ -94,8 +94,8 @@ class State:
             "sums": self.sums,
             "count": self.count,
         }
-        with atomic_file(self.path) as path:
-            torch.save(state, path)
+        with atomic_file(self.path) as path, path.open("wb") as file:  # torch tells a full disk by that alone
+            torch.save(state, file)
         with atomic_file(self.folder / CURVE_FILE) as path:
             values = {"options": asdict(options), "seconds": self.seconds, "curve": self.curve}
             path.write_text(json.dumps(values, indent=1) + "\n")

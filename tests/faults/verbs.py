@@ -20,8 +20,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SOUND = Path(__file__).parents[1] / "attacks/files/checkpoint/sound"
-REPORTS = ("page.html", "page.md", "junit.xml")
+TESTS = Path(__file__).parents[1]
+SOUND = TESTS / "attacks/files/checkpoint/sound"
+FILES = {
+    "optimize --dump": ("01.onnx",),
+    "sample": ("images.npy",),
+    "edgedm-sample": ("images.png",),
+    "verify": ("page.html", "page.md", "junit.xml"),
+    "demo": ("index.html", "images.png"),
+    "web": ("page.html",),
+    "package": ("model.aar",),
+    "training": ("state.pt", "curve.json"),
+}
+"""Verbs whose targets are files, each one of its own."""
 Verb = Callable[[Path], object]
 
 
@@ -30,18 +41,32 @@ def verbs(room: Path) -> dict[str, Verb]:
     import numpy as np
 
     import edgedm
+    from edgedm.android import aar
     from edgedm.bundle import load as load_bundle
     from edgedm.bundle import sign
+    from edgedm.demo.page import Page
+    from edgedm.demo.run import write
+    from edgedm.export.graph_io import load_graph, save_graph
     from edgedm.models import load
     from edgedm.models.checkpoint import save
     from edgedm.runtime.library import Library
     from edgedm.runtime.sample import sample_bundle
+    from edgedm.training.options import LoopOptions
     from edgedm.verify import write_reports
 
+    real, kept = aar._linked, {}
+
+    def linked(part: Any) -> bytes:
+        return kept.get(part.library) or kept.setdefault(part.library, real(part))
+
+    # Both take long and write elsewhere; a JDK makes the classes, which not every machine has.
+    aar._linked, aar.classes_jar = linked, lambda: b"classes"
+    edgedm.package([room / "arm64.bundle"], room / "app.aar")
     checkpoint = load(SOUND)
     graph, bundle = room / "deploy.onnx", room / "model.bundle"
     exported = room / "model.onnx"
-    opened = load_bundle(bundle)
+    opened, graph_model = load_bundle(bundle), load_graph(exported)
+    page, rows = Page("demo", ""), [np.zeros((10, 1, 8, 8), np.float32)] * 3
     native = Library(opened.library, opened.manifest.prefix)
     image = np.zeros(opened.manifest.image_shape, np.float32).ctypes
 
@@ -56,18 +81,44 @@ def verbs(room: Path) -> dict[str, Verb]:
         return native.check("write_images", place, image.data_as(ctypes.POINTER(ctypes.c_float)), 1)
 
     def reported(folder: Path) -> object:
-        return write_reports({str(folder / name): b"new " * 5000 for name in REPORTS})
+        return write_reports({str(folder / name): b"new " * 5000 for name in FILES["verify"]})
+
+    def imported(folder: Path) -> object:
+        return edgedm.import_checkpoint(
+            room / "authors.ckpt", "ldm", folder / "checkpoint", weights="raw", head_channels=16, image_size=8
+        )
 
     return {
+        "import": imported,
         "quantize": lambda folder: save(checkpoint, folder / "checkpoint"),
         "export": lambda folder: edgedm.export(checkpoint, folder / "model.onnx"),
         "optimize": lambda folder: edgedm.optimize(exported, folder / "deploy.onnx"),
+        "optimize --dump": lambda folder: save_graph(graph_model, folder / "01.onnx"),
         "compile": compiled,
         "sample": drawn,
         "edgedm-sample": written_in_c,
         "verify": reported,
         "sign": lambda folder: sign(folder / "model.bundle", room / "key.pem"),
+        "demo": lambda folder: write(folder, page, rows),
+        "web": lambda folder: edgedm.web(room / "page.bundle", folder / "page.html"),
+        "package": lambda folder: edgedm.package([room / "arm64.bundle"], folder / "model.aar"),
+        "training": lambda folder: training_state(folder).save(LoopOptions(9, 1e-3), finished=False),
     }
+
+
+def training_state(folder: Path) -> Any:
+    """A state with something of everything in it, the same each time."""
+    import torch
+
+    from edgedm.training.processes import Processes
+    from edgedm.training.state import State
+
+    torch.manual_seed(0)
+    module = torch.nn.Linear(8, 8)
+    optimiser = torch.optim.Adam(module.parameters())
+    state = State(folder, module, None, optimiser, {}, Processes())
+    state.iteration = 7
+    return state
 
 
 def only_writing(run: Verb, module: Any, room: Path) -> Verb:
@@ -81,14 +132,23 @@ def only_writing(run: Verb, module: Any, room: Path) -> Verb:
 
 def prepare(room: Path) -> None:
     """Make the artefacts that the verbs read."""
+    import torch
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     import edgedm
 
+    sys.path.append(str(TESTS / "models/importers"))
+    import authors_files
+    import openai_reference
+
     edgedm.export(str(SOUND), room / "model.onnx")
     edgedm.optimize(room / "model.onnx", room / "deploy.onnx")
     edgedm.compile(room / "deploy.onnx", room / "model.bundle", steps=4)
+    edgedm.compile(room / "deploy.onnx", room / "page.bundle", target="wasm32+simd128", steps=4)
+    edgedm.compile(room / "deploy.onnx", room / "arm64.bundle", target="android-arm64", steps=4)
+    state = openai_reference.float_state(openai_reference.modules(openai_reference.Arch()))
+    torch.save(authors_files.lightning(state), room / "authors.ckpt")
     private = ec.generate_private_key(ec.SECP256R1())
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
     (room / "key.pem").write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
