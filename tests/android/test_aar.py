@@ -20,6 +20,8 @@ from edgedm.android.sysroot import imports
 from edgedm.bundle import load
 from edgedm.errors import InvalidModelError, ToolchainError, UnsupportedError
 
+pytestmark = pytest.mark.slow  # its bundle takes most of a minute to build
+
 ANDROID = "{http://schemas.android.com/apk/res/android}"
 JAVA_8 = 52  # of a class file's header
 
@@ -156,7 +158,6 @@ def _changed(bundle, folder, **changes):
     return folder
 
 
-@pytest.mark.slow
 def test_several_abis_and_models_go_into_one(android_bundles, tmp_path):
     need("javac")
     bundles = [*(f"digits={path}" for path in android_bundles.values()), f"faces={android_bundles['arm64-v8a']}"]

@@ -22,6 +22,8 @@ from edgedm.runtime.opening import require_native
 from edgedm.runtime.remote import run_on
 from edgedm.targets import command_for, resolve
 
+pytestmark = pytest.mark.slow  # its bundle takes most of a minute to build
+
 CLOSE = 1e-4  # of images in -1..1 after four steps of a model whose decisions no rounding flips here
 ADB = """#!/bin/sh
 [ "$1 $2 $3 $4" = "-s phone shell -T" ] || { echo "adb: device '$2' not found" >&2; exit 255; }
@@ -54,7 +56,6 @@ def test_the_whole_library_leaves_x18_and_what_a_cortex_a53_lacks_alone(arm64_bu
     assert not [line for line in lines if re.match(r"[su](dot|mmla) ", line)]
 
 
-@pytest.mark.slow
 def test_the_linux_library_would_have_been_found_out(tmp_path):
     """x18 is there for anyone on Linux, and the compiler takes it."""
     compile_graph(tiny_model.folder() / "deploy.onnx", tmp_path / "model.bundle", target="aarch64", steps=10)
@@ -110,7 +111,6 @@ def test_run_on_adb_brings_the_figures_of_a_phone_back(arm64_bundle, tmp_path, m
     assert not list((tmp_path / "room").iterdir())
 
 
-@pytest.mark.slow
 def test_a_library_that_android_would_refuse_is_never_written(tmp_path, monkeypatch):
     monkeypatch.setattr(elf_lint, "SYSTEM_LIBRARIES", ("libc.so",))
     with pytest.raises(ToolchainError, match=r"libedgedm\.so: Android would refuse it: it needs libm\.so"):
@@ -124,7 +124,6 @@ def test_a_library_that_android_would_refuse_is_never_written(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_every_abi_builds_and_passes_its_self_test(android_bundles):
     for abi in ABIS:
         bundle = android_bundles[abi.name]
@@ -135,7 +134,6 @@ def test_every_abi_builds_and_passes_its_self_test(android_bundles):
         assert elf_lint.lint_library((bundle / "lib/libedgedm.so").read_bytes(), demands) == []
 
 
-@pytest.mark.slow
 def test_a_cortex_a53_and_an_a76_share_one_library(tmp_path):
     """The better kernels run where the processor has `sdot`, and only there."""
     bundle = tmp_path / "model.bundle"

@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("seconds", [1.0, 4.0, 7.0])
+@pytest.mark.parametrize("seconds", [4.0, *(pytest.param(each, marks=pytest.mark.slow) for each in (1.0, 7.0))])
 def test_ctrl_c_leaves_nothing(seconds, tmp_path):
     command = (*EDGEDM, "export", CHECKPOINT, "-o", str(tmp_path / "model.onnx"))
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -124,6 +124,7 @@ def test_what_a_bundle_cannot_do_is_refused(unet):
         unet(torch.zeros(1, 1, 9, 9), 500)
 
 
+@pytest.mark.slow
 def test_a_pipeline_on_a_real_bundle_asks_what_torch_would_answer(digits_bundle):
     """Every step of DDIMPipeline on the 1-bit digits, held against PyTorch on the same x with its own state."""
     from edgedm.models import load

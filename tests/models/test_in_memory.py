@@ -60,6 +60,7 @@ def test_a_text_conditional_model_trained_by_hand_is_a_checkpoint(method, tmp_pa
     assert error < HALF
 
 
+@pytest.mark.slow
 def test_it_can_be_exported(tmp_path):
     model, _ = trained("dilatequant")
     made = from_module(model, DDIMScheduler(), condition_tokens=5)

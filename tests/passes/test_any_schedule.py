@@ -14,7 +14,7 @@ STEPS = (10, 50, 1000)
 SAMPLERS = ("ddim", "ddpm")
 
 
-@pytest.mark.parametrize("method", ["fp32", "bidm", "binarydm", "w4a4"])
+@pytest.mark.parametrize("method", [pytest.param("fp32", marks=pytest.mark.slow), "bidm", "binarydm", "w4a4"])
 def test_no_time_mlp_is_left_in_the_step_graph(method, exports, tmp_path):
     optimize(exports[method], tmp_path / "deploy.onnx")
     step, prepare = load_graph(tmp_path / "deploy.onnx"), load_graph(tmp_path / "deploy.prepare.onnx")

@@ -61,6 +61,7 @@ def test_the_example_draws_what_python_draws(tiny_bundle, tmp_path, build):
     assert _pixels(ours) == _pixels(encode_png(grid(want)))
 
 
+@pytest.mark.slow
 def test_the_program_in_the_readme_draws_what_python_draws(digits_bundle, tmp_path):
     """Built and run by the commands that follow it there."""
     tools.need("pkg-config")

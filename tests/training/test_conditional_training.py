@@ -188,6 +188,7 @@ def test_other_prompts_are_another_run(folder, prompts):
         assert {key for key in first if first[key] != other[key]} == {"conditions"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "data"), [("efficientdm", "none"), ("xnor", "digits")])
 def test_a_class_conditional_one_is_trained_by_its_classes_and_exported(tmp_path, method, data):
     made = run_method(

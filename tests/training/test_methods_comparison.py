@@ -250,6 +250,7 @@ def test_plots_are_written_for_what_there_is_and_the_same_every_time(tmp_path):
 # the command
 
 
+@pytest.mark.slow
 def test_one_command_runs_a_cell_writes_the_page_and_skips_what_is_done(base, tmp_path):
     pytest.importorskip("matplotlib", reason="plots need edgedm[bench]")
     save(base, tmp_path / "runs" / "base" / "checkpoint")

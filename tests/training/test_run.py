@@ -66,6 +66,7 @@ def test_every_method_trains_and_ships_what_it_trained(base, tmp_path, method):
         assert ((ours - theirs).abs() < CLOSE).float().mean() > AGREEING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", RECIPES)
 def test_every_method_trains_a_model_without_classes(tmp_path, method):
     config = CheckpointConfig(

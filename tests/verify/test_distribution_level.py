@@ -73,6 +73,7 @@ def test_a_network_that_tells_no_images_apart_is_refused_by_name(features, messa
     check_features(np.eye(3), None)
 
 
+@pytest.mark.slow
 def test_a_right_bundle_draws_from_the_same_distribution(bundle, tmp_path) -> None:
     path, _ = network(tmp_path / "net.onnx")
     (tmp_path / "gate.toml").write_text("steps = 4\n[distribution]\nsamples = 30\nchance = 0.01\n")

@@ -15,6 +15,7 @@ from edgedm.targets.kernels.tiles import Border
 from edgedm.verify import verify
 
 STEPS = 10
+METHODS = ["bidm", *(pytest.param(method, marks=pytest.mark.slow) for method in ("binarydm", "w4a4"))]
 
 
 def check(path, method: str, *levels: str) -> Outcome:
@@ -35,7 +36,7 @@ def operand(manifest: Manifest, name: str) -> Operand:
     return next(o for node in manifest.nodes for o in node.inputs if o.name == name and o.source == "weights")
 
 
-@pytest.mark.parametrize("method", ["bidm", pytest.param("binarydm", marks=pytest.mark.slow), "w4a4"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_right_bundle_holds_at_every_level(bundle, method) -> None:
     outcome = check(bundle(method), method, "op", "pass", "layer", "step", "trajectory")
     assert outcome.ok, outcome.details["first_failure"]
@@ -117,6 +118,7 @@ def round_half_up(monkeypatch) -> None:
     monkeypatch.setattr(mathematics, "nearest", half_up)
 
 
+@pytest.mark.slow
 def test_rounding_half_up_is_found(deployed, monkeypatch) -> None:
     round_half_up(monkeypatch)
     rows = off(check(tiny.bundle(deployed("binarydm"), "half_up.bundle"), "binarydm", "op"))["op"]
@@ -128,6 +130,7 @@ LAYER = "mid_block.resnets.1.conv2"
 """A dilated 3x3 convolution of the W4A4 model, on a grid from a table."""
 
 
+@pytest.mark.slow
 def test_one_changed_weight_code_is_found_in_its_layer(bundle, tmp_path) -> None:
     def edit(weights: np.ndarray, manifest) -> None:
         weights[operand(manifest, f"{LAYER}.codes.last").offset + 5] ^= 1
@@ -140,6 +143,7 @@ def test_one_changed_weight_code_is_found_in_its_layer(bundle, tmp_path) -> None
     assert LAYER in outcome.details["first_failure"]["where"]
 
 
+@pytest.mark.slow
 def test_zero_points_of_the_next_timesteps_are_found(bundle, tmp_path) -> None:
     own = tiny.checkpoint("w4a4").module.unet.get_submodule(f"{LAYER}.activation").table.numpy()
     constants = {each.name: each for each in onnx.load(bundle("w4a4") / "golden/prepare.onnx").graph.initializer}
@@ -160,6 +164,7 @@ def test_zero_points_of_the_next_timesteps_are_found(bundle, tmp_path) -> None:
     assert rows["step"]
 
 
+@pytest.mark.slow
 def test_dilations_of_the_wrong_channels_are_found(bundle, tmp_path) -> None:
     def edit(weights: np.ndarray, manifest) -> None:
         place = operand(manifest, f"{LAYER}.dilation.divisor")
@@ -172,6 +177,7 @@ def test_dilations_of_the_wrong_channels_are_found(bundle, tmp_path) -> None:
     assert len(rows["layer"]) == 1 and "GroupNormSiluQuantizeUniform" in rows["layer"][0]
 
 
+@pytest.mark.slow
 def test_one_slightly_changed_dilation_is_found_whatever_its_channel_carries(bundle, tmp_path) -> None:
     """A tenth more changes no code of most inputs: what a kernel reads is held against the graph too."""
 
@@ -188,6 +194,7 @@ def test_one_slightly_changed_dilation_is_found_whatever_its_channel_carries(bun
     assert outcome.details["first_failure"]["introduced_by"].startswith("the constants that the kernel reads of Group")
 
 
+@pytest.mark.slow
 def test_padding_with_zeros_is_found(deployed, monkeypatch) -> None:
     fill = Image.fill
     monkeypatch.setattr(Image, "fill", lambda self, zero, image, pixel: fill(self, zero * 0, image, pixel))
@@ -196,6 +203,7 @@ def test_padding_with_zeros_is_found(deployed, monkeypatch) -> None:
     assert all("QuantConv" in row and "first at [0, 0, 0, " in row for row in rows["op"] + rows["layer"])  # the corner
 
 
+@pytest.mark.slow
 def test_a_dropped_correction_for_the_zero_points_is_found(deployed, monkeypatch) -> None:
     def without(self, weight_zero: np.ndarray) -> np.ndarray:
         terms = pack_zeros(self, weight_zero)
@@ -209,6 +217,7 @@ def test_a_dropped_correction_for_the_zero_points_is_found(deployed, monkeypatch
         assert level and all(row.startswith(("QuantConv", "QuantGemm")) for row in level)
 
 
+@pytest.mark.slow
 def test_uniform_rounding_half_up_is_found(deployed, monkeypatch) -> None:
     round_half_up(monkeypatch)
     rows = off(check(tiny.bundle(deployed("w4a4"), "half_up.bundle"), "w4a4", "op"))["op"]

@@ -209,6 +209,7 @@ def optimised(exported):
     return path
 
 
+@pytest.mark.slow
 def test_an_optimised_graph_holds_with_its_weights_still_packed(exported, optimised) -> None:
     outcome = verify(optimised, exported[1], steps=STEPS)
     assert outcome.ok, outcome.details["first_failure"]
@@ -217,6 +218,7 @@ def test_an_optimised_graph_holds_with_its_weights_still_packed(exported, optimi
     assert 0 < figures["layer.quantisers.fused"] < figures["layer.layers"]  # those behind a norm
 
 
+@pytest.mark.slow
 def test_a_table_of_an_optimised_graph_shifted_by_a_row_is_found(exported, optimised, tmp_path) -> None:
     for path in (optimised, optimised.with_suffix(".prepare.onnx")):
         shutil.copyfile(path, tmp_path / path.name)
@@ -231,6 +233,7 @@ def test_a_table_of_an_optimised_graph_shifted_by_a_row_is_found(exported, optim
     assert all(len(each) == 1 and LAYER in each[0] for each in rows.values())
 
 
+@pytest.mark.slow
 def test_a_constant_that_differs_between_step_and_prepare_graph_is_refused(exported, optimised, tmp_path) -> None:
     for path in (optimised, optimised.with_suffix(".prepare.onnx")):
         shutil.copyfile(path, tmp_path / path.name)
@@ -244,6 +247,7 @@ def test_a_constant_that_differs_between_step_and_prepare_graph_is_refused(expor
         check(tmp_path / "deploy.onnx", exported, "weights")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "what", "levels"),
     [
@@ -300,11 +304,13 @@ def folded(tmp_path_factory):
     return folder / "deploy.onnx", checkpoint
 
 
+@pytest.mark.slow
 def test_a_dilation_that_was_divided_into_a_norm_holds(folded) -> None:
     outcome = check(folded[0], folded, "weights", "layer", "step")
     assert outcome.ok, outcome.details["first_failure"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [DOWN, LAYER])
 def test_a_missing_dilation_is_found(folded, tmp_path, layer) -> None:
     def change(graph) -> None:
@@ -319,6 +325,7 @@ def test_a_missing_dilation_is_found(folded, tmp_path, layer) -> None:
     assert not alone or (len(rows["layer"]) == 1 and f"{layer}: step" in rows["layer"][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "suffix"), [("weight", "gamma"), ("bias", "beta")])
 def test_a_norm_that_was_not_divided_by_the_dilation_behind_it_is_found(folded, tmp_path, what, suffix) -> None:
     norm = f"{ATTENTION}.group_norm"
@@ -333,6 +340,7 @@ def test_a_norm_that_was_not_divided_by_the_dilation_behind_it_is_found(folded, 
     assert all(f"{norm}.{what} / dilation [" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_a_dilation_whose_norm_is_passed_by_is_found(folded, tmp_path) -> None:
     def change(graph) -> None:
         (norm,) = [node for node in graph.node if f"{ATTENTION}.group_norm.weight.gamma" in node.input]
@@ -344,7 +352,8 @@ def test_a_dilation_whose_norm_is_passed_by_is_found(folded, tmp_path) -> None:
     assert rows == [f"QuantLayer {path}: its dilation is missing" for path in PROJECTIONS]
 
 
-@pytest.mark.parametrize("method", ["bidm", pytest.param("binarydm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bidm", "binarydm"])
 def test_graphs_of_binary_models_hold_too(method: str, tmp_path) -> None:
     checkpoint = tiny.checkpoint(method)
     export(checkpoint, tmp_path / "model.onnx")
@@ -356,6 +365,7 @@ def test_graphs_of_binary_models_hold_too(method: str, tmp_path) -> None:
 BINARY = "mid_block.resnets.0.conv1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scale", "threshold"])
 def test_a_changed_constant_of_a_binary_layer_is_found(name: str, tmp_path) -> None:
     checkpoint = tiny.checkpoint("bidm")

@@ -7,6 +7,7 @@ from edgedm.errors import InvalidModelError
 from edgedm.verify import main, verify
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_config_is_refused_before_the_first_level(bundle, monkeypatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(main.Examination, "level", lambda _self, name: ran.append(name))
