@@ -110,6 +110,9 @@ class BundleUNet:
                 f"timestep {at} again: this model carries state from step to step, so a scheduler may call it once a "
                 "step (DDIM, DDPM, DPM-Solver++); for a new trajectory call reset() before"
             )
+        for name, given in (("encoder_hidden_states", encoder_hidden_states), ("class_labels", class_labels)):
+            if given is not None and (given.ndim == 0 or given.shape[0] != count):
+                raise UnsupportedError(f"{name}: expected one for each of {count} images, got shape {[*given.shape]}")
         before: list[dict[str, Floats] | None] = [None] * count if begins else self._states
         after: list[dict[str, Floats] | None] = []
         inputs = sample.detach().to("cpu", torch.float32).numpy()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny_latent
 import tiny_model
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
@@ -118,10 +119,32 @@ def test_what_a_bundle_cannot_do_is_refused(unet):
             unet(x, timestep)
     with pytest.raises(UnsupportedError, match="added_cond_kwargs"):
         unet(x, 500, added_cond_kwargs={"text_embeds": x})
-    with pytest.raises(UnsupportedError, match="condition"):
+    with pytest.raises(UnsupportedError, match="condition: this model has no text condition"):
         unet(x, 500, torch.zeros(2, 4, 8))
+    for labels in (torch.tensor(1), torch.tensor([1]), torch.tensor([1, 0, 1])):
+        with pytest.raises(UnsupportedError, match="class_labels: expected one for each of 2 images"):
+            unet(x, 500, class_labels=labels)
     with pytest.raises(UnsupportedError, match="expected shape"):
         unet(torch.zeros(1, 1, 9, 9), 500)
+
+
+def test_each_image_of_a_batch_follows_its_own_text():
+    texts = np.stack([tiny_latent.condition(3), tiny_latent.condition(4)])
+    latents = np.random.default_rng(0).standard_normal((2, *tiny_latent.LATENT)).astype(np.float32)
+    reference = tiny_latent.Reference(tiny_latent.folder() / "deploy.onnx")
+    with BundleUNet(tiny_latent.folder() / "model.bundle") as unet:
+        assert unet.config.cross_attention_dim == tiny_latent.TOKENS[1]
+        got = unet(torch.from_numpy(latents), 500, encoder_hidden_states=torch.from_numpy(texts)).sample
+        for i in range(2):
+            want = reference.step(500, latents[i], texts[i])
+            np.testing.assert_allclose(got[i].numpy(), want, atol=SAME_FLOATS, rtol=0)
+        for shape in ((1, *tiny_latent.TOKENS), (3, *tiny_latent.TOKENS)):
+            with pytest.raises(UnsupportedError, match="encoder_hidden_states: expected one for each of 2 images"):
+                unet(torch.from_numpy(latents), 500, torch.zeros(shape))
+        with pytest.raises(UnsupportedError, match=r"condition: expected shape \(3, 4\), got \(5, 4\)"):
+            unet(torch.from_numpy(latents), 500, torch.zeros(2, 5, 4))
+        with pytest.raises(UnsupportedError, match="cannot draw without one"):
+            unet(torch.from_numpy(latents), 500)
 
 
 @pytest.mark.slow
