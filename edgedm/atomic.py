@@ -160,6 +160,7 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            error.filename = os.fspath(folder)
             raise
     finally:
         os.close(descriptor)

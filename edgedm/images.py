@@ -4,6 +4,7 @@ A pixel is the float value v in [-1, 1] mapped to round((v + 1) * 127.5), half a
 float32; the C runtime's PNG writer does the same, so both give the same pixels.
 """
 
+import io
 import math
 import os
 import struct
@@ -35,13 +36,16 @@ def write_images(path: str | Path, images: NDArray[np.float32]) -> Path:
     path = Path(path)
     if path.suffix not in (".npy", ".png"):
         raise UnsupportedError(f"{path}: images are written as .png or .npy, got suffix {path.suffix!r}")
-    data = encode_png(grid(images)) if path.suffix == ".png" else None
+    data = encode_png(grid(images)) if path.suffix == ".png" else _encode_npy(images)
     with atomic_file(path) as scratch:
-        if data is None:
-            np.save(scratch, np.ascontiguousarray(images, dtype=np.float32))
-        else:
-            scratch.write_bytes(data)
+        scratch.write_bytes(data)
     return path
+
+
+def _encode_npy(images: NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()  # written to a file itself, numpy does not say why it could not be
+    np.save(buffer, np.ascontiguousarray(images, dtype=np.float32))
+    return buffer.getvalue()
 
 
 def check_latent(model: str, decodes: bool, latent: bool, path: str | os.PathLike[str]) -> None:

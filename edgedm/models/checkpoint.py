@@ -89,7 +89,10 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         files[DECODER_FILE] = _stored(checkpoint.decoder, path)
     with atomic_dir(path, strangeness) as folder:
         for name, tensors in files.items():
-            save_file(tensors, str(folder / name))
+            try:
+                save_file(tensors, str(folder / name))
+            except SafetensorError as error:  # it says what the system refused
+                raise InvalidModelError(f"{path}: {error}") from error
             (folder / name).chmod(0o644)  # safetensors makes it private to its writer
         text = json.dumps(checkpoint.config.model_dump(mode="json"), indent=1)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")

@@ -74,7 +74,7 @@ def verbs(room: Path) -> dict[str, Verb]:
         return edgedm.compile(graph, folder / "model.bundle", steps=4)  # kept since the first time
 
     def drawn(folder: Path) -> object:
-        return sample_bundle(bundle, folder / "images.npy", n=1, steps=2)
+        return sample_bundle(bundle, folder / "images.npy", n=40, steps=1)  # more than one write
 
     def written_in_c(folder: Path) -> object:
         place = os.fsencode(folder / "images.png")
