@@ -58,6 +58,9 @@ def attacks() -> dict[str, bytes]:
         "shared-tuples.pt": archive(shared_tuples(40), b""),
         "shared-tuples-bare.pt": shared_tuples(40),
         "one-hash.pt": archive(pickle.dumps(dict.fromkeys((2**61 - 1) * n for n in range(5000)), 2), b""),
+        # the floats could be such that all tuples have one hash, too
+        "one-hash-tuples.pt": archive(pickle.dumps(dict.fromkeys((n, 0.5 + n) for n in range(1001)), 2), b""),
+        "complex-keys.pt": archive(called("builtins", "complex", 3), b""),
         "deep-key.pt": archive(b"\x80\x02}K\x01" + b"\x85" * 200_000 + b"K\x01s.", b""),
         "compressed.pt": archive(tensor_pickle(4, (4,), (1,)), bytes(1 << 16), zipfile.ZIP_DEFLATED),
         "names-outside.pt": archive(tensor_pickle(4, (4,), (1,)), bytes(16), folder="../../x"),

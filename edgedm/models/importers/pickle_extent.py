@@ -10,10 +10,13 @@ from typing import Any
 
 MOST_DEEP = 1000  # torch's own reach 6; the stack of a thread holds about 100,000
 MOST_IN_TUPLE = 1 << 20  # values, those of its tuples included; a tensor's arguments are about 20
-MOST_LARGE = 1000  # numbers beyond 32 bits, of which any number can be chosen to have one hash
+MOST_CHOSEN = (
+    1000  # numbers beyond 32 bits and floats in tuples: any number can be chosen so that the keys have one hash
+)
 MOST_TAKEN = 1 << 24  # values in all, each counted once more by whatever holds it: a second of hashing
 
 _GROWING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+_FLOATS = {"FLOAT", "BINFLOAT"}
 
 
 @dataclass
@@ -22,6 +25,7 @@ class _Value:
 
     size: int
     depth: int
+    is_float: bool = False
 
 
 class Extent:
@@ -30,21 +34,20 @@ class Extent:
     def __init__(self) -> None:
         self._stack: list[_Value | None] = []  # None: a mark
         self._memo: dict[int, _Value | None] = {}
-        self._taken = self._large = 0
+        self._taken = self._chosen = 0
 
     def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         """Take the next opcode into account.
 
         ValueError where values hold or nest more than any checkpoint's do, or the opcode takes what is not there.
         """
-        if isinstance(argument, int) and abs(argument) >> 32:
-            self._large += 1
-            if self._large > MOST_LARGE:
-                raise ValueError(f"it has more than {MOST_LARGE} numbers beyond 32 bits")
+        self._chosen += isinstance(argument, int) and abs(argument) >> 32 > 0
         try:
             self._follow(opcode, argument)
         except LookupError:
             raise ValueError(f"{opcode.name} takes a value that is not there") from None
+        if self._chosen > MOST_CHOSEN:
+            raise ValueError(f"it has more than {MOST_CHOSEN} numbers beyond 32 bits and floats in tuples")
 
     def _follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         name = opcode.name
@@ -69,15 +72,17 @@ class Extent:
         marked = pickletools.markobject in before
         taken = self._take_to_mark() if marked else []
         taken += [self._take() for _ in range(before.index(pickletools.markobject) if marked else len(before))]
-        grown = taken.pop() if opcode.name in _GROWING else _Value(1, 0)
+        grown = taken.pop() if opcode.name in _GROWING else _Value(1, 0, opcode.name in _FLOATS)
         size = sum(each.size for each in taken)
         self._taken += size
         grown.size += size
         grown.depth = max([grown.depth, *(each.depth + 1 for each in taken)])
         if grown.depth > MOST_DEEP:
             raise ValueError(f"its values nest more than {MOST_DEEP} deep")
-        if opcode.name.startswith("TUPLE") and grown.size > MOST_IN_TUPLE:
-            raise ValueError(f"a tuple of it holds more than {MOST_IN_TUPLE} values, those of its tuples included")
+        if opcode.name.startswith("TUPLE"):
+            self._chosen += sum(each.is_float for each in taken)
+            if grown.size > MOST_IN_TUPLE:
+                raise ValueError(f"a tuple of it holds more than {MOST_IN_TUPLE} values, those of its tuples included")
         if self._taken > MOST_TAKEN:
             raise ValueError(f"its values hold more than {MOST_TAKEN} values, each counted once for each that holds it")
         if opcode.stack_after:

@@ -21,7 +21,6 @@ from edgedm.models.importers.pickle_extent import Extent
 
 _LEGACY_PICKLES = 5  # magic number, protocol, facts of the system, the content, the keys of its storages
 _ALLOWED = {
-    "builtins.complex",
     "builtins.set",
     "collections.Counter",
     "collections.OrderedDict",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedm.models.importers.pickle_extent import MOST_DEEP, MOST_LARGE, Extent
+from edgedm.models.importers.pickle_extent import MOST_CHOSEN, MOST_DEEP, Extent
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=3))
 VALUES = st.recursive(
@@ -51,9 +51,18 @@ def test_states_that_optimisers_and_modules_save_are_well_within(protocol):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_keys_that_may_have_one_hash_are_few(protocol):
     modulus = 2**61 - 1  # of Python's hash of a number
-    follow(pickle.dumps({modulus * factor: 0 for factor in range(MOST_LARGE)}, protocol))
+    follow(pickle.dumps({modulus * factor: 0 for factor in range(MOST_CHOSEN)}, protocol))
     with pytest.raises(ValueError, match="numbers beyond 32 bits"):
-        follow(pickle.dumps([modulus * factor for factor in range(MOST_LARGE + 2)], protocol))
+        follow(pickle.dumps([modulus * factor for factor in range(MOST_CHOSEN + 2)], protocol))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_so_are_floats_in_tuples_whose_hashes_can_be_chosen_too(protocol):
+    follow(pickle.dumps({(index, 0.5 + index): 0 for index in range(MOST_CHOSEN)}, protocol))
+    with pytest.raises(ValueError, match="floats in tuples"):
+        follow(pickle.dumps({(index, 0.5 + index): 0 for index in range(MOST_CHOSEN + 1)}, protocol))
+    shared = [(0.5, 0.5)] * (MOST_CHOSEN + 1)  # one tuple
+    follow(pickle.dumps(shared, protocol))
 
 
 def test_values_may_nest_as_deep_as_the_bound_and_no_deeper():
