@@ -1,6 +1,5 @@
 """A lowered model -> the files of a bundle: objects, generated C, libraries, golden data, manifest."""
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from edgedm.lower.codegen import (
     PROBE_SOURCES,
     PROGRAM_SOURCES,
     TEMPLATES,
+    Digest,
     GoldenDigests,
     Graph,
     Variant,
@@ -173,8 +173,8 @@ def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> GoldenDigests
         for variant in manifest.variants():
             data = layer_golden(models, lowered.golden, manifest.of(variant).nodes)
             (folder / (f"layers.{variant}.bin" if manifest.others else "layers.bin")).write_bytes(data)
-            layers[variant] = hashlib.sha256(data).digest()
-    return GoldenDigests(hashlib.sha256(steps).digest(), layers)
+            layers[variant] = Digest.of(data)
+    return GoldenDigests(Digest.of(steps), layers)
 
 
 def _manifest(lowered: Lowered, kernel_bytes: Sequence[int]) -> Manifest:

@@ -1,5 +1,6 @@
 """Plans -> C: the tables of model.c, and the runtime's own sources beside them."""
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,12 +92,24 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class GoldenDigests:
-    """SHA-256 of the golden data that a self-test reads: of steps (empty: there are none), and of the layers of the
-    variants that have any, by target name."""
+class Digest:
+    """By which the program knows a file."""
 
-    steps: bytes = b""
-    layers: Mapping[str, bytes] = field(default_factory=dict)
+    size: int
+    sha256: list[int]
+
+    @classmethod
+    def of(cls, data: bytes) -> "Digest":
+        """That of a file of these bytes."""
+        return cls(len(data), list(hashlib.sha256(data).digest()))
+
+
+@dataclass(frozen=True)
+class GoldenDigests:
+    """The golden data that a self-test reads: of steps, and of the layers of the variants that have any, by target."""
+
+    steps: Digest | None = None
+    layers: Mapping[str, Digest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -206,7 +219,7 @@ def _model(
     return {
         "edgedm": edgedm.__version__,
         "variants": [_variant(each, layout, tag, golden) for each, tag in zip(variants, tags, strict=True)],
-        "golden_sha256": list(golden.steps),
+        "golden": golden.steps,
         "sections": [
             {
                 "offset": section.offset,
@@ -254,7 +267,7 @@ def _variant(variant: Variant, layout: Layout, tag: str, golden: GoldenDigests) 
     return {
         "name": variant.target.name,
         "tag": tag,
-        "layers_sha256": list(golden.layers.get(variant.target.name, b"")),
+        "layers": golden.layers.get(variant.target.name),
         "needs": sorted(variant.target.features),
         "kernels": sorted({SYMBOL + variant.prefix + call.function for graph in graphs for call in graph.plan.calls}),
         "graphs": [_graph(graph, variant.prefix, layout) for graph in graphs],

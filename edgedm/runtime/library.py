@@ -101,6 +101,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "decode": (c.c_int, [_POINTER, _FLOATS, _FLOATS]),
     "normals": (None, [c.c_uint64, c.c_uint32, c.c_uint32, c.c_uint64, _FLOATS]),
     "write_images": (c.c_int, [c.c_char_p, _FLOATS, c.c_uint32]),
+    "write_decoded": (c.c_int, [c.c_char_p, _FLOATS, c.c_uint32]),
     "call_count": (c.c_int, [_POINTER]),
     "profile": (c.c_int, [_POINTER, c.c_int, _FLOATS, c.POINTER(c.c_uint64)]),
     "run_node": (c.c_int, [_POINTER, c.c_char_p, c.c_int, c.POINTER(_POINTER), c.POINTER(_POINTER)]),

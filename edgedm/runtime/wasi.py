@@ -8,6 +8,7 @@ ends with 2 and a line that says why.
 import os
 import signal
 import sys
+from pathlib import Path
 
 TRAPPED = 134  # what a shell says of a program that called abort
 REFUSED = 2  # what the bundle's own programs end with where they were asked for what cannot be done
@@ -37,9 +38,13 @@ def _run(arguments: list[str]) -> int:
     wasi.inherit_stdin()
     wasi.inherit_stdout()
     wasi.inherit_stderr()
-    # WASI's C library takes "/" and "." for the same: so the folders below the one, and the other.
+    # WASI's C library takes "/" and "." for the same, and follows no ".." out of them: so the folders below the one,
+    # those above the other, and it.
     for folder in sorted(each.path for each in os.scandir("/") if each.is_dir() and os.access(each, os.R_OK | os.X_OK)):
         wasi.preopen_dir(folder, folder)
+    for depth, above in enumerate(Path.cwd().parents, 1):
+        if os.access(above, os.R_OK | os.X_OK):
+            wasi.preopen_dir(str(above), "/".join([".."] * depth))
     wasi.preopen_dir(".", ".")
     store.set_wasi(wasi)
     linker.define_wasi()

@@ -129,6 +129,55 @@ def test_null_is_refused_by_the_name_of_the_function(library, model, session, tm
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("images", [1, 2])  # with parallel kernels, and in lanes
+def test_a_callback_may_not_use_the_session_that_draws(library, model, images):
+    session, other = ctypes.c_void_p(), ctypes.c_void_p()
+    for made in (session, other):
+        options = lib.SessionOptions(threads=2)
+        library.check("session_create", model, ctypes.byref(options), ctypes.byref(made))
+        _prepare(library, made, label=1)
+    schedule, conditions = ctypes.byref(lib.Schedule(steps=5)), ctypes.byref(lib.Conditions(label=1))
+    draw, drawn = ctypes.byref(lib.SampleOptions(images=images)), (ctypes.c_float * (images * FLOATS))()
+    refused: list[str] = []
+    calls = {
+        "prepare": (schedule, conditions),
+        "step": (0, IMAGE, IMAGE),
+        "reset": (),
+        "state_read": (0, IMAGE),
+        "state_write": (0, IMAGE),
+        "begin": (draw,),
+        "sample": (draw, drawn, lib.ProgressFunction(), None),
+        "decode": (IMAGE, IMAGE),
+        "run_node": (b"step", 0, (ctypes.c_void_p * 1)(), (ctypes.c_void_p * 1)()),
+        "profile": (0, IMAGE, (ctypes.c_uint64 * 1)()),
+    }
+
+    def progress(_user, _done, _total):
+        for name, arguments in calls.items():
+            with pytest.raises(UnsupportedError, match=f"edm_{name}: the session is drawing"):
+                library.check(name, session, *arguments)
+            refused.append(name)
+        library.check("step", other, 0, IMAGE, (ctypes.c_float * FLOATS)())  # another session is free
+        return 0
+
+    library.check("sample", session, draw, drawn, lib.ProgressFunction(), None)
+    alone = list(drawn)
+    library.check("sample", session, draw, drawn, lib.ProgressFunction(progress), None)
+    assert list(drawn) == alone
+    assert refused == [*calls] * 5 * images
+    library.check("sample", session, draw, drawn, lib.ProgressFunction(), None)  # and it is free again
+    for made in (session, other):
+        library.call("session_free", made)
+
+
+def test_what_comes_before_prepare_or_without_a_decoder_is_said(library, session, tmp_path):
+    with pytest.raises(UnsupportedError, match="edm_step before edm_prepare"):
+        library.check("step", session, 0, IMAGE, IMAGE)
+    with pytest.raises(UnsupportedError, match="edm_write_decoded: this model draws images"):
+        library.check("write_decoded", bytes(tmp_path / "a.npy"), IMAGE, 1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_not_made_is_null_whichever_argument_is_missing(library, model):
     made = ctypes.c_void_p(1)
     with pytest.raises(UnsupportedError, match="NULL"):

@@ -51,6 +51,14 @@ def test_the_self_test_passes(foreign):
     assert "self-test passed" in run(foreign, "--self-test")
 
 
+def test_it_finds_its_bundle_and_writes_above_the_folder_that_it_is_called_in(foreign):
+    before = command_for(resolve(load(foreign).manifest.target.name))
+    command = [*before, f"../bin/{load(foreign).sampler.name}", "-n", "1", "--label", "1", "-o", "../../above.npy"]
+    done = subprocess.run(command, cwd=foreign / "src", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert np.load(foreign.parent / "above.npy").shape == (1, 1, 8, 8)
+
+
 def test_noise_has_the_bits_that_it_has_here(foreign):
     with ExecRunner(foreign) as runner:
         for seed, image, draw, count in ((0, 0, 0, 100_001), (2**63 + 5, 7, 3, 4)):

@@ -14,6 +14,7 @@ uint64_t edm_decoded_floats(void) {
 
 edm_status edm_decode(edm_session *session, const float *latent, float *image) {
   if (!session || !latent || !image) return edm_null("edm_decode");
+  if (session->busy) return edm_busy("edm_decode");
   if (!edm_decoded_floats()) return edm_fail(EDM_BAD_ARGUMENT, "edm_decode: this model draws images, not latents");
   memcpy(session->latent, latent, (size_t)edm_image_floats() * sizeof *latent);
   void *inputs[] = {session->latent}, *outputs[] = {session->decoded};

@@ -57,6 +57,7 @@ edm_status edm_step_image(const edm_session *session, edm_lane *lane, const edm_
 
 edm_status edm_begin(edm_session *session, const edm_sample_options *options) {
   if (!session || !options) return edm_null("edm_begin");
+  if (session->busy) return edm_busy("edm_begin");
   session->drawing = false;
   edm_status status = edm_first_step(session, options, &session->first);
   if (!status) status = edm_check_drawing(options, 1);

@@ -96,7 +96,8 @@ typedef struct {
   double strength;    /* with `start`: this share of the steps is executed, the last ones; above 0, up to 1 */
 } edm_sample_options;
 
-/* Called on the caller's thread once for every step of every image; a result other than 0 cancels. */
+/* Called on the caller's thread once for every step of every image; a result other than 0 cancels. It may use other
+ * sessions; to its own, functions answer EDM_BAD_ARGUMENT, and it must not free that. */
 typedef int (*edm_progress_fn)(void *user, uint64_t steps_done, uint64_t steps_total);
 
 /* What went wrong in the last call of this thread that did not return EDM_OK; "" if there was none. */
@@ -118,7 +119,8 @@ EDM_API size_t edm_session_bytes(const edm_session_options *options); /* enough 
 EDM_API edm_status edm_session_create(edm_model *model, const edm_session_options *options, edm_session **session);
 EDM_API void edm_session_free(edm_session *session);
 
-/* Choose timesteps and conditions: runs everything that depends on them alone, once. */
+/* Choose timesteps and conditions: runs everything that depends on them alone, once. If that fails, nothing is
+ * prepared, nor what was before. */
 EDM_API edm_status edm_prepare(edm_session *session, const edm_schedule *schedule, const edm_conditions *conditions);
 EDM_API edm_status edm_timesteps(const edm_session *session, int64_t *timesteps);
 

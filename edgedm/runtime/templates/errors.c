@@ -18,6 +18,10 @@ edm_status edm_fail(edm_status status, const char *format, ...) {
   return status;
 }
 
+edm_status edm_busy(const char *function) {
+  return edm_fail(EDM_BAD_ARGUMENT, "%s: the session is drawing; a progress callback may not use it", function);
+}
+
 edm_status edm_null(const char *function) {
   return edm_fail(EDM_BAD_ARGUMENT, "%s: an argument that must point to something is NULL", function);
 }

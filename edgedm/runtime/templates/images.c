@@ -217,5 +217,7 @@ edm_status edm_write_images(const char *path, const float *images, uint32_t coun
 
 edm_status edm_write_decoded(const char *path, const float *images, uint32_t count) {
   if (!path || !images) return edm_null("edm_write_decoded");
+  if (!edm_decoded_floats())
+    return edm_fail(EDM_BAD_ARGUMENT, "edm_write_decoded: this model draws images, not latents");
   return write_shaped(path, images, count, edm_compiled.decoded_shape);
 }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "program.h"
@@ -278,16 +279,20 @@ static edm_status draw(edm_session *session, const request *wanted) {
   return status;
 }
 
-/* Golden data are followed only if they are those that this model was compiled with; NULL: with none. */
-static edm_status check_golden(const char *path, const uint8_t *sha256, bool may_lack) {
-  FILE *file = fopen(path, "rb");
-  if (!file) return may_lack && errno == ENOENT ? EDM_OK : edm_fail(EDM_BAD_FILE, "%s: %s", path, strerror(errno));
-  uint8_t digest[32];
-  bool read = edm_sha256_file(file, digest);
+/* Golden data are followed only if they are those that this model was compiled with. */
+static edm_status check_golden(const char *path, const edm_digest *known, bool may_lack) {
+  struct stat status;
+  if (stat(path, &status))
+    return may_lack && errno == ENOENT ? EDM_OK : edm_fail(EDM_BAD_FILE, "%s: %s", path, strerror(errno));
+  FILE *file = S_ISREG(status.st_mode) ? fopen(path, "rb") : NULL;
+  if (!file) return edm_fail(EDM_BAD_FILE, "%s: no file that can be read", path);
+  uint8_t sha256[32];
+  bool same = known->bytes && (uint64_t)status.st_size == known->bytes && edm_sha256_file(file, sha256) &&
+              !memcmp(sha256, known->sha256, sizeof sha256);
   fclose(file);
-  if (read && sha256 && !memcmp(digest, sha256, sizeof digest)) return EDM_OK;
-  return edm_fail(EDM_BAD_FILE, read ? "%s: not the golden data that this model was compiled with (SHA-256 differs)"
-                                     : "%s: cannot be read", path);
+  return same ? EDM_OK
+              : edm_fail(EDM_BAD_FILE, "%s: not the golden data that this model was compiled with (SHA-256 differs)",
+                         path);
 }
 
 static edm_status self_test(edm_session *session, const request *wanted, bool *passed) {
@@ -296,8 +301,8 @@ static edm_status self_test(edm_session *session, const request *wanted, bool *p
   const char *own = edm_compiled.variant_count > 1 ? variant : ""; /* each has calls, and so layers, of its own */
   snprintf(golden, sizeof golden, "%s/golden/golden.bin", wanted->bundle);
   snprintf(layers, sizeof layers, "%s/golden/layers%s%s.bin", wanted->bundle, *own ? "." : "", own);
-  edm_status status = check_golden(golden, edm_compiled.golden_sha256, false);
-  if (!status) status = check_golden(layers, session->model->variant->layers_sha256, true);
+  edm_status status = check_golden(golden, &edm_compiled.golden, false);
+  if (!status) status = check_golden(layers, &session->model->variant->layers, true);
   if (status) return status;
   printf("variant %s\n", variant);
   return edm_self_test(session, golden, layers, passed);

@@ -30,6 +30,7 @@ static void *bind_ports(edm_instance *instance) {
 edm_status edm_run_node(edm_session *session, const char *name, int number, const void *const *inputs,
                         void *const *outputs) {
   if (!session || !name || !inputs || !outputs) return edm_null("edm_run_node");
+  if (session->busy) return edm_busy("edm_run_node");
   edm_instance *instance = strcmp(name, "step") == 0       ? &session->lanes[0].step
                            : strcmp(name, "prepare") == 0 ? &session->prepare
                            : strcmp(name, "decoder") == 0 ? &session->decoder
@@ -69,6 +70,8 @@ int edm_call_count(const edm_session *session) { return (int)session->lanes[0].s
 
 edm_status edm_profile(edm_session *session, int step, const float *x, uint64_t *nanoseconds) {
   if (!session || !x || !nanoseconds) return edm_null("edm_profile");
+  if (session->busy) return edm_busy("edm_profile");
+  if (!session->steps) return edm_fail(EDM_BAD_ARGUMENT, "edm_profile before edm_prepare");
   if (step < 0 || step >= session->steps)
     return edm_fail(EDM_BAD_ARGUMENT, "step: expected 0..%d of the prepared schedule, got %d", session->steps - 1,
                     step);

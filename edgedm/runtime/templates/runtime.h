@@ -68,12 +68,17 @@ typedef struct {
   uint8_t solver_order, heun, lower_order_final, euler_at_final, end_at_zero; /* of DPM-Solver++ */
 } edm_noise_schedule;
 
+typedef struct { /* of a file; bytes 0: there is none */
+  uint64_t bytes;
+  uint8_t sha256[32];
+} edm_digest;
+
 typedef struct { /* the kernels for one kind of processor, and in which order and on what they run */
   const char *name;
   const char *const *needs;         /* features of the processor, up to NULL */
   edm_graph step, prepare, decoder; /* decoder: no calls where there is none */
   uint64_t arena_bytes, step_arena_bytes; /* for any graph, for step alone */
-  const uint8_t *layers_sha256;     /* of the golden data of its calls, or NULL */
+  edm_digest layers;                /* of the golden data of its calls */
 } edm_variant;
 
 typedef struct { /* a piece of the weights */
@@ -91,7 +96,7 @@ typedef struct {
   uint64_t weights_bytes, row_bytes, states_bytes;
   const uint64_t *state_offsets; /* within a state buffer */
   const uint64_t *state_bytes;
-  const uint8_t *golden_sha256; /* of the golden data of steps, or NULL */
+  edm_digest golden;             /* of the golden data of steps */
   int64_t image_shape[3];   /* of what the sampler draws */
   int64_t decoded_shape[3]; /* zeros: it draws images */
   int64_t condition_shape[2]; /* tokens, their size; zeros: no text condition */
@@ -106,6 +111,7 @@ extern const edm_description edm_compiled;
 /* --- errors.c -------------------------------------------------------------------------------------------- */
 edm_status edm_fail(edm_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 edm_status edm_null(const char *function); /* one of its arguments is NULL, and must not be */
+edm_status edm_busy(const char *function); /* its session is drawing */
 
 /* --- sha256.c -------------------------------------------------------------------------------------------- */
 void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]);
@@ -219,6 +225,7 @@ struct edm_session {
   size_t plan_bytes;
   uint8_t *rows[EDM_PASSES];
   int64_t *timesteps;
+  bool busy; /* edm_sample runs, and may be asking its callback */
   /* what edm_begin began, in lane 0 */
   bool drawing;
   int first, next; /* steps */

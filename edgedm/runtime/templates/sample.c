@@ -90,11 +90,13 @@ static void draw_rest(drawing *job, uint32_t first) {
 edm_status edm_sample(edm_session *session, const edm_sample_options *options, float *images,
                       edm_progress_fn progress, void *user) {
   if (!session || !options || !images) return edm_null("edm_sample");
+  if (session->busy) return edm_busy("edm_sample");
   drawing job = {.session = session, .options = options, .images = images, .progress = progress, .user = user};
   edm_status status = edm_first_step(session, options, &job.first);
   if (!status) status = edm_check_drawing(options, options->images);
   if (status) return status;
   session->drawing = false; /* what edm_begin began lies in lane 0 */
+  session->busy = true;
   job.caller = pthread_self();
   uint32_t lanes = (uint32_t)session->lane_count;
   uint32_t together = lanes > 1 ? options->images / lanes * lanes : 0;
@@ -104,6 +106,7 @@ edm_status edm_sample(edm_session *session, const edm_sample_options *options, f
     tell(&job);
   }
   draw_rest(&job, together);
+  session->busy = false;
   status = (edm_status)atomic_load(&job.status);
   return status ? edm_fail(status, "%s", job.message) : EDM_OK;
 }

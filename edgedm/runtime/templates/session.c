@@ -232,6 +232,7 @@ static edm_status plan_steps(edm_session *session, const edm_schedule *schedule)
 
 edm_status edm_prepare(edm_session *session, const edm_schedule *schedule, const edm_conditions *conditions) {
   if (!session || !schedule || !conditions) return edm_null("edm_prepare");
+  if (session->busy) return edm_busy("edm_prepare");
   session->steps = 0;
   session->drawing = false;
   if (schedule->steps < 1 || schedule->steps > edm_compiled.noise.train_timesteps)
@@ -314,6 +315,8 @@ edm_status edm_lane_step(const edm_session *session, edm_lane *lane, int step) {
 
 edm_status edm_step(edm_session *session, int step, const float *x, float *output) {
   if (!session || !x || !output) return edm_null("edm_step");
+  if (session->busy) return edm_busy("edm_step");
+  if (!session->steps) return edm_fail(EDM_BAD_ARGUMENT, "edm_step before edm_prepare");
   if (step < 0 || step >= session->steps)
     return edm_fail(EDM_BAD_ARGUMENT, "step: expected 0..%d of the prepared schedule, got %d", session->steps - 1,
                     step);
@@ -330,6 +333,7 @@ edm_status edm_step(edm_session *session, int step, const float *x, float *outpu
 
 edm_status edm_reset(edm_session *session) {
   if (!session) return edm_null("edm_reset");
+  if (session->busy) return edm_busy("edm_reset");
   session->drawing = false;
   for (int i = 0; i < session->lane_count; ++i) edm_lane_reset(&session->lanes[i]);
   return EDM_OK;
@@ -354,6 +358,7 @@ static edm_status find_state(const edm_session *session, int state, uint8_t **da
 edm_status edm_state_read(const edm_session *session, int state, void *data) {
   uint8_t *from;
   if (!session || !data) return edm_null("edm_state_read");
+  if (session->busy) return edm_busy("edm_state_read");
   edm_status status = find_state(session, state, &from);
   if (!status) memcpy(data, from, (size_t)edm_compiled.state_bytes[state]);
   return status;
@@ -362,6 +367,7 @@ edm_status edm_state_read(const edm_session *session, int state, void *data) {
 edm_status edm_state_write(edm_session *session, int state, const void *data) {
   uint8_t *to;
   if (!session || !data) return edm_null("edm_state_write");
+  if (session->busy) return edm_busy("edm_state_write");
   edm_status status = find_state(session, state, &to);
   if (status) return status;
   session->drawing = false;

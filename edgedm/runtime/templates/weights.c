@@ -13,6 +13,7 @@
 static edm_status map_file(edm_model *model, int fd, uint64_t offset, uint64_t length, const char *name) {
   struct stat status;
   if (fstat(fd, &status)) return edm_fail(EDM_BAD_FILE, "%s: %s", name, strerror(errno));
+  if (!S_ISREG(status.st_mode)) return edm_fail(EDM_BAD_FILE, "%s: is no file", name);
   if (status.st_size < 0 || offset > (uint64_t)status.st_size)
     return edm_fail(EDM_BAD_FILE, "%s: offset %llu is beyond its end", name, (unsigned long long)offset);
   uint64_t rest = (uint64_t)status.st_size - offset;
