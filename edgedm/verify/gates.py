@@ -72,7 +72,8 @@ def _level_rows(level: Level, tables: Tables) -> Iterator[Row]:
         codes = figures.get("codes", 0.0)
         share = figures.get("flips", 0.0) / codes if codes else 0.0
         yield from _most("layer.max_use_of_bound", gate.max_use_of_bound, figures.get("worst_use_of_bound"))
-        yield from _most("layer.max_flip_share", gate.max_flip_share, share)
+        most = gate.max_flip_share  # a single flip of few codes shows no share
+        yield from _most("layer.max_flip_share", max(most, 1.0 / codes) if most and codes else most, share)
         yield from _most("layer.max_left_out", gate.max_left_out, figures.get("left_out"))
     elif name == "step":
         yield from _least("step.min_snr_db", tables.step.min_snr_db, figures.get("snr_db.edgedm"))

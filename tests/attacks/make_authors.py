@@ -58,8 +58,7 @@ def attacks() -> dict[str, bytes]:
         "shared-tuples.pt": archive(shared_tuples(40), b""),
         "shared-tuples-bare.pt": shared_tuples(40),
         "one-hash.pt": archive(pickle.dumps(dict.fromkeys((2**61 - 1) * n for n in range(5000)), 2), b""),
-        # the floats could be such that all tuples have one hash, too
-        "one-hash-tuples.pt": archive(pickle.dumps(dict.fromkeys((n, 0.5 + n) for n in range(1001)), 2), b""),
+        "one-hash-tuples.pt": archive(tuples_of_one_hash(101), b""),
         "complex-keys.pt": archive(called("builtins", "complex", 3), b""),
         "deep-key.pt": archive(b"\x80\x02}K\x01" + b"\x85" * 200_000 + b"K\x01s.", b""),
         "compressed.pt": archive(tensor_pickle(4, (4,), (1,)), bytes(1 << 16), zipfile.ZIP_DEFLATED),
@@ -73,6 +72,36 @@ def attacks() -> dict[str, bytes]:
         "hole.safetensors": safetensors(f'{{"a":{ENTRY.replace("0,4", "4,8")}}}', bytes(8)),
         "product-wraps.safetensors": safetensors(f'{{"a":{ENTRY.replace("[1]", f"[{1 << 62},4]")}}}', bytes(4)),
     }
+
+
+def tuples_of_one_hash(count: int) -> bytes:
+    """A dictionary of so many keys, all different and all of one hash, out of four numbers that are stored once.
+
+    CPython hashes a tuple number by number (xxHash), each step of which can be undone: a pair of numbers can be chosen
+    that leads back to where it began, so that tuples of any such pairs hash alike.
+    """
+    wrap, begin = (1 << 64) - 1, 2870177450012600261
+    factor, prime = 11400714785074694791, 14029467366897019727
+
+    def rotate(x: int, bits: int) -> int:
+        return ((x << bits) | (x >> (64 - bits))) & wrap
+
+    undo_factor, undo_prime = pow(factor, -1, 1 << 64), pow(prime, -1, 1 << 64)
+    back, pairs, first = rotate(begin * undo_factor & wrap, 33), [], 1 << 59
+    while len(pairs) < 2:
+        first += 1
+        after = rotate((begin + first * prime) & wrap, 31) * factor & wrap
+        second = (back - after) * undo_prime & wrap
+        second -= (second >> 63) << 64
+        if abs(second) < (1 << 61) - 1:  # such a number is its own hash
+            pairs.append((first, second))
+    bits = range(count.bit_length())
+    keys = [tuple(number for bit in bits for number in pairs[key >> bit & 1]) for key in range(count)]
+    assert len(set(keys)) == count and len({hash(key) for key in keys}) == 1
+    numbers = [number for pair in pairs for number in pair]
+    stored = b"".join(pickle.dumps(number, 2)[2:-1] + b"q" + bytes([at]) for at, number in enumerate(numbers))
+    taken = [b"(" + b"".join(b"h" + bytes([numbers.index(number)]) for number in key) + b"tN" for key in keys]
+    return b"\x80\x02}((" + stored + b"tN" + b"".join(taken) + b"u."
 
 
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'

@@ -45,13 +45,22 @@ def test_a_flip_is_explained_only_where_rounding_reaches_the_threshold() -> None
 
 
 def test_too_many_explained_flips_fail() -> None:
-    assert Flips(codes=100_000, up=5, down=5).complaint() is None
-    assert "at most 10 allowed" in (Flips(codes=100_000, up=6, down=5).complaint() or "")
+    assert Flips(codes=10_000_000, up=563, down=564).complaint() is None
+    assert "at most 1127 allowed" in (Flips(codes=10_000_000, up=564, down=564).complaint() or "")
 
 
 def test_one_flip_passes_in_a_layer_too_small_to_have_a_share() -> None:
     assert Flips(codes=64, up=1).complaint() is None
     assert Flips(codes=64, up=1, down=1).complaint() is not None
+
+
+@pytest.mark.parametrize("codes", [1_000, 16_384, 200_000, 10_000_000])
+def test_flips_at_the_bound_itself_hardly_ever_fail_and_three_times_as_many_do_where_there_are_many(codes) -> None:
+    rng, runs = np.random.default_rng(0), 20_000
+    noise = rng.poisson(comparison.FLIP_SHARE * codes, runs)
+    assert np.mean(noise > Flips(codes).allowed) < 2e-3  # the share that passes; what is seen is a tenth of it
+    fault = rng.poisson(3 * comparison.FLIP_SHARE * codes, runs)
+    assert codes < 200_000 or np.mean(fault > Flips(codes).allowed) > 0.99
 
 
 def test_flips_that_lean_one_way_fail() -> None:

@@ -2,12 +2,13 @@
 
 import pickle
 import pickletools
+from collections import Counter, OrderedDict
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgedm.models.importers.pickle_extent import MOST_CHOSEN, MOST_DEEP, Extent
+from edgedm.models.importers.pickle_extent import MOST_DEEP, MOST_LARGE, MOST_TUPLES_HASHED, Extent
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=3))
 VALUES = st.recursive(
@@ -51,18 +52,59 @@ def test_states_that_optimisers_and_modules_save_are_well_within(protocol):
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_keys_that_may_have_one_hash_are_few(protocol):
     modulus = 2**61 - 1  # of Python's hash of a number
-    follow(pickle.dumps({modulus * factor: 0 for factor in range(MOST_CHOSEN)}, protocol))
+    follow(pickle.dumps({modulus * factor: 0 for factor in range(MOST_LARGE)}, protocol))
     with pytest.raises(ValueError, match="numbers beyond 32 bits"):
-        follow(pickle.dumps([modulus * factor for factor in range(MOST_CHOSEN + 2)], protocol))
+        follow(pickle.dumps([modulus * factor for factor in range(MOST_LARGE + 2)], protocol))
 
 
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_so_are_floats_in_tuples_whose_hashes_can_be_chosen_too(protocol):
-    follow(pickle.dumps({(index, 0.5 + index): 0 for index in range(MOST_CHOSEN)}, protocol))
-    with pytest.raises(ValueError, match="floats in tuples"):
-        follow(pickle.dumps({(index, 0.5 + index): 0 for index in range(MOST_CHOSEN + 1)}, protocol))
-    shared = [(0.5, 0.5)] * (MOST_CHOSEN + 1)  # one tuple
-    follow(pickle.dumps(shared, protocol))
+def test_so_are_keys_that_are_tuples_whose_hashes_can_be_chosen_too(protocol, kind):
+    keys = [(index, 0.5) for index in range(MOST_TUPLES_HASHED + 1)]
+    follow(pickle.dumps([kind(dict.fromkeys(keys[1:], 0)), keys], protocol))
+    with pytest.raises(ValueError, match="more than 100 of its keys are tuples"):
+        follow(pickle.dumps(kind(dict.fromkeys(keys, 0)), protocol))
+
+
+@pytest.mark.parametrize(
+    "protocol", range(2, 4)
+)  # in later ones a set has opcodes of its own, which torch does not read
+def test_sets_and_counters_hold_numbers_and_text(protocol):
+    follow(pickle.dumps([{1, 2, "three"}, Counter({1: 2, 5: 1}), OrderedDict(a=(1, 2)), set()], protocol))
+    for value in ({(1, 2)}, {frozenset([1])}):
+        with pytest.raises(ValueError, match="with more than numbers and text"):
+            follow(pickle.dumps(value, protocol))
+
+
+def called(name: str, arguments: bytes) -> bytes:
+    return b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n" + arguments + b"R."
+
+
+PAIR = b"K\x01K\x02\x86"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        called("builtins set", b"](" + PAIR + b"e\x85"),
+        called("__builtin__ set", b"(" + PAIR + b"t\x85"),
+        called("collections Counter", b"]q\x00(" + PAIR + b"e\x85"),
+        called("collections Counter", b"]q\x00\x85q\x01h\x00" + PAIR + b"a\x86"),  # it grows inside its tuple
+        called("collections OrderedDict", b"](](" + PAIR + b"Nee\x85"),
+        called("builtins set", b"](](" + PAIR + b"ee"),  # a list in the tuple's place
+        b"\x80\x02ccollections\nOrderedDict\n)R](](" + PAIR + b"Neeb.",
+    ],
+)
+def test_other_ways_to_hash_tuples_are_refused(content):
+    with pytest.raises(ValueError, match=r"with more than numbers and text|a state that is no dictionary"):
+        follow(content)
+
+
+def test_tuples_that_name_a_storage_are_its_keys():
+    name = b"(X\x07\x00\x00\x00storage" + b"K\x01" + PAIR + b"tQ0"
+    follow(b"\x80\x02" + name * MOST_TUPLES_HASHED + b"N.")
+    with pytest.raises(ValueError, match="more than 100 of its keys are tuples"):
+        follow(b"\x80\x02" + name * (MOST_TUPLES_HASHED + 1) + b"N.")
 
 
 def test_values_may_nest_as_deep_as_the_bound_and_no_deeper():
