@@ -13,13 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from edgedm.errors import InvalidModelError
 from edgedm.files import check_regular
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 16
 """No gate file is larger; TOML is parsed in memory."""
+
+MAX_PARTS = 100
+"""Dots in a line: the parser's time and memory grow with the square of a key's parts, of which ours has up to four."""
 
 NOISES = ("same", "independent")
 TESTS = 3 * len(NOISES)
@@ -28,10 +31,10 @@ TESTS = 3 * len(NOISES)
 MARGIN = 16
 """So many times rarer than a row's chance is the rarest that exchanged pairs give, so that throws tell it apart."""
 
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
 
 class _Table(BaseModel):
@@ -41,7 +44,7 @@ class _Table(BaseModel):
 class _LevelGate(_Table):
     """`required` false: the level is run and shown, but does not decide."""
 
-    required: bool = True
+    required: StrictBool = True
 
 
 class ConstantsGate(_LevelGate):
@@ -59,13 +62,13 @@ class LayerGate(_LevelGate):
 
     max_use_of_bound: Positive | None = None
     max_flip_share: Share | None = 1e-4
-    max_left_out: Annotated[int, Field(ge=0)] | None = None
+    max_left_out: Annotated[int, Field(strict=True, ge=0)] | None = None
 
 
 class StepGate(_LevelGate):
     """Of level step: our error over torch float32's, and the signal-to-noise ratio of the output against float64."""
 
-    ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    ratio: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)] = 2.0
     min_snr_db: Number | None = None
 
 
@@ -75,7 +78,7 @@ class TrajectoryGate(_LevelGate):
     Of a latent model those are the decoded images.
     """
 
-    ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    ratio: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)] = 2.0
     min_psnr_db: Number | None = None
     min_worst_psnr_db: Number | None = None
 
@@ -89,9 +92,9 @@ class DistributionGate(_LevelGate):
     a dozen times its inverse of throws to tell: hence the bounds of `samples` and `chance`.
     """
 
-    samples: Annotated[int, Field(ge=16, le=8192)] = 256
-    chance: Annotated[float, Field(ge=1e-4, le=0.5)] = 1e-3
-    max_shift: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    samples: Annotated[int, Field(strict=True, ge=16, le=8192)] = 256
+    chance: Annotated[float, Field(strict=True, ge=1e-4, le=0.5)] = 1e-3
+    max_shift: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.01
     max_drop: Share = 0.02
     min_precision: Share | None = None
     min_recall: Share | None = None
@@ -100,8 +103,8 @@ class DistributionGate(_LevelGate):
 class SizeGate(_Table):
     """Of a bundle: bytes of the folder without golden data, of what a program loads, and the ratio to float32."""
 
-    max_bundle_bytes: Annotated[int, Field(ge=1)] | None = None
-    max_shipped_bytes: Annotated[int, Field(ge=1)] | None = None
+    max_bundle_bytes: Annotated[int, Field(strict=True, ge=1)] | None = None
+    max_shipped_bytes: Annotated[int, Field(strict=True, ge=1)] | None = None
     min_ratio: Positive | None = None
 
 
@@ -141,9 +144,9 @@ class Gate(Tables):
     """A gate file: which levels, over which schedule, and the tables; `method` holds what differs for some methods."""
 
     levels: Annotated[tuple[LevelName, ...], Field(min_length=1)] | None = None
-    steps: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    steps: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
     sampler: Literal["ddim", "ddpm", "dpm-solver++"] | None = None
-    images: Annotated[int, Field(ge=1, le=1000)] | None = None  # drawn together, all their steps in memory
+    images: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None  # drawn together, all their steps in memory
     timesteps: Count | None = None
     sample: Count | None = None
     features: Annotated[str, Field(min_length=1)] | None = None
@@ -201,7 +204,10 @@ def load_gate(path: str | os.PathLike[str]) -> Gate:
     try:
         if check_regular(path) > MAX_BYTES:
             raise InvalidModelError(f"{path}: expected at most {MAX_BYTES} bytes of TOML")
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if any(line.count(".") > MAX_PARTS and not line.startswith("#") for line in text.split("\n")):
+            raise InvalidModelError(f"{path}: a line has more than {MAX_PARTS} dots; a key has up to four parts")
+        values = tomllib.loads(text)
     except FileNotFoundError as error:
         raise InvalidModelError(f"{path}: no such file; expected a gate file in TOML") from error
     except (ValueError, RecursionError) as error:  # TOML and UTF-8 errors are ValueErrors
