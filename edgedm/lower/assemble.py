@@ -1,5 +1,6 @@
 """A lowered model -> the files of a bundle: objects, generated C, libraries, golden data, manifest."""
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from edgedm import progress
 from edgedm.bundle import Manifest, Section
 from edgedm.bundle import Variant as VariantEntry
 from edgedm.bundle.limits import check_limits
-from edgedm.bundle.manifest import GraphName, Schedule, TargetEntry
+from edgedm.bundle.manifest import FileEntry, GraphName, Schedule, TargetEntry
 from edgedm.bundle.store import IN_WEBASSEMBLY, LIBRARY, PROBE, SAMPLER, WEIGHTS
 from edgedm.export.graph_io import serialize_graph
 from edgedm.lower import toolchain
@@ -27,8 +28,7 @@ from edgedm.lower.codegen import (
     PROBE_SOURCES,
     PROGRAM_SOURCES,
     TEMPLATES,
-    Digest,
-    GoldenDigests,
+    GoldenFiles,
     Graph,
     Variant,
     lay_out,
@@ -156,11 +156,11 @@ def _link(folder: Path, prefix: str, target: Target) -> None:
             write_library(folder, work, prefix, target)
 
 
-def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> GoldenDigests:
+def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> GoldenFiles:
     for name, model in lowered.models.items():
         (folder / f"{name}.onnx").write_bytes(serialize_graph(model))
     if not lowered.golden.is_file():
-        return GoldenDigests()
+        return GoldenFiles()
     shutil.copyfile(lowered.golden, folder / "golden.safetensors")
     states = [port for port in lowered.graphs["step"].inputs if port.role == "state"]
     interface = lowered.interface
@@ -173,8 +173,12 @@ def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> GoldenDigests
         for variant in manifest.variants():
             data = layer_golden(models, lowered.golden, manifest.of(variant).nodes)
             (folder / (f"layers.{variant}.bin" if manifest.others else "layers.bin")).write_bytes(data)
-            layers[variant] = Digest.of(data)
-    return GoldenDigests(Digest.of(steps), layers)
+            layers[variant] = _entry(data)
+    return GoldenFiles(_entry(steps), layers)
+
+
+def _entry(data: bytes) -> FileEntry:
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
 def _manifest(lowered: Lowered, kernel_bytes: Sequence[int]) -> Manifest:

@@ -1,6 +1,5 @@
 """Plans -> C: the tables of model.c, and the runtime's own sources beside them."""
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import jinja2
 import numpy as np
 
 import edgedm
-from edgedm.bundle.manifest import GraphName, Node, Operand, Port
+from edgedm.bundle.manifest import FileEntry, GraphName, Node, Operand, Port
 from edgedm.diffusion.normal_table import ROWS
 from edgedm.errors import UnsupportedError
 from edgedm.lower.interface import Interface
@@ -92,24 +91,11 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Digest:
-    """By which the program knows a file."""
-
-    size: int
-    sha256: list[int]
-
-    @classmethod
-    def of(cls, data: bytes) -> "Digest":
-        """That of a file of these bytes."""
-        return cls(len(data), list(hashlib.sha256(data).digest()))
-
-
-@dataclass(frozen=True)
-class GoldenDigests:
+class GoldenFiles:
     """The golden data that a self-test reads: of steps, and of the layers of the variants that have any, by target."""
 
-    steps: Digest | None = None
-    layers: Mapping[str, Digest] = field(default_factory=dict)
+    steps: FileEntry | None = None
+    layers: Mapping[str, FileEntry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,12 +131,13 @@ def write_sources(
     interface: Interface,
     weights: WeightsFile,
     default: tuple[int, str],
-    golden: GoldenDigests,
+    golden: GoldenFiles,
 ) -> None:
     """Write every C file of the bundle into `folder`. The most demanding of the variants comes first."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters["octets"] = lambda digits: ", ".join(map(str, bytes.fromhex(digits)))
     contexts: dict[str, dict[str, Any]] = {
         "edgedm_names.h": {"prefix": prefix},
         "noise.c": {"rows": [[f"{value!r}F" for value in row] for row in ROWS]},
@@ -211,7 +198,7 @@ def _model(
     interface: Interface,
     weights: WeightsFile,
     default: tuple[int, str],
-    golden: GoldenDigests,
+    golden: GoldenFiles,
 ) -> dict[str, Any]:
     noise, graphs = interface.noise, variants[0].graphs
     layout = lay_out(graphs["step"], graphs["prepare"])
@@ -225,7 +212,7 @@ def _model(
                 "offset": section.offset,
                 "bytes": section.bytes,
                 "readers": sum(1 << reader for reader in section.readers),
-                "sha256": list(bytes.fromhex(section.sha256)),
+                "sha256": section.sha256,
             }
             for section in weights.sections
         ],
@@ -262,7 +249,7 @@ def _model(
     }
 
 
-def _variant(variant: Variant, layout: Layout, tag: str, golden: GoldenDigests) -> dict[str, Any]:
+def _variant(variant: Variant, layout: Layout, tag: str, golden: GoldenFiles) -> dict[str, Any]:
     graphs = variant.graphs.values()
     return {
         "name": variant.target.name,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as encode
 from torch import Tensor, nn
 
 from edgedm.atomic import atomic_dir, read_mark
@@ -89,11 +89,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         files[DECODER_FILE] = _stored(checkpoint.decoder, path)
     with atomic_dir(path, strangeness) as folder:
         for name, tensors in files.items():
-            try:
-                save_file(tensors, str(folder / name))
-            except SafetensorError as error:  # it says what the system refused
-                raise InvalidModelError(f"{path}: {error}") from error
-            (folder / name).chmod(0o644)  # safetensors makes it private to its writer
+            (folder / name).write_bytes(encode(tensors))
         text = json.dumps(checkpoint.config.model_dump(mode="json"), indent=1)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -79,7 +79,7 @@ def save_classifier(model: DigitClassifier, path: Path = FILE) -> None:
     """Write the weights as float16 safetensors, whole or not at all."""
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     with atomic_file(path) as scratch:
-        save_file(tensors, scratch)
+        scratch.write_bytes(save(tensors))
 
 
 def load_classifier(path: Path = FILE) -> DigitClassifier:

@@ -20,8 +20,6 @@ from edgedm.android.sysroot import imports
 from edgedm.bundle import load
 from edgedm.errors import InvalidModelError, ToolchainError, UnsupportedError
 
-pytestmark = pytest.mark.slow  # its bundle takes most of a minute to build
-
 ANDROID = "{http://schemas.android.com/apk/res/android}"
 JAVA_8 = 52  # of a class file's header
 

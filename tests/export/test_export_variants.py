@@ -34,11 +34,11 @@ VARIANTS = {
     "lmb, 8 bits, edges of 8 bits": ("binarydm", "paper", "W1A8", {"bases": "lmb"}),
     "projections as convolutions": ("bidm", "paper", "W1A1", {"attention": "conv2d"}),
 }
-LONGER = [*VARIANTS][1:]
+FIRST, *LONGER = VARIANTS
 PRODUCT = 1e-5  # a few products in a row, sums of at most 72 terms
 
 
-@pytest.fixture(scope="module", params=["lmb", *(pytest.param(each, marks=pytest.mark.slow) for each in LONGER)])
+@pytest.fixture(scope="module", params=[FIRST, *(pytest.param(each, marks=pytest.mark.slow) for each in LONGER)])
 def exported(request, tmp_path_factory) -> SimpleNamespace:
     method, variant, nominal, options = VARIANTS[request.param]
     connected = method == "bidm"

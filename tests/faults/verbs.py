@@ -107,7 +107,7 @@ def verbs(room: Path) -> dict[str, Verb]:
 
 
 def training_state(folder: Path) -> Any:
-    """A state with something of everything in it, the same each time."""
+    """The state after one iteration of a loop, the same each time."""
     import torch
 
     from edgedm.training.processes import Processes
@@ -116,8 +116,12 @@ def training_state(folder: Path) -> Any:
     torch.manual_seed(0)
     module = torch.nn.Linear(8, 8)
     optimiser = torch.optim.Adam(module.parameters())
-    state = State(folder, module, None, optimiser, {}, Processes())
-    state.iteration = 7
+    state = State(folder, module, torch.nn.Linear(8, 8), optimiser, {}, Processes())
+    loss = module(torch.ones(1, 8)).square().mean()
+    loss.backward()
+    optimiser.step()
+    state.add({"loss": loss})
+    state.point()
     return state
 
 

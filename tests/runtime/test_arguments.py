@@ -109,6 +109,7 @@ def test_null_is_refused_by_the_name_of_the_function(library, model, session, tm
         "run_node": (session, b"step", 0, (ctypes.c_void_p * 1)(), (ctypes.c_void_p * 1)()),
         "profile": (session, 0, IMAGE, (ctypes.c_uint64 * 1)()),
         "write_images": (bytes(tmp_path / "a.npy"), IMAGE, 1),
+        "write_decoded": (bytes(tmp_path / "a.npy"), IMAGE, 1),
     }
     for name, arguments in calls.items():
         for at, argument in enumerate(arguments):
@@ -146,6 +147,8 @@ def test_a_callback_may_not_use_the_session_that_draws(library, model, images):
         "state_read": (0, IMAGE),
         "state_write": (0, IMAGE),
         "begin": (draw,),
+        "next": (None,),
+        "current": (IMAGE,),
         "sample": (draw, drawn, lib.ProgressFunction(), None),
         "decode": (IMAGE, IMAGE),
         "run_node": (b"step", 0, (ctypes.c_void_p * 1)(), (ctypes.c_void_p * 1)()),
@@ -173,6 +176,8 @@ def test_a_callback_may_not_use_the_session_that_draws(library, model, images):
 def test_what_comes_before_prepare_or_without_a_decoder_is_said(library, session, tmp_path):
     with pytest.raises(UnsupportedError, match="edm_step before edm_prepare"):
         library.check("step", session, 0, IMAGE, IMAGE)
+    with pytest.raises(UnsupportedError, match="edm_profile before edm_prepare"):
+        library.check("profile", session, 0, IMAGE, (ctypes.c_uint64 * 1)())
     with pytest.raises(UnsupportedError, match="edm_write_decoded: this model draws images"):
         library.check("write_decoded", bytes(tmp_path / "a.npy"), IMAGE, 1)
     assert not list(tmp_path.iterdir())

@@ -173,15 +173,27 @@ def test_a_self_test_refuses_golden_data_that_were_altered(tiny_bundle, tmp_path
     for data in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], whole + bytes(64), b""):
         path.write_bytes(data)
         done = _run(tmp_path / "b", "--self-test")
+        why = " (SHA-256 differs)" if len(data) == len(whole) else f": expected {len(whole)} bytes, found {len(data)}"
         assert done.returncode == 2
-        assert f"{name}: not the golden data that this model was compiled with (SHA-256 differs)" in done.stderr
+        assert f"{name}: not the golden data that this model was compiled with{why}\n" in done.stderr
         assert not done.stdout
     for other in (path.mkdir, lambda: path.symlink_to("/dev/zero"), lambda: os.mkfifo(path)):
         path.rmdir() if path.is_dir() else path.unlink()
         other()
         done = _run(tmp_path / "b", "--self-test", timeout=20)
         assert done.returncode == 2
-        assert f"{name}: no file that can be read" in done.stderr
+        assert f"{name}: is no file" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "start.npy"])
+def test_a_pipe_is_not_waited_for(tiny_bundle, tmp_path, name):
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    (tmp_path / "b/weights.bin").rename(tmp_path / "weights.bin") if name == "weights.bin" else None
+    os.mkfifo(tmp_path / "b" / name)
+    options = [] if name == "weights.bin" else ["--start", tmp_path / "b" / name]
+    done = _run(tmp_path / "b", *options, timeout=20, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{name}: is no file" in done.stderr
 
 
 def test_a_model_without_golden_data_takes_none(tiny_folder, tiny_bundle, tmp_path):
@@ -194,7 +206,7 @@ def test_a_model_without_golden_data_takes_none(tiny_folder, tiny_bundle, tmp_pa
     shutil.copytree(tiny_bundle / "golden", tmp_path / "b/golden", dirs_exist_ok=True)
     done = _run(tmp_path / "b", "--self-test")
     assert done.returncode == 2
-    assert "golden.bin: not the golden data" in done.stderr
+    assert "golden.bin: this model was compiled without such golden data" in done.stderr
 
 
 def test_it_starts_from_images_as_python_does(tiny_bundle, tmp_path):

@@ -13,7 +13,8 @@ os.environ["TVM_NUM_THREADS"] = "2"  # on any machine, so that a race would show
 os.environ["TVM_BIND_THREADS"] = "0"  # or the pool would keep this process on one core
 sys.path.insert(0, str(Path(__file__).parent))
 
-VARIANTS = ("host", "x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
+OTHERS = ("x86-64-v4", "x86-64-v2", "x86-64")
+VARIANTS = ("host", "x86-64-v3", *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS))
 EMULATED = ("aarch64",)  # what later cores add is for test_neon_products.py
 
 

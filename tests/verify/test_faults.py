@@ -7,12 +7,13 @@ import pytest
 import tiny
 
 from edgedm.bundle import Manifest, Operand
+from edgedm.errors import InvalidModelError
 from edgedm.outcome import Outcome
 from edgedm.targets.kernels import code_product, mathematics
 from edgedm.targets.kernels.builder import cast, const
 from edgedm.targets.kernels.dot_image import Image
 from edgedm.targets.kernels.tiles import Border
-from edgedm.verify import verify
+from edgedm.verify import main, verify
 
 STEPS = 10
 METHODS = ["bidm", *(pytest.param(method, marks=pytest.mark.slow) for method in ("binarydm", "w4a4"))]
@@ -130,7 +131,6 @@ LAYER = "mid_block.resnets.1.conv2"
 """A dilated 3x3 convolution of the W4A4 model, on a grid from a table."""
 
 
-@pytest.mark.slow
 def test_one_changed_weight_code_is_found_in_its_layer(bundle, tmp_path) -> None:
     def edit(weights: np.ndarray, manifest) -> None:
         weights[operand(manifest, f"{LAYER}.codes.last").offset + 5] ^= 1
@@ -224,3 +224,11 @@ def test_uniform_rounding_half_up_is_found(deployed, monkeypatch) -> None:
     assert any("QuantizeUniform" in row and "ties: " in row for row in rows)
     assert any("QuantizeHeads" in row and "ties: " in row for row in rows)
     assert any("GroupNormSiluQuantizeUniform" in row and "norm on ties: " in row for row in rows)
+
+
+def test_a_checkpoint_of_another_config_is_refused_before_the_first_level(bundle, monkeypatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(main.Examination, "level", lambda _self, name: ran.append(name))
+    with pytest.raises(InvalidModelError, match=r"was not made from this checkpoint: .*method.* differ"):
+        verify(bundle("bidm"), tiny.checkpoint("binarydm"), levels=("op", "pass", "layer"), steps=4)
+    assert ran == []

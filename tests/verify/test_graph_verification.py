@@ -209,7 +209,6 @@ def optimised(exported):
     return path
 
 
-@pytest.mark.slow
 def test_an_optimised_graph_holds_with_its_weights_still_packed(exported, optimised) -> None:
     outcome = verify(optimised, exported[1], steps=STEPS)
     assert outcome.ok, outcome.details["first_failure"]

@@ -76,6 +76,7 @@ int edm_steps_left(const edm_session *session) {
 
 edm_status edm_next(edm_session *session, float *preview) {
   if (!session) return edm_null("edm_next");
+  if (session->busy) return edm_busy("edm_next");
   if (edm_steps_left(session) < 1)
     return edm_fail(EDM_BAD_ARGUMENT, "edm_next: no step is left; begin an image with edm_begin");
   edm_lane *lane = &session->lanes[0];
@@ -90,6 +91,7 @@ edm_status edm_next(edm_session *session, float *preview) {
 
 edm_status edm_current(const edm_session *session, float *x) {
   if (!session || !x) return edm_null("edm_current");
+  if (session->busy) return edm_busy("edm_current");
   if (!session->drawing) return edm_fail(EDM_BAD_ARGUMENT, "edm_current: nothing is drawn; begin with edm_begin");
   memcpy(x, session->lanes[0].x, (size_t)edm_image_floats() * sizeof(float));
   return EDM_OK;

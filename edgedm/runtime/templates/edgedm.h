@@ -97,7 +97,8 @@ typedef struct {
 } edm_sample_options;
 
 /* Called on the caller's thread once for every step of every image; a result other than 0 cancels. It may use other
- * sessions; to its own, functions answer EDM_BAD_ARGUMENT, and it must not free that. */
+ * sessions; functions that draw with its own or change it answer EDM_BAD_ARGUMENT, and it must not free that. It has to
+ * return: no exception and no longjmp may leave it. */
 typedef int (*edm_progress_fn)(void *user, uint64_t steps_done, uint64_t steps_total);
 
 /* What went wrong in the last call of this thread that did not return EDM_OK; "" if there was none. */

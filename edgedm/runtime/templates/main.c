@@ -281,18 +281,22 @@ static edm_status draw(edm_session *session, const request *wanted) {
 
 /* Golden data are followed only if they are those that this model was compiled with. */
 static edm_status check_golden(const char *path, const edm_digest *known, bool may_lack) {
-  struct stat status;
-  if (stat(path, &status))
+  struct stat found;
+  if (stat(path, &found))
     return may_lack && errno == ENOENT ? EDM_OK : edm_fail(EDM_BAD_FILE, "%s: %s", path, strerror(errno));
-  FILE *file = S_ISREG(status.st_mode) ? fopen(path, "rb") : NULL;
-  if (!file) return edm_fail(EDM_BAD_FILE, "%s: no file that can be read", path);
+  if (!S_ISREG(found.st_mode)) return edm_fail(EDM_BAD_FILE, "%s: is no file", path);
+  if (!known->bytes) return edm_fail(EDM_BAD_FILE, "%s: this model was compiled without such golden data", path);
+  if ((uint64_t)found.st_size != known->bytes)
+    return edm_fail(EDM_BAD_FILE, "%s: not the golden data that this model was compiled with: expected %llu bytes, "
+                    "found %llu", path, (unsigned long long)known->bytes, (unsigned long long)found.st_size);
+  FILE *file = fopen(path, "rb");
+  if (!file) return edm_fail(EDM_BAD_FILE, "%s: %s", path, strerror(errno));
   uint8_t sha256[32];
-  bool same = known->bytes && (uint64_t)status.st_size == known->bytes && edm_sha256_file(file, sha256) &&
-              !memcmp(sha256, known->sha256, sizeof sha256);
+  bool read = edm_sha256_file(file, sha256);
   fclose(file);
-  return same ? EDM_OK
-              : edm_fail(EDM_BAD_FILE, "%s: not the golden data that this model was compiled with (SHA-256 differs)",
-                         path);
+  if (!read) return edm_fail(EDM_BAD_FILE, "%s: cannot be read", path);
+  if (!memcmp(sha256, known->sha256, sizeof sha256)) return EDM_OK;
+  return edm_fail(EDM_BAD_FILE, "%s: not the golden data that this model was compiled with (SHA-256 differs)", path);
 }
 
 static edm_status self_test(edm_session *session, const request *wanted, bool *passed) {

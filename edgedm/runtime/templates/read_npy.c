@@ -52,6 +52,7 @@ static edm_status read_open(FILE *file, const char *path, const int64_t *shape, 
 }
 
 edm_status edm_read_npy(const char *path, const int64_t *shape, int rank, float *values) {
+  if (!edm_may_be_read(path)) return edm_fail(EDM_BAD_ARGUMENT, "%s: is no file", path);
   FILE *file = fopen(path, "rb");
   if (!file) return edm_fail(EDM_BAD_ARGUMENT, "%s: %s", path, strerror(errno));
   edm_status status = read_open(file, path, shape, rank, values);

@@ -125,6 +125,9 @@ edm_status edm_pick_variant(const char *name, const edm_variant **picked);
 bool edm_variant_lacks(const edm_variant *variant, char *text, size_t room);
 
 /* --- weights.c ------------------------------------------------------------------------------------------- */
+/* False: something is there, and no file; opening a pipe would wait. */
+bool edm_may_be_read(const char *path);
+
 struct edm_model {
   const edm_variant *variant; /* the one that runs */
   const uint8_t *weights;

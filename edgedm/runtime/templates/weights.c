@@ -9,11 +9,15 @@
 
 #include "runtime.h"
 
+bool edm_may_be_read(const char *path) {
+  struct stat found;
+  return stat(path, &found) || S_ISREG(found.st_mode);
+}
+
 /* Map [offset, offset + length) of an open file; length 0 means up to its end. */
 static edm_status map_file(edm_model *model, int fd, uint64_t offset, uint64_t length, const char *name) {
   struct stat status;
   if (fstat(fd, &status)) return edm_fail(EDM_BAD_FILE, "%s: %s", name, strerror(errno));
-  if (!S_ISREG(status.st_mode)) return edm_fail(EDM_BAD_FILE, "%s: is no file", name);
   if (status.st_size < 0 || offset > (uint64_t)status.st_size)
     return edm_fail(EDM_BAD_FILE, "%s: offset %llu is beyond its end", name, (unsigned long long)offset);
   uint64_t rest = (uint64_t)status.st_size - offset;
@@ -47,6 +51,7 @@ static edm_status find(edm_model *model, const edm_source *source) {
     return EDM_OK;
   }
   if (!source->path) return map_file(model, source->fd, source->offset, source->length, "weights");
+  if (!edm_may_be_read(source->path)) return edm_fail(EDM_BAD_FILE, "%s: is no file", source->path);
   int fd = open(source->path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return edm_fail(EDM_BAD_FILE, "%s: %s", source->path, strerror(errno));
   edm_status status = map_file(model, fd, source->offset, source->length, source->path);
