@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
 
 from edgedm import progress
 from edgedm.atomic_files import check_settled
@@ -22,20 +21,16 @@ from edgedm.export.decoder_file import load_decoder
 from edgedm.export.graph_io import graph_info, serialize_graph
 from edgedm.lower.assemble import Lowered, assemble
 from edgedm.lower.cache import fetch, keep, key_of
-from edgedm.lower.channels_last import ChannelsLast
 from edgedm.lower.codegen import Graph, Variant, identifier
 from edgedm.lower.importer import import_graph, is_ours
 from edgedm.lower.interface import load_pair, output_roles
+from edgedm.lower.layout import lay_out
 from edgedm.lower.plan import Plan, make_plan, move_weights
-from edgedm.lower.split_gemm import SplitGemm
 from edgedm.lower.tidy import WORKSPACE_BYTES, tidy, workspace_bytes
 from edgedm.lower.weights import Weights
-from edgedm.lower.widen_codes import WidenCodes
-from edgedm.ops import DOMAIN, infer_shapes
 from edgedm.outcome import Outcome
 from edgedm.passes.editing import dims
 from edgedm.targets import Target, resolve_variants
-from edgedm.targets.kernels.select import OPS
 
 _DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT64: "int64", ir.DataType.INT32: "int32"}
 _DTYPES |= {ir.DataType.UINT8: "uint8", ir.DataType.INT8: "int8", ir.DataType.BOOL: "bool"}
@@ -121,16 +116,11 @@ class _LaidOut:
 
 def _lay_out(name: GraphName, model: ir.Model) -> _LaidOut:
     """Do what no target matters to; `model` becomes channels-last in place."""
-    InlinePass(criteria=lambda function: function.domain == DOMAIN and function.name not in OPS)(model)
-    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
-    infer_shapes(model)
-    widen = WidenCodes()
-    for phase in (widen, SplitGemm(), ChannelsLast()):
-        phase(model)
+    slow = lay_out(model)
     before, after = graph_info(model).inputs, output_roles(model)
     inputs = [_port(value, before[value.name or ""]) for value in model.graph.inputs]
     outputs = [_port(value, after[value.name or ""]) for value in model.graph.outputs]
-    return _LaidOut(name, inputs, outputs, tuple(widen.slow))
+    return _LaidOut(name, inputs, outputs, slow)
 
 
 def _lower(graph: _LaidOut, model: ir.Model, target: Target, weights: Weights, reader: int) -> Graph:

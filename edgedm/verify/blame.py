@@ -96,7 +96,7 @@ def _kernel(row: Row) -> str:
 
 
 def _of_pass(row: Row) -> str:
-    if row.name == "weights":
+    if row.name in ("weights", "nodes"):
         return "compile, or a change of the bundle: its graph is not what the pipeline makes of the checkpoint"
     return f"pass {row.name.split(' ')[0]}"
 

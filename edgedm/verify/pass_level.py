@@ -18,6 +18,7 @@ from edgedm.models import Checkpoint
 from edgedm.passes import optimize
 from edgedm.verify.graphs import Graph
 from edgedm.verify.report import Level, Row
+from edgedm.verify.wiring import wiring_row
 
 _INTEGERS = (ir.DataType.UINT4, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.INT8)
 
@@ -25,16 +26,16 @@ DEMAND = "exact, or within rounding region by region"
 
 
 def pass_level(against: Checkpoint | str, graphs: Mapping[str, Graph], steps: int, sampler: str) -> Level:
-    """Export `against`, optimise with `check=True`, and compare the bundle's weights with the fresh ones."""
+    """Export `against`, optimise with `check=True`, and compare the bundle's weights and nodes with the fresh ones."""
     with tempfile.TemporaryDirectory(prefix="edgedm-") as folder:
         exported, deployed = Path(folder) / "model.onnx", Path(folder) / "deploy.onnx"
         export(against, exported)
         outcome = optimize(exported, deployed, check=True, steps=steps, sampler=sampler)
         rows = [_row(verdict) for verdict in outcome.details["check"]]
         if outcome.ok:
-            fresh = {"step": load_graph(deployed), "prepare": load_graph(deployed.with_suffix(".prepare.onnx"))}
-            decoder = load_decoder(deployed, graph_info(fresh["step"]).config)
-            rows.append(constants_row(fresh if decoder is None else {**fresh, "decoder": decoder}, graphs))
+            rows.append(constants_row(_load(deployed), graphs))
+            nodes = wiring_row(_load(deployed), graphs)
+            rows += [nodes] if nodes else []
         elif all(row.ok for row in rows):
             rows.append(Row("pipeline", False, note=str(outcome.details.get("broken", "failed"))))
     exact = sum(bool(verdict["exact"]) for verdict in outcome.details["check"])
@@ -44,6 +45,12 @@ def pass_level(against: Checkpoint | str, graphs: Mapping[str, Graph], steps: in
         "worst_use_of_bound": max((row.figures.get("use of bound", 0.0) for row in rows), default=0.0),
     }
     return Level("pass", DEMAND, tuple(rows), figures)
+
+
+def _load(deployed: Path) -> dict[str, ir.Model]:
+    models = {"step": load_graph(deployed), "prepare": load_graph(deployed.with_suffix(".prepare.onnx"))}
+    decoder = load_decoder(deployed, graph_info(models["step"]).config)
+    return models if decoder is None else {**models, "decoder": decoder}
 
 
 def _row(verdict: Mapping[str, Any]) -> Row:

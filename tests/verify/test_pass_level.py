@@ -1,15 +1,15 @@
 """Level "pass" compares every constant that a bundle's graphs share with the checkpoint's."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 from edgedm.export.graph_io import load_graph
-from edgedm.lower.channels_last import ChannelsLast
-from edgedm.lower.split_gemm import SplitGemm
-from edgedm.lower.widen_codes import WidenCodes
+from edgedm.lower.layout import lay_out
 from edgedm.verify.graphs import Graph
 from edgedm.verify.pass_level import constants_row
+from edgedm.verify.wiring import wiring_row
 
 
 @pytest.fixture
@@ -25,8 +25,7 @@ def graphs(deployed) -> dict[str, Graph]:
     path, lowered = deployed("bidm"), {}
     for name, file in (("step", path), ("prepare", path.with_suffix(".prepare.onnx"))):
         model = load_graph(file)
-        for phase in (WidenCodes(), SplitGemm(), ChannelsLast()):
-            phase(model)
+        lay_out(model)
         lowered[name] = Graph(model)
     return lowered
 
@@ -71,6 +70,45 @@ def test_a_constant_of_another_shape_is_found(fresh, graphs) -> None:
     graphs["step"].constants["conv_norm_out.weight"] = np.ones(1, np.float32)
     note = constants_row(fresh, graphs).note
     assert "step: conv_norm_out.weight: all" in note and note.endswith(", got float32[1]")
+
+
+def test_the_nodes_of_a_right_bundle_are_those_of_a_fresh_graph(fresh, graphs) -> None:
+    row = wiring_row(fresh, graphs)
+    assert row is not None and row.ok, row
+    assert row.figures["compared"] == sum(len(graph.proto.graph.node) for graph in graphs.values())
+
+
+def _rewire(graph: onnx.GraphProto) -> str:
+    node = next(each for each in graph.node if each.op_type == "Mul")
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+    return f"step: Mul {node.name}: input 0: expected "
+
+
+def _scale(graph: onnx.GraphProto) -> str:
+    scalars = {each.name: each for each in graph.initializer if each.data_type == 1 and not list(each.dims)}
+    node = next(each for each in graph.node if each.op_type == "Mul" and each.input[1] in scalars)
+    other = onnx.numpy_helper.to_array(scalars[node.input[1]]) * np.float32(1.001)
+    graph.initializer.append(onnx.numpy_helper.from_array(other, "by hand"))
+    node.input[1] = "by hand"
+    return f"step: Mul {node.name}: input 1: expected "
+
+
+def _attribute(graph: onnx.GraphProto) -> str:
+    node = next(each for each in graph.node if each.op_type == "Softmax")
+    node.attribute[0].i = 1
+    return f"step: Softmax {node.name}: its attributes are not those of a fresh graph"
+
+
+@pytest.mark.parametrize("change", [_rewire, _scale, _attribute])
+def test_a_node_that_is_another_is_named(fresh, graphs, change) -> None:
+    expected = change(graphs["step"].proto.graph)
+    row = wiring_row(fresh, graphs)
+    assert row is not None and not row.ok and row.note.startswith(expected)
+
+
+def test_a_graph_of_other_passes_has_nothing_to_be_held_against(fresh, graphs) -> None:
+    del graphs["step"].proto.graph.node[-1]
+    assert wiring_row(fresh, graphs) is None
 
 
 def test_a_comparison_of_nothing_fails() -> None:
