@@ -3,8 +3,8 @@
 `edgedm.export.golden` says what is in it.
 """
 
-import math
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from edgedm.files import parse_json
 from edgedm.tensor_file import read_header
 
 MOST_STEPS = 4096
+MOST_TIMESTEPS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def read_golden(path: str | os.PathLike[str]) -> GoldenFile:
         layers_step = int(metadata["layers_step"]) if "layers_step" in metadata else None
     except InvalidModelError as error:
         raise InvalidModelError(f"{error}; these are no golden data: export the checkpoint again") from error
-    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:  # no such dtype
         raise InvalidModelError(f"{path}: not golden data ({error}); export the checkpoint again") from error
     if not _is_steps(steps) or not _is_noise(noise):
         raise InvalidModelError(
@@ -50,6 +51,8 @@ def read_golden(path: str | os.PathLike[str]) -> GoldenFile:
             "export the checkpoint again"
         )
     for name, array in tensors.items():
+        if array.dtype.kind not in "fiub":
+            raise InvalidModelError(f"{path}: tensor {name!r} is {array.dtype}; export the checkpoint again")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidModelError(f"{path}: tensor {name!r} holds NaN or infinity; export the checkpoint again")
     return GoldenFile(tensors, steps, [float(each) for each in noise], layers_step)
@@ -58,9 +61,9 @@ def read_golden(path: str | os.PathLike[str]) -> GoldenFile:
 def _is_steps(value: Any) -> bool:
     if not isinstance(value, list) or len(value) > MOST_STEPS:
         return False
-    return all(type(each) is int and each >= 0 for each in value) and value == sorted(set(value))
+    return all(type(each) is int and 0 <= each < MOST_TIMESTEPS for each in value) and value == sorted(set(value))
 
 
 def _is_noise(value: Any) -> bool:
     numbers = isinstance(value, list) and all(type(each) in (int, float) for each in value)
-    return numbers and all(math.isfinite(each) and each >= 0 for each in value)
+    return numbers and all(0 <= each <= sys.float_info.max for each in value)

@@ -92,7 +92,7 @@ def _check_cover(path: str | os.PathLike[str], entries: dict[str, Entry], size: 
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < 1 << 64 for each in value)
 
 
 def _broken(path: str | os.PathLike[str], why: str) -> InvalidModelError:

@@ -218,7 +218,7 @@ def load_gate(path: str | os.PathLike[str]) -> Gate:
         raise InvalidModelError(f"{path}: {_first(error)}") from error
     if gate.features is not None:
         named = Path(gate.features)
-        if named.is_absolute() or ".." in named.parts:
+        if "\0" in gate.features or named.is_absolute() or ".." in named.parts:
             raise InvalidModelError(
                 f"{path}: features: expected a file below the folder of the gate file, got {gate.features!r}; "
                 "another one is named by --features"

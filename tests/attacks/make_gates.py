@@ -24,6 +24,7 @@ GATES = {
     "zero-samples": "[distribution]\nsamples = 0\n",
     "huge-samples": "[distribution]\nsamples = 1099511627776\n",
     "features-absolute": 'features = "/etc/passwd"\n',
+    "features-zero-byte": 'features = "a\\u0000b"\n',
     "features-parent": 'features = "../../../etc/passwd"\n',
     "features-parent-inside": 'features = "gate/../../features.onnx"\n',
 }
