@@ -17,6 +17,7 @@ from edgedm.tensor_file import read_header
 
 MOST_STEPS = 4096
 MOST_TIMESTEPS = 1 << 31
+"""Far above any schedule's; the C runtime counts them in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def read_golden(path: str | os.PathLike[str]) -> GoldenFile:
         layers_step = int(metadata["layers_step"]) if "layers_step" in metadata else None
     except InvalidModelError as error:
         raise InvalidModelError(f"{error}; these are no golden data: export the checkpoint again") from error
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:  # no such dtype
+    # AttributeError: numpy has no such dtype
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidModelError(f"{path}: not golden data ({error}); export the checkpoint again") from error
     if not _is_steps(steps) or not _is_noise(noise):
         raise InvalidModelError(
