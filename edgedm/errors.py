@@ -1,11 +1,18 @@
 """The exceptions that edgedm raises on purpose; anything else that escapes is a bug of edgedm.
 
-A message says what was wrong, where (node, layer or file), what was expected and what to do about it.
+A message says what was wrong, where (node, layer or file), what was expected and what to do about it. It often quotes
+a file, which may hold anything; what reaches a terminal or a log is text of bounded length.
 """
+
+LONGEST = 10_000  # characters of a message
 
 
 class EdgedmError(Exception):
     """Base of every error that edgedm reports to its user (the command line exits with 2)."""
+
+    def __str__(self) -> str:
+        text = readable(super().__str__())
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 class UnsupportedError(EdgedmError):
@@ -22,3 +29,8 @@ class ParityError(EdgedmError):
 
 class ToolchainError(EdgedmError):
     """A compiler, a package or a device is missing: how to get it."""
+
+
+def readable(text: str) -> str:
+    """Return `text` with escapes for what is no printable character nor the end of a line, as a terminal obeys some."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)

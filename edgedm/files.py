@@ -11,9 +11,13 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from edgedm.errors import InvalidModelError
+
+Record = TypeVar("Record", bound=BaseModel)
 
 MOST_HOLES = 64 << 20  # bytes; a file may have as many again as it has of data: file systems leave out zeros
 
@@ -96,6 +100,25 @@ def parse_json(text: str | bytes) -> Any:
     Infinity is let through, because diffusers writes it; RecursionError for brackets too deep.
     """
     return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+
+
+def parse_record(kind: type[Record], values: Any) -> Record:
+    """Return the record of a parsed JSON value, in which every field has its own type: no text or truth for a number.
+
+    Raises `InvalidModelError` that begins with the key that is wrong.
+    """
+    try:
+        return kind.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise InvalidModelError(first_fault(error)) from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, behind its dotted key; of several keys together it names them."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    message = str(first["ctx"]["error"] if first["type"] == "value_error" else first["msg"])
+    return f"{where}: {message}" if where else message
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def read_golden(path: str | os.PathLike[str]) -> GoldenFile:
             tensors = {name: file.get_tensor(name) for name in names}
         steps = parse_json(metadata.get("golden_steps", "[]"))
         noise = parse_json(metadata.get("rounding_noise", "[]"))
-        layers_step = int(metadata["layers_step"]) if "layers_step" in metadata else None
+        layers_step = parse_json(metadata.get("layers_step", "null"))
     except InvalidModelError as error:
         raise InvalidModelError(f"{error}; these are no golden data: export the checkpoint again") from error
     # AttributeError: numpy has no such dtype
@@ -51,6 +51,10 @@ def read_golden(path: str | os.PathLike[str]) -> GoldenFile:
         raise InvalidModelError(
             f"{path}: golden_steps, rounding_noise: expected up to {MOST_STEPS} ascending steps and finite numbers; "
             "export the checkpoint again"
+        )
+    if layers_step is not None and not _is_steps([layers_step]):
+        raise InvalidModelError(
+            f"{path}: layers_step: expected a timestep, got {metadata['layers_step']:.40}; export the checkpoint again"
         )
     for name, array in tensors.items():
         if array.dtype.kind not in "fiub":

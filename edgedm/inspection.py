@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.errors import InvalidModelError, UnsupportedError, readable
 from edgedm.files import check_regular
 from edgedm.outcome import Outcome
 
@@ -41,7 +41,7 @@ def inspect(path: str | Path, variant: str | None = None) -> Outcome:
 def render(outcome: Outcome) -> None:
     """Print an inspection: the summary, then each table."""
     for name, value in outcome.details["summary"].items():
-        click.echo(f"{name:<18} {value}")
+        click.echo(f"{name:<18} {readable(str(value))}")
     for title, rows in outcome.details["tables"].items():
         click.echo(f"\n{title}")
         click.echo(_table(rows))
@@ -377,4 +377,4 @@ def _table(rows: Sequence[Row]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    return f"{value:,.4g}" if isinstance(value, float) else readable(str(value))

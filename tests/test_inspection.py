@@ -8,6 +8,7 @@ from edgedm.export import export
 from edgedm.inspection import inspect, render
 from edgedm.models import CheckpointConfig, build, save
 from edgedm.models.config import Architecture
+from edgedm.outcome import Outcome
 from edgedm.quant.policy import policy_of
 
 
@@ -21,6 +22,13 @@ def test_a_checkpoint_lists_layers_macs_tables_and_hashes(capsys):
     assert all(len(row["sha256"]) == 64 for row in tables["Files"])
     render(outcome)
     assert "up_blocks.2.resnets.1.conv1" in capsys.readouterr().out
+
+
+def test_names_in_a_file_are_text_to_a_terminal(capsys):
+    tables = {"Layers": [{"layer": "\x1b[2Jconv\u202e", "bytes": 1}]}
+    render(Outcome(True, {}, {"summary": {"method": "\x1b[31m"}, "tables": tables}))
+    shown = capsys.readouterr().out
+    assert r"\x1b[2Jconv\u202e" in shown and r"\x1b[31m" in shown and "\x1b" not in shown
 
 
 def test_a_float_checkpoint_has_no_low_bit_layer_and_no_table():

@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from edgedm.bundle import Bundle, Manifest
 from edgedm.bundle.store import LIBRARY, MANIFEST, WEIGHTS, place_of
 from edgedm.errors import InvalidModelError
+from edgedm.files import parse_record
 
 _GOLDEN = "golden/"
 _FLOAT32 = 4
@@ -59,11 +59,9 @@ def float32_bytes(config: Mapping[str, Any]) -> int | None:
     from edgedm.models.checkpoint import decoder_of
 
     try:
-        checked = CheckpointConfig.model_validate(config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in ("config of the checkpoint", *first["loc"]))
-        raise InvalidModelError(f"{where}: {first['msg']}; compile the bundle again") from error
+        checked = parse_record(CheckpointConfig, config)
+    except InvalidModelError as error:
+        raise InvalidModelError(f"config of the checkpoint: {error}; compile the bundle again") from error
     with torch.device("meta"):
         parts = [checked.float_unet(), decoder_of(checked)]
     return _FLOAT32 * sum(each.numel() for part in parts if part is not None for each in part.parameters())

@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from edgedm.atomic import atomic_dir, read_mark
 from edgedm.bundle.limits import check_limits
 from edgedm.bundle.manifest import FAMILY, FORMAT, FileEntry, Manifest
 from edgedm.bundle.signature import SIGNATURE, check_signature, required_key, write_signature
 from edgedm.errors import InvalidModelError
-from edgedm.files import check_holes, read_json
+from edgedm.files import check_holes, parse_record, read_json
 from edgedm.outcome import Outcome
 
 MANIFEST = "manifest.json"
@@ -191,13 +189,9 @@ def _read_manifest(path: Path) -> Manifest:
             f"{path}: format {str(version)[:40]!r}, expected {FORMAT!r}; compile it with this version"
         )
     try:
-        manifest = Manifest.model_validate(data)
+        manifest = parse_record(Manifest, data)
         check_limits(manifest)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidModelError(f"{path}: {where}: {first['msg']}; compile the bundle again") from error
-    except ValueError as error:
+    except (InvalidModelError, ValueError) as error:
         raise InvalidModelError(f"{path}: {error}; compile the bundle again") from error
     return manifest
 

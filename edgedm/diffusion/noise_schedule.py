@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgedm.diffusion.logarithm import natural_log
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.files import first_fault
 
 SAMPLERS = ("ddim", "ddpm", "dpm-solver++")
 
@@ -38,7 +39,7 @@ _SPELLINGS: dict[str, dict[Any, Any]] = {
 class NoiseSchedule(BaseModel):
     """Config of a noise schedule; immutable. Fields from `solver_order` on are those of DPM-Solver++ alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     num_train_timesteps: int = Field(1000, ge=1, le=1_000_000)
     beta_start: float = Field(0.0001, gt=0, lt=1)
@@ -75,7 +76,7 @@ class NoiseSchedule(BaseModel):
         try:
             return cls(**kept)
         except ValidationError as error:
-            raise InvalidModelError(f"noise schedule: {error}") from error
+            raise InvalidModelError(f"noise schedule: {first_fault(error)}") from error
 
     def betas(self) -> NDArray[np.float32]:
         """Variance added at every training timestep, f32[num_train_timesteps]."""

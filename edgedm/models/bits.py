@@ -7,7 +7,7 @@ from pydantic import AfterValidator
 
 WIDTHS = (1, 2, 4, 6, 8, 32)  # 32: that side stays float32
 
-_PATTERN = re.compile(r"(?:W(\d+))?A(\d+)")
+_PATTERN = re.compile(r"(?:W([0-9]{1,2}))?A([0-9]{1,2})")
 
 
 def parse_bits(text: str) -> tuple[int, int]:

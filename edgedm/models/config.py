@@ -4,30 +4,24 @@ import itertools
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.files import read_json
+from edgedm.files import parse_record, read_json
 from edgedm.models.bits import Bits
+from edgedm.models.construct import construct
 from edgedm.models.roles import Role
 
 Method = Literal["fp32", "binarydm", "bidm", "efficientdm", "dilatequant", "xnor", "dorefa", "reactnet", "lsq", "ptq"]
 
+FORMAT_VERSION = 1
 MOST_TOKENS = 4096
 MAX_CONFIG_BYTES = 1 << 20
 MOST_BINS = 4096
 MOST_TIMESTEPS = 1_000_000
 MOST_PIXELS = 1 << 14  # of a side of what the network draws
-REFUSALS = (  # what diffusers' constructors, which check little, raise for arguments that make no sense
-    TypeError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    AttributeError,
-    AssertionError,
-)
+MOST_CLASSES = 2**31 - 1
 
 
 class _Strict(BaseModel):
@@ -65,13 +59,13 @@ class CheckpointConfig(_Strict):
     `decoder`; one with cross-attention reads `condition_tokens` vectors (of its `cross_attention_dim`) a sample.
     """
 
-    format_version: Literal[1] = 1
+    format_version: int = FORMAT_VERSION
     architecture: Architecture
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     method: Method
     roles: dict[Role, Bits]
     noise_schedule: dict[str, Any]
-    null_class: int | None = Field(ge=0)
+    null_class: int | None = Field(ge=0, le=MOST_CLASSES)
     options: dict[str, Any] = {}
     taps: list[str] = []
     mixes: dict[str, str] = {}
@@ -81,6 +75,8 @@ class CheckpointConfig(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "CheckpointConfig":
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(f"format_version: expected {FORMAT_VERSION}, got {self.format_version}")
         bins = self.timestep_bins
         if self.taps and not bins:
             raise ValueError("taps need timestep_bins")
@@ -91,6 +87,9 @@ class CheckpointConfig(_Strict):
         labelled = architecture.get("num_class_embeds") is not None or architecture.get("class_embed_type") is not None
         if labelled and self.null_class is None:
             raise ValueError("null_class: the architecture takes class labels; name the one that means none")
+        classes = architecture.get("num_class_embeds")
+        if labelled and isinstance(classes, int) and (self.null_class or 0) >= classes > 0:
+            raise ValueError(f"null_class: expected 0..{classes - 1}, got {self.null_class}")
         if self.condition_tokens is not None and not isinstance(architecture.get("cross_attention_dim"), int):
             raise ValueError("condition_tokens: the architecture has no cross_attention_dim, so it reads no tokens")
         if any(after <= before for before, after in itertools.pairwise(bins)):
@@ -121,17 +120,9 @@ class CheckpointConfig(_Strict):
     def float_unet(self) -> nn.Module:
         """Build the full-precision network of this architecture, freshly initialised.
 
-        Raises `InvalidModelError` if diffusers refuses the arguments.
+        Raises `InvalidModelError` if edgedm or diffusers refuses the arguments.
         """
-        import diffusers
-
-        kind = getattr(diffusers, self.architecture.class_name)
-        try:
-            unet: nn.Module = kind(**self.architecture.config)
-        except REFUSALS as error:
-            name = self.architecture.class_name
-            raise InvalidModelError(f"architecture.config: {name} refuses it: {error}") from error
-        return unet
+        return construct(self.architecture.class_name, self.architecture.config, "architecture.config")
 
 
 def read_config(path: Path, within: Path | None = None) -> CheckpointConfig:
@@ -140,10 +131,10 @@ def read_config(path: Path, within: Path | None = None) -> CheckpointConfig:
     A link at `path` must end in `within`.
     """
     try:
-        return CheckpointConfig.model_validate(read_json(path, MAX_CONFIG_BYTES, within))
+        values = read_json(path, MAX_CONFIG_BYTES, within)
     except FileNotFoundError as error:
         raise InvalidModelError(f"{path}: no such file; a checkpoint is a folder with config.json") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "config"
-        raise InvalidModelError(f"{path}: {where}: {first['msg']}") from error
+    try:
+        return parse_record(CheckpointConfig, values)
+    except InvalidModelError as error:
+        raise InvalidModelError(f"{path}: {error}") from error

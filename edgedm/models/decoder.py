@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models.attention import make_attention_explicit
-from edgedm.models.config import REFUSALS, DecoderArchitecture
+from edgedm.models.config import DecoderArchitecture
+from edgedm.models.construct import construct
 from edgedm.models.threads import one_thread
 
 _IMAGE_SPREAD = 0.5  # deviation of a seeded decoder's image: most of it lies in -1..1
@@ -71,16 +72,11 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
 def empty_decoder(architecture: DecoderArchitecture, latent_channels: int) -> LatentDecoder:
     """Return the decoder that `architecture` describes, freshly initialised by the global generator.
 
-    Raises `InvalidModelError` if diffusers refuses the arguments or the latents have other channels, and
+    Raises `InvalidModelError` if edgedm or diffusers refuses the arguments or the latents have other channels, and
     `UnsupportedError` for a form of it that edgedm does not run.
     """
-    import diffusers
-
-    name, config = architecture.class_name, architecture.config
-    try:
-        model = getattr(diffusers, name)(**config)
-    except REFUSALS as error:
-        raise InvalidModelError(f"decoder.config: {name} refuses it: {error}") from error
+    name = architecture.class_name
+    model: Any = construct(name, architecture.config, "decoder.config")
     if model.config.get("norm_type", "group") != "group":
         raise UnsupportedError(f"decoder: {name} with norm_type {model.config.norm_type!r}; expected 'group'")
     if model.config.get("latents_mean") or model.config.get("latents_std"):

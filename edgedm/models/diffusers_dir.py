@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.files import check_inside, read_json
+from edgedm.files import check_inside, first_fault, read_json
 from edgedm.models.checkpoint import Checkpoint, blank_decoder, read_tensors, skeleton, tensor_entries
 from edgedm.models.config import MOST_TOKENS, Architecture, CheckpointConfig, DecoderArchitecture
 from edgedm.models.decoder import LatentDecoder
@@ -86,7 +86,7 @@ def load_diffusers(
             condition_tokens=_tokens(root, described, condition_tokens),
         )
     except ValidationError as error:
-        raise InvalidModelError(f"{folder / CONFIG_FILE}: {error.errors()[0]['msg']}") from error
+        raise InvalidModelError(f"{folder / CONFIG_FILE}: {first_fault(error)}") from error
     names = _names(folder / WEIGHTS_FILE)
     tensors = _read(folder / WEIGHTS_FILE, names, _expected(config, folder / CONFIG_FILE, names))
     module, decoder = skeleton(config), _decoder(config, _decoder_folder(root))
@@ -134,8 +134,11 @@ def _read(weights: Path, names: list[str], wanted: dict[str, Tensor]) -> dict[st
 def _expected(config: CheckpointConfig, path: Path, names: list[str]) -> dict[str, Tensor]:
     """Return the UNet's tensors without memory, so that the file's are held against them before any is allocated."""
     check_layers(path, config.architecture.config, len(names))
-    with torch.device("meta"):
-        return skeleton(config).unet.state_dict()
+    try:
+        with torch.device("meta"):
+            return skeleton(config).unet.state_dict()
+    except InvalidModelError as error:
+        raise InvalidModelError(f"{path}: {error}") from error
 
 
 def _architecture(path: Path) -> tuple[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.files import first_fault
 from edgedm.models.checkpoint import Checkpoint, skeleton
 from edgedm.models.config import CheckpointConfig
 from edgedm.models.roles import FLOAT
@@ -56,7 +57,7 @@ def from_module(
             }
         )
     except ValidationError as error:
-        raise UnsupportedError(f"module: {error.errors()[0]['msg']}") from error
+        raise UnsupportedError(f"module: {first_fault(error)}") from error
     trained = copy.deepcopy(module).cpu().float()
     make_inference(trained)
     made_anew = skeleton(config)

@@ -4,8 +4,7 @@ Every weight takes at least one bit of the file and every layer at least one ten
 of the file's, and building it would be the attack.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from edgedm.errors import InvalidModelError
 from edgedm.models.config import CheckpointConfig
+from edgedm.models.construct import flat
 from edgedm.tensor_file import Entry
 
 _COUNTS = ("layers_per_block", "transformer_layers_per_block", "num_layers", "reverse_transformer_layers_per_block")
@@ -26,7 +26,7 @@ def check_layers(place: Path, architecture: Mapping[str, Any], tensors: int) -> 
     They would take long to build, even without memory for their weights.
     """
     for key in _COUNTS:
-        for layers in _flat(architecture.get(key)):
+        for layers in flat(architecture.get(key)):
             if isinstance(layers, int) and layers > tensors:
                 raise InvalidModelError(f"{place}: {key}: {layers} layers, but the file has {tensors} tensors")
     for key in _LISTS:
@@ -52,11 +52,3 @@ def check_weights(place: Path, config: CheckpointConfig, entries: Mapping[str, E
         raise InvalidModelError(
             f"{place}: architecture.config: a model of {weights} weights; its file has {held} bytes"
         )
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    """The numbers in a number, or in lists of them however deep."""
-    if isinstance(value, list | tuple):
-        yield from itertools.chain.from_iterable(map(_flat, value))
-    else:
-        yield value

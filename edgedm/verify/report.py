@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgedm.errors import readable
 from edgedm.outcome import Outcome
 
 
@@ -73,21 +74,15 @@ def outcome_of(
     gate = next((row for row in gates if not row.ok), None)
     if failed is not None:
         row = failed.first_failure or Row("(nothing was compared)", False)
-        cause = _cause(blame, failed, row)
-        details["first_failure"] = {
-            "level": failed.name,
-            "where": row.name,
-            "what": row.note,
-            "introduced_by": cause,
-        }
+        details["first_failure"] = _failure(failed.name, row, _cause(blame, failed, row))
     elif gate is not None:
-        details["first_failure"] = {
-            "level": "gates",
-            "where": gate.name,
-            "what": gate.note,
-            "introduced_by": "the gate file: the levels themselves hold",
-        }
+        details["first_failure"] = _failure("gates", gate, "the gate file: the levels themselves hold")
     return Outcome(ok=bool(levels) and failed is None and gate is None, figures=figures, details=details)
+
+
+def _failure(level: str, row: Row, cause: str) -> dict[str, str]:
+    told = {"where": row.name, "what": row.note, "introduced_by": cause}
+    return {"level": level} | {key: readable(text) for key, text in told.items()}
 
 
 def verdict(outcome: Outcome) -> str:
@@ -124,7 +119,8 @@ def _level_details(level: Level) -> dict[str, Any]:
 
 
 def _row_details(row: Row) -> dict[str, Any]:
-    found = {"name": row.name, "ok": row.ok, "note": row.note, "figures": _finite(row.figures)}
+    """Names are a graph's, which may hold anything."""
+    found = {"name": readable(row.name), "ok": row.ok, "note": readable(row.note), "figures": _finite(row.figures)}
     return found | ({"moments": [_finite(each) for each in row.moments]} if row.moments else {})
 
 

@@ -17,15 +17,15 @@ planes and plain loops. Signs times signs are counted.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.files import read_json
+from edgedm.files import parse_record, read_json
 from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.target import Target, resolve
 
@@ -39,8 +39,9 @@ _USES = {
     GENERIC: {"ssse3", "avx2", "avx512bw"},
 }
 _WINOGRAD = {"vnni", "avxvnni"}  # with which dot products of 3x3 kernels are Winograd's
-_PAIR = re.compile(r"W(\d{1,3})A(\d{1,3})")
-_SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5}):([1-9]\d{0,5})->([1-9]\d{0,5})@([1-9]\d{0,5})x([1-9]\d{0,5})")
+_PAIR = re.compile(r"W([1-9][0-9]?)A([1-9][0-9]?)")
+_COUNT = "([1-9][0-9]{0,5})"
+_SHAPE = re.compile(f"{_COUNT}x{_COUNT}:{_COUNT}->{_COUNT}@{_COUNT}x{_COUNT}")
 
 MOST_BYTES, MOST_BITS = 16 << 20, 32
 
@@ -70,13 +71,11 @@ def read_table(path: Path) -> Crossover:
     Every name is one that selection understands and every speed a positive number.
     """
     try:
-        found = Crossover.model_validate(read_json(path, MOST_BYTES))
+        values = read_json(path, MOST_BYTES)
     except FileNotFoundError as error:
         raise InvalidModelError(f"{path}: no such file") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidModelError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     try:
+        found = parse_record(Crossover, values)
         _check(found)
     except (InvalidModelError, UnsupportedError) as error:
         raise InvalidModelError(f"{path}: {error}") from error
@@ -84,18 +83,31 @@ def read_table(path: Path) -> Crossover:
 
 
 def _check(found: Crossover) -> None:
-    for isa, pairs in found.gmacs.items():
+    for isa, pair in (each for table in (found.gmacs, found.limits) for each in _pairs(table)):
         resolve(isa)
+        if pair is not None and not all(1 <= bits <= MOST_BITS for bits in _widths(pair)):
+            raise InvalidModelError(f"{isa}: widths {pair!r}: expected 1..{MOST_BITS} bits")
+    for isa, pairs in found.gmacs.items():
         for pair, shapes in pairs.items():
-            if not all(1 <= bits <= MOST_BITS for bits in _widths(pair)):
-                raise InvalidModelError(f"{isa}: widths {pair!r}: expected 1..{MOST_BITS} bits")
             for shape, speeds in shapes.items():
                 _size(shape)
-                strange = sorted(speeds.keys() - _USES.keys())
-                if strange or not speeds:
-                    raise InvalidModelError(
-                        f"{isa} {pair} {shape}: family {strange[:1]}: expected of {', '.join(_USES)}"
-                    )
+                _check_families(speeds, f"{isa} {pair} {shape}")
+    for isa, peaks in found.limits.items():
+        for pair, speeds in peaks.items():
+            _check_families(speeds, f"{isa} {pair} limits")
+
+
+def _pairs(table: Mapping[str, Mapping[str, object]]) -> Iterator[tuple[str, str | None]]:
+    """Every instruction set of a table, alone and with each of its pairs of widths."""
+    for isa, pairs in table.items():
+        yield isa, None
+        yield from ((isa, pair) for pair in pairs)
+
+
+def _check_families(speeds: Speeds, where: str) -> None:
+    strange = sorted(speeds.keys() - _USES.keys())
+    if strange or not speeds:
+        raise InvalidModelError(f"{where}: family {strange[:1]}: expected of {', '.join(_USES)}")
 
 
 def fastest(

@@ -66,6 +66,8 @@ def golden() -> dict[str, bytes]:
         "steps-deep.safetensors": file({"golden_steps": "[" * 10_000}),
         "steps-no-list.safetensors": file({"golden_steps": "7"}),
         "steps-many.safetensors": file({"golden_steps": json.dumps(list(range(5000)))}),
+        "layers-step-negative.safetensors": file({"layers_step": "-5"}),
+        "layers-step-other-digits.safetensors": file({"layers_step": "\u0665"}),
         "steps-repeat.safetensors": file({"golden_steps": "[0, 0]"}),
         "steps-negative.safetensors": file({"golden_steps": "[-1]"}),
         "steps-huge.safetensors": file({"golden_steps": "[1" + "0" * 400 + "]"}),

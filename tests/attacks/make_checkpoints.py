@@ -52,16 +52,34 @@ def configs() -> dict[str, Any]:
     def architecture(**changes: Any) -> Any:
         return lambda values: values["architecture"]["config"].update(changes)
 
+    def nested(depth: int) -> Any:
+        return [nested(depth - 1)] if depth else 4
+
     def schedule(**changes: Any) -> Any:
         return lambda values: values["noise_schedule"].update(changes)
 
     return {
         "huge-channels": architecture(block_out_channels=[1 << 20]),
         "overflowing-channels": architecture(block_out_channels=[1 << 62]),
-        "overflowing-product": architecture(block_out_channels=[1 << 40]),
+        "overflowing-product": architecture(block_out_channels=[(1 << 31) - 1]),
         "zero-channels": architecture(block_out_channels=[0]),
         "negative-channels": architecture(block_out_channels=[-4]),
         "zero-inputs": architecture(in_channels=0),
+        "infinite-epsilon": architecture(norm_eps=float("inf")),
+        "negative-epsilon": architecture(norm_eps=-1),
+        "text-scale": architecture(mid_block_scale_factor="x"),
+        "huge-padding": architecture(downsample_padding=10**9),
+        "huge-shift": architecture(freq_shift=10**400),
+        "deep-list": architecture(block_out_channels=nested(500)),
+        "escapes": architecture(**{"\x1b]0;title\x07\u202e": 1}),
+        "huge-null-class": lambda values: values.update(null_class=10**400),
+        "null-class-outside": lambda values: (
+            values["architecture"]["config"].update(num_class_embeds=4),
+            values.update(null_class=4),
+        )[:0],
+        "truth-for-version": lambda values: values.update(format_version=True),
+        "truth-for-bins": lambda values: values.update(timestep_bins=[False, True]),
+        "text-for-timesteps": schedule(num_train_timesteps="1000"),
         "huge-image": architecture(sample_size=1 << 40),
         "zero-image": architecture(sample_size=0),
         "many-layers": architecture(layers_per_block=10**9),
@@ -72,7 +90,7 @@ def configs() -> dict[str, Any]:
             up_block_types=["UpBlock2D"] * 5000,
         ),
         "huge-classes": lambda values: (
-            values["architecture"]["config"].update(num_class_embeds=10**12),
+            values["architecture"]["config"].update(num_class_embeds=10**9),
             values.update(null_class=0),
         )[:0],
         "negative-classes": lambda values: (

@@ -13,6 +13,8 @@ GATES = {
     "deep": "x = " + "[" * 10_000,
     "deep-tables": "[" + ".".join("a" * 5000) + "]\n",
     "dotted-key": ".".join("a" * 30_000) + " = 1\n",
+    "dotted-behind-quotes": "'#'." + ".".join("a" * 30_000) + " = 1\n",
+    "escapes": '"\x1b[2J" = 1\n'.replace("\x1b", "\\u001b"),
     "number-is-true": "[layer]\nmax_flip_share = true\n",
     "number-is-text": '[op]\nmax_use_of_bound = "0.5"\n',
     "truth-is-text": '[op]\nrequired = "no"\n',

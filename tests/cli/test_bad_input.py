@@ -68,6 +68,14 @@ def test_an_unknown_key_in_a_config_is_named(checkpoint, tmp_path):
     assert "colour" in refused("export", checkpoint, "-o", tmp_path / "out.onnx")
 
 
+def test_what_a_message_quotes_of_a_file_is_text_to_a_terminal(checkpoint, tmp_path):
+    config = checkpoint / "config.json"
+    config.write_text(config.read_text().replace("{", '{"\\u001b]0;title\\u0007\\u202e": 1, ', 1))
+    message = refused("export", checkpoint, "-o", tmp_path / "out.onnx")
+    assert r"\x1b]0;title\x07\u202e" in message
+    assert all(each.isprintable() or each == "\n" for each in message)
+
+
 def test_a_file_that_is_no_graph_is_refused(tmp_path):
     graph = tmp_path / "model.onnx"
     graph.write_bytes(b"\x08\x0a" + os.urandom(1000))

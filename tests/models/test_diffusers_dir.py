@@ -124,9 +124,15 @@ def test_a_tensor_under_both_its_names_is_refused(pipeline):
     ("change", "complaint"),
     [
         ({"block_out_channels": [8, 1 << 22]}, "missing tensors|expected F16"),  # a terabyte of weights
-        ({"in_channels": 10**10}, r"conv_in\.weight"),
+        ({"in_channels": 10**9}, r"conv_in\.weight"),
         ({"layers_per_block": 10**8}, "layers_per_block"),
-        ({"act_fn": 5}, "refuses it"),
+        ({"act_fn": 5}, r"config\.json: architecture\.config\.act_fn: expected a value like 'silu', got 5"),
+        ({"norm_eps": -1}, r"config\.json: architecture\.config\.norm_eps: expected a number of 1e-12\.\.1, got -1"),
+        ({"norm_eps": float("inf")}, r"norm_eps: .* got inf"),
+        ({"mid_block_scale_factor": "x"}, r"mid_block_scale_factor: expected a value like 1, got 'x'"),
+        ({"downsample_padding": 10**9}, r"downsample_padding: expected a number of 0\.\.1"),
+        ({"freq_shift": 10**400}, r"freq_shift: .* got a number of 401 digits"),
+        ({"center_input_sample": "no"}, r"center_input_sample: expected a value like False"),
         ({"down_block_types": [5]}, r"config\.json: down_block_types: expected a list of names"),
         ({"up_block_types": None}, r"config\.json: up_block_types: expected a list of names"),
     ],

@@ -33,6 +33,10 @@ def test_an_empty_file_demands_the_defaults(tmp_path) -> None:
     assert tables.step.min_snr_db is None
 
 
+def test_dots_of_a_comment_are_none_of_a_key(tmp_path) -> None:
+    assert gate(tmp_path, f"# {'.' * 500}\nsteps = 7  # {'.' * 500}\n").steps == 7
+
+
 def test_defaults_go_by_method_and_the_file_goes_before_them(tmp_path) -> None:
     found = gate(tmp_path, "[step]\nmin_snr_db = 30\n[method.bidm.step]\nmin_snr_db = 12\nratio = 3\n")
     assert found.of_method("fp32").trajectory.min_psnr_db == DEFAULTS["fp32"]["trajectory"]["min_psnr_db"]

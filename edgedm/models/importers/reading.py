@@ -128,10 +128,9 @@ def _refusal(path: Path, found: list[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """Nothing in a name reaches a terminal as more than text."""
     return repr(name if len(name) <= _LONGEST else name[:_LONGEST] + "...")
 
 
 def _first_line(error: BaseException) -> str:
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line[: 4 * _LONGEST])
+    return line[: 4 * _LONGEST]

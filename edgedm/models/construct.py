@@ -1,0 +1,101 @@
+"""Make a network of diffusers from a config, which is text that may say anything; diffusers checks little of it.
+
+What no constructor minds comes to light where the network runs: an infinite epsilon, padding of a thousand million
+pixels, text for a number. So arguments are held against the constructor's own defaults and a few bounds before it is
+called.
+"""
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from edgedm.errors import InvalidModelError
+
+_REFUSALS = (  # what diffusers' constructors raise for arguments that make no sense
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    AttributeError,
+    AssertionError,
+)
+_LARGEST = 2**31 - 1  # of any number
+_BOUNDS: dict[str, tuple[float, float]] = {  # least and most
+    "norm_eps": (1e-12, 1.0),
+    "mid_block_scale_factor": (1e-3, 1e3),
+    "resnet_out_scale_factor": (1e-3, 1e3),
+    "dropout": (0.0, 1.0),
+    "freq_shift": (0, 1),
+    "downsample_padding": (0, 1),
+    "conv_in_kernel": (1, 31),
+    "conv_out_kernel": (1, 31),
+}
+
+
+def construct(class_name: str, arguments: Mapping[str, Any], key: str) -> nn.Module:
+    """Return the network `class_name` of diffusers with these arguments, freshly initialised.
+
+    Raises `InvalidModelError` that begins with `key` and names the argument, where edgedm or diffusers refuses one.
+    """
+    import diffusers
+
+    kind = getattr(diffusers, class_name)
+    defaults = inspect.signature(kind.__init__).parameters
+    for name, value in arguments.items():
+        if name in defaults:
+            reason = _strangeness(value, defaults[name].default, _BOUNDS.get(name, (-_LARGEST, _LARGEST)))
+            if reason:
+                raise InvalidModelError(f"{key}.{name}: {reason}")
+    try:
+        network: nn.Module = kind(**arguments)
+    except _REFUSALS as error:
+        raise InvalidModelError(f"{key}: {class_name} refuses it: {error}") from error
+    return network
+
+
+def _strangeness(value: Any, default: Any, bounds: tuple[float, float]) -> str | None:
+    """Return what is wrong with an argument beside the default of its parameter; None for a sound one.
+
+    None is let through, which diffusers often writes for the default, and lists are: one value for each block.
+    """
+    least, most = bounds
+    for each in flat(value):
+        number = isinstance(each, int | float) and not isinstance(each, bool)
+        if number and not least <= each <= most:  # nor is a number that is none
+            return f"expected a number of {least:.12g}..{most:.12g}, got {_short(each)}"
+        if each is not None and default is not None and not _alike(each, _first(default)):
+            return f"expected a value like {_first(default)!r}, got {_short(each)}"
+    return None
+
+
+def _alike(value: Any, default: Any) -> bool:
+    for kinds in (bool, int | float, str):
+        if isinstance(default, kinds):
+            return isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))
+    return True
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """The values in a value, or in lists of them however deep."""
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, list | tuple):
+            left.extend(reversed(each))
+        else:
+            yield each
+
+
+def _first(value: Any) -> Any:
+    return next(flat(value), None)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"a number of {int(math.log10(abs(value))) + 1} digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
