@@ -1,6 +1,7 @@
 """What all verbs share: `--json`, `--quiet`, the exit codes, and errors as one readable message."""
 
 import dataclasses
+import errno
 import functools
 import json
 import sys
@@ -16,6 +17,8 @@ from edgedm.outcome import Outcome
 
 OK, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 _PLACES = ("output", "runs", "log", "dump", "html", "markdown", "junit")  # options that name what is written
+
+_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 _EXTRA_OF = {
     "torch": "train",
@@ -97,7 +100,8 @@ def _with_readable_errors(run: Callable[..., Outcome], *args: Any, **kwargs: Any
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        raise InvalidModelError(f"{error.filename or 'output'}: {error.strerror}") from error
+        unnamed = "output" if error.errno in _OF_WRITING else "a file that was read or written"
+        raise InvalidModelError(f"{error.filename or unnamed}: {error.strerror}") from error
 
 
 def show_figures(outcome: Outcome) -> None:

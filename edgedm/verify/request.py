@@ -36,6 +36,7 @@ class Request:
     chain: Path | None
     bisect: bool
     gate: Gate
+    named_by: str = "levels"  # what named the levels: the argument, or a gate file
     illustrated: bool = False  # whether a report will show images, sizes and speed
 
     def tables(self, method: str) -> Tables:
@@ -47,7 +48,7 @@ class Request:
         unknown = sorted(set(self.levels or ()) - set(known))
         if unknown or self.levels == ():
             raise UnsupportedError(
-                f"levels of {what}: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none'}"
+                f"{self.named_by}: of {what} there are {', '.join(known)}, got {', '.join(unknown) or 'none'}"
             )
         return [name for name in known if self.levels is None or name in self.levels]
 
@@ -98,5 +99,6 @@ def request_of(
         chain=None if chain is None else Path(chain),
         bisect=bisect,
         gate=demanded,
+        named_by="levels" if levels is not None or isinstance(gate, Gate) else f"{gate}: levels",
         illustrated=illustrated,
     )

@@ -166,7 +166,7 @@ def test_arguments_go_before_the_file_and_the_file_before_the_defaults(tmp_path)
     assert (asked.steps, asked.images, asked.sampler) == (30, 12, "ddim")
     assert asked.features == tmp_path / "net.onnx"  # named from the gate file's own folder
     assert asked.chosen(("op", "layer"), "a bundle") == ["op"]
-    with pytest.raises(UnsupportedError, match="levels of a graph: expected some of layer, got op"):
+    with pytest.raises(UnsupportedError, match=r"gate\.toml: levels: of a graph there are layer, got op"):
         asked.chosen(("layer",), "a graph")
 
 

@@ -196,7 +196,7 @@ def test_so_few_images_that_no_fault_could_show_are_refused(exported, level: str
 
 
 def test_the_levels_of_a_bundle_are_refused(exported) -> None:
-    with pytest.raises(UnsupportedError, match="levels of a graph: expected some of weights"):
+    with pytest.raises(UnsupportedError, match="levels: of a graph there are weights"):
         verify(*exported, levels=["op"])
 
 
