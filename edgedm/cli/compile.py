@@ -4,13 +4,14 @@ import click
 
 from edgedm.cli.common import show_figures, verb
 from edgedm.cli.schedule import schedule_options
+from edgedm.errors import readable
 from edgedm.outcome import Outcome
 
 
 def _show(outcome: Outcome) -> None:
     show_figures(outcome)
     for each in outcome.details["slow"]:
-        click.echo(f"slow: {each}")
+        click.echo(f"slow: {readable(each)}")
 
 
 @click.command(name="compile", short_help="TVM -> kernels + generated C runtime")

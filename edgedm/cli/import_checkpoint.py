@@ -3,7 +3,7 @@
 import click
 
 from edgedm.cli.common import show_figures, verb
-from edgedm.errors import UnsupportedError
+from edgedm.errors import UnsupportedError, readable
 from edgedm.outcome import Outcome
 
 # Written out, because the layouts import torch and `--help` shall answer at once.
@@ -63,4 +63,4 @@ def _show(outcome: Outcome) -> None:
         return
     show_figures(outcome)
     for note in outcome.details["notes"]:
-        click.echo(note)
+        click.echo(readable(note))
