@@ -44,6 +44,9 @@ def test_convolutions_equal_their_functions(target):
         conv(rng, 7, 9, 3, 21, kernel=5, stride=2, pads=(2, 1, 0, 2)),
         conv(rng, 4, 4, 3, 3),
         conv(rng, 1, 1, 40, 40),
+        conv(rng, 9, 11, 320, 70, kernel=1, pads=(0, 0, 0, 0)),  # weights that L1 does not hold: sums in parts
+        conv(rng, 7, 6, 128, 64),
+        conv(rng, 6, 7, 257, 64, kernel=1, pads=(0, 0, 0, 0)),  # a prime has no parts
     ]
     for case, (got,) in zip(cases, run_kernels(cases, target), strict=True):
         weight = case.inputs[1]
