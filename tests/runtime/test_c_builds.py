@@ -118,15 +118,31 @@ int main(int count, char **paths) {
 """
 
 
-def test_two_models_link_into_one_program(tiny_bundle, tmp_path):
-    tools.need("gcc")
+@pytest.fixture(scope="module")
+def other_bundle(tmp_path_factory):
+    """Another model than the tiny one."""
+    folder = tmp_path_factory.mktemp("other")
     changed = {**tiny_model.CONFIG, "noise_schedule": {"num_train_timesteps": 500, "timestep_spacing": "trailing"}}
-    compile_graph(tiny_model.write_pair(tmp_path, changed), tmp_path / "other.bundle", steps=5)
-    other = tmp_path / "other.bundle"
-    assert load(other).manifest.prefix != load(tiny_bundle).manifest.prefix
+    compile_graph(tiny_model.write_pair(folder, changed), folder / "other.bundle", steps=5)
+    return folder / "other.bundle"
+
+
+def _check_both(program: Path, bundles: tuple[Path, Path], folder: Path) -> None:
+    """The program draws with both models what each draws by itself."""
+    assert len({load(bundle).manifest.prefix for bundle in bundles}) == 2
+    _run(program, *(bundle / "weights.bin" for bundle in bundles), "out.bin", cwd=folder)
+    expected = b""
+    for bundle in bundles:
+        _run(bundle / "bin/edgedm-sample", "-n", 1, "--steps", 5, "-o", "one.npy", cwd=folder)
+        expected += (folder / "one.npy").read_bytes()[128:]
+    assert (folder / "out.bin").read_bytes() == expected
+
+
+def test_two_models_link_into_one_program(tiny_bundle, other_bundle, tmp_path):
+    tools.need("gcc")
     flags = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-ffp-contract=off", "-DEDM_PROBE"]
     objects = []
-    for name, bundle in (("first", tiny_bundle), ("second", other)):
+    for name, bundle in (("first", tiny_bundle), ("second", other_bundle)):
         (tmp_path / f"{name}.c").write_text(_USER)
         sources = [path for path in (bundle / "src").glob("*.c") if path.name not in PROGRAM_SOURCES]
         for source in [*sources, tmp_path / f"{name}.c"]:
@@ -136,9 +152,43 @@ def test_two_models_link_into_one_program(tiny_bundle, tmp_path):
         objects.append(bundle / "kernels.o")
     (tmp_path / "both.c").write_text(_MAIN)
     _run("gcc", *flags, "both.c", *objects, "-lm", "-lpthread", "-o", "both", cwd=tmp_path)
-    _run("./both", tiny_bundle / "weights.bin", other / "weights.bin", "out.bin", cwd=tmp_path)
-    expected = b""
-    for bundle in (tiny_bundle, other):
-        _run(bundle / "bin/edgedm-sample", "-n", 1, "--steps", 5, "-o", "one.npy", cwd=tmp_path)
-        expected += (tmp_path / "one.npy").read_bytes()[128:]
-    assert (tmp_path / "out.bin").read_bytes() == expected
+    _check_both(tmp_path / "both", (tiny_bundle, other_bundle), tmp_path)
+
+
+_PROJECT = """
+cmake_minimum_required(VERSION 3.16)
+project(both C)
+add_subdirectory({first} first.bundle)
+add_subdirectory({second} second.bundle)
+add_library(first STATIC first.c)
+target_link_libraries(first PRIVATE edgedm_{first_prefix})
+add_library(second STATIC second.c)
+target_link_libraries(second PRIVATE edgedm_{second_prefix})
+add_executable(both both.c)
+target_link_libraries(both PRIVATE first second)
+"""
+
+
+def test_a_cmake_project_takes_two_bundles(tiny_bundle, other_bundle, tmp_path):
+    tools.need("cmake")
+    tools.need("gcc")
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.c").write_text(_USER.replace("FUNCTION", name))
+    (tmp_path / "both.c").write_text(_MAIN)
+    prefixes = [load(bundle).manifest.prefix.split("_")[1] for bundle in (tiny_bundle, other_bundle)]
+    project = _PROJECT.format(
+        first=tiny_bundle, second=other_bundle, first_prefix=prefixes[0], second_prefix=prefixes[1]
+    )
+    (tmp_path / "CMakeLists.txt").write_text(project)
+    _run("cmake", "-S", ".", "-B", "build", cwd=tmp_path)
+    _run("cmake", "--build", "build", cwd=tmp_path)
+    _check_both(tmp_path / "build/both", (tiny_bundle, other_bundle), tmp_path)
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O2", "-O3", "-Os"])
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_no_compiler_warns_at_any_level(tiny_bundle, tmp_path, compiler, level):
+    tools.need(compiler)
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-DEDM_PROBE", "-ffp-contract=off", *WARNINGS, level]
+    sources = sorted((tiny_bundle / "src").glob("*.c"))
+    _run(compiler, *flags, "-I", tiny_bundle / "include", "-c", *sources, cwd=tmp_path)

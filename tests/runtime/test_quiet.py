@@ -13,14 +13,17 @@ from edgedm.lower.codegen import PROGRAM_SOURCES
 from edgedm.lower.objects import SYMBOL
 
 ALLOCATIONS = Path(__file__).with_name("allocations.c")
-MAINS = (Path(__file__).with_name("quiet.c"), ALLOCATIONS)
+QUIET, LOADER = Path(__file__).with_name("quiet.c"), Path(__file__).with_name("loader.c")
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-DEDM_PROBE", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 WRAPPED = ("pthread_mutex_lock", "pthread_mutex_unlock", "TVMBackendParallelLaunch")
 LOCKS = re.compile(r"\b((?:pthread_(?:mutex|rwlock|spin|barrier)|sem|mtx)_\w+)")
 
 
-def build(bundle: Path, folder: Path, change: tuple[str, str, str] | None = None) -> Path:
-    """quiet.c with the bundle's library sources; `change`: a source's name, a text in it, and what that became."""
+def build(bundle: Path, folder: Path, change: tuple[str, str, str] | None = None, loaded: bool = False) -> list[Path]:
+    """The command of quiet.c with the bundle's library sources: one program, or a library that a program loads.
+
+    `change`: a source's name, a text in it, and what that became.
+    """
     tools.need("gcc")
     kernels = sorted({f"{SYMBOL}{node.kernel}" for node in load(bundle).manifest.nodes})
     (folder / "kernels.h").write_text("".join(f"KERNEL({name})\n" for name in kernels))
@@ -33,34 +36,32 @@ def build(bundle: Path, folder: Path, change: tuple[str, str, str] | None = None
         sources = [folder / name if path.name == name else path for path in sources]
     wrapped = [f"-Wl,--wrap={name}" for name in (*WRAPPED, *kernels)]
     includes = ["-I", folder, "-I", bundle / "include", "-I", bundle / "src"]
-    command = [
-        "gcc",
-        *FLAGS,
-        *includes,
-        *wrapped,
-        *MAINS,
-        *sources,
-        bundle / "kernels.o",
-        "-o",
-        folder / "quiet",
-    ]
-    done = subprocess.run(
-        [*map(str, command), "-lm", "-lpthread"], cwd=folder, capture_output=True, text=True, check=False
-    )
+    all_of_it = [*includes, *wrapped, QUIET, *sources, bundle / "kernels.o"]
+    if not loaded:
+        _gcc(folder, *all_of_it, ALLOCATIONS, "-o", "quiet")
+        return [folder / "quiet"]
+    _gcc(folder, *all_of_it, "-shared", "-fPIC", "-o", "quiet.so")
+    _gcc(folder, LOADER, ALLOCATIONS, "-rdynamic", "-ldl", "-o", "loader")
+    return [folder / "loader", folder / "quiet.so"]
+
+
+def _gcc(folder: Path, *arguments: object) -> None:
+    command = ["gcc", *FLAGS, *map(str, arguments), "-lm", "-lpthread"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return folder / "quiet"
 
 
-def counts(program: Path, bundle: Path, threads: int) -> dict[str, int]:
-    done = subprocess.run([program, bundle / "weights.bin", str(threads)], capture_output=True, text=True, check=False)
+def counts(program: list[Path], bundle: Path, threads: int) -> dict[str, int]:
+    command = [*program, bundle / "weights.bin", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return {name: int(value) for name, value in (line.split() for line in done.stdout.splitlines())}
 
 
-def quiet(bundle: Path, folder: Path) -> dict[str, int]:
+def quiet(bundle: Path, folder: Path, loaded: bool = False) -> dict[str, int]:
     """What is counted on several threads, once nothing was asked for and no lock held, and no thread changed a bit."""
-    program = build(bundle, folder)
-    named = subprocess.run(["nm", "-u", program], capture_output=True, text=True, check=True).stdout
+    program = build(bundle, folder, loaded=loaded)
+    named = subprocess.run(["nm", "-u", program[-1]], capture_output=True, text=True, check=True).stdout
     assert set(LOCKS.findall(named)) <= {f"pthread_mutex_{verb}" for verb in ("init", "lock", "unlock", "destroy")}
     alone = counts(program, bundle, 1)
     for threads in (1, 2, 3, 5):
@@ -71,8 +72,10 @@ def quiet(bundle: Path, folder: Path) -> dict[str, int]:
     return {**seen, "more tasks": seen["tasks"] - alone["tasks"]}
 
 
-def test_a_tiny_model_is_quiet(tiny_bundle, tmp_path):
-    quiet(tiny_bundle, tmp_path)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_tiny_model_is_quiet(tiny_bundle, tmp_path, loaded):
+    """Also in a library that a running program loads, whose thread-local variables are made at their first use."""
+    quiet(tiny_bundle, tmp_path, loaded)
 
 
 @pytest.mark.slow

@@ -14,6 +14,11 @@
  * belongs to one thread at a time. No function allocates memory while sampling: edm_session_create and
  * edm_prepare do. Images and eps are float32 in [channel][row][column] order, images nominally in -1..1.
  *
+ * Of a library that a program loads, and on Android, the system makes a thread's own variables, a kilobyte, when it
+ * first needs them: a session's threads have theirs once edm_session_create returns, the thread that prepared once
+ * edm_prepare does, any other after its first call of a function here. Without memory for them the system itself ends
+ * the program, as for any library's.
+ *
  * Where NULL is not said to be allowed, functions that return edm_status refuse it with EDM_BAD_ARGUMENT; edm_close,
  * edm_session_free, edm_session_bytes and edm_steps_left take it for nothing; to the others it must not be given. */
 #ifndef EDGEDM_H

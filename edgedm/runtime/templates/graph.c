@@ -7,6 +7,9 @@
 
 EDM_SHARED _Thread_local char edm_kernel_message[256];
 
+/* The workspace below is left alone: no kernel of today uses it, and what nothing names is not linked. */
+void edm_enter_kernels(void) { (void)*(volatile char *)edm_kernel_message; }
+
 size_t edm_instance_bytes(const edm_graph *graph) {
   return edm_align(graph->tensor_count * sizeof(DLTensor)) + edm_align(graph->argument_count * sizeof(TVMFFIAny));
 }

@@ -112,6 +112,7 @@ extern const edm_description edm_compiled;
 edm_status edm_fail(edm_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 edm_status edm_null(const char *function); /* one of its arguments is NULL, and must not be */
 edm_status edm_busy(const char *function); /* its session is drawing */
+void edm_enter_errors(void);               /* see edm_enter_thread */
 
 /* --- sha256.c -------------------------------------------------------------------------------------------- */
 void edm_sha256(const void *data, uint64_t length, uint8_t digest[32]);
@@ -153,8 +154,13 @@ void edm_pool_free(edm_pool *pool);
 int edm_pool_run(edm_pool *pool, edm_parallel_body body, void *closure, int tasks);
 /* The pool that kernels called from this thread may use (NULL: none); returns the one before. */
 edm_pool *edm_pool_enter(edm_pool *pool);
+/* Have the system make this thread's thread-local variables now: of a library that a program loads, and on Android, it
+ * asks for their memory at the first use. */
+void edm_enter_thread(void);
 
 /* --- graph.c --------------------------------------------------------------------------------------------- */
+void edm_enter_kernels(void); /* see edm_enter_thread */
+
 typedef struct { /* a graph with its tensors placed in memory */
   const edm_graph *graph;
   DLTensor *tensors;

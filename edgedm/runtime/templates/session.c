@@ -120,6 +120,7 @@ static void *allocate_pages(size_t bytes) {
 edm_status edm_session_create(edm_model *model, const edm_session_options *options, edm_session **created) {
   if (created) *created = NULL;
   if (!model || !options || !created) return edm_null("edm_session_create");
+  edm_enter_thread();
   if (options->threads < 0 || options->threads > 1024 || options->lanes < 0 || options->lanes > 1024)
     return edm_fail(EDM_BAD_ARGUMENT, "threads and lanes: expected 0..1024, got %d and %d", options->threads,
                     options->lanes);
@@ -233,6 +234,7 @@ static edm_status plan_steps(edm_session *session, const edm_schedule *schedule)
 edm_status edm_prepare(edm_session *session, const edm_schedule *schedule, const edm_conditions *conditions) {
   if (!session || !schedule || !conditions) return edm_null("edm_prepare");
   if (session->busy) return edm_busy("edm_prepare");
+  edm_enter_thread();
   session->steps = 0;
   session->drawing = false;
   if (schedule->steps < 1 || schedule->steps > edm_compiled.noise.train_timesteps)
@@ -356,7 +358,7 @@ static edm_status find_state(const edm_session *session, int state, uint8_t **da
 }
 
 edm_status edm_state_read(const edm_session *session, int state, void *data) {
-  uint8_t *from;
+  uint8_t *from = NULL;
   if (!session || !data) return edm_null("edm_state_read");
   if (session->busy) return edm_busy("edm_state_read");
   edm_status status = find_state(session, state, &from);
@@ -365,7 +367,7 @@ edm_status edm_state_read(const edm_session *session, int state, void *data) {
 }
 
 edm_status edm_state_write(edm_session *session, int state, const void *data) {
-  uint8_t *to;
+  uint8_t *to = NULL;
   if (!session || !data) return edm_null("edm_state_write");
   if (session->busy) return edm_busy("edm_state_write");
   edm_status status = find_state(session, state, &to);

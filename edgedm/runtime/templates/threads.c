@@ -40,6 +40,7 @@ struct edm_pool {
   int tasks;
   atomic_int failed, sleeping;
   atomic_bool stopping;
+  int ready; /* workers that serve; under the lock */
   char before_tickets[CACHE_LINE];
   atomic_uint_fast64_t tickets[TICKETS]; /* the first one's round is the pool's */
   char before_unfinished[CACHE_LINE];
@@ -55,6 +56,13 @@ edm_pool *edm_pool_enter(edm_pool *pool) {
   edm_pool *before = edm_active_pool;
   edm_active_pool = pool;
   return before;
+}
+
+void edm_enter_thread(void) {
+  edm_enter_errors();
+  edm_enter_kernels();
+  edm_pool *volatile *pool = &edm_active_pool;
+  (void)*pool;
 }
 
 static void pause_a_moment(void) {
@@ -116,6 +124,11 @@ static uint32_t wait_for_round(edm_pool *pool, uint32_t seen) {
 static void *serve(void *argument) {
   const worker *self = argument;
   edm_pool *pool = self->pool;
+  edm_enter_thread();
+  pthread_mutex_lock(&pool->lock);
+  ++pool->ready;
+  pthread_cond_broadcast(&pool->wake);
+  pthread_mutex_unlock(&pool->lock);
   for (uint32_t seen = 0;;) {
     seen = wait_for_round(pool, seen);
     if (atomic_load(&pool->stopping)) return NULL;
@@ -160,7 +173,8 @@ int edm_pool_run(edm_pool *pool, edm_parallel_body body, void *closure, int task
   return atomic_load(&pool->failed);
 }
 
-/* New threads run where their creator may: it goes to the cores that the pool is to have, and comes back. */
+/* New threads run where their creator may: it goes to the cores that the pool is to have, and comes back. Once it
+ * returns they have asked for all the memory that they ever need. */
 static edm_status start_workers(edm_pool *pool, const int *cores, int core_count) {
   edm_core_set before;
   edm_status status = core_count ? edm_enter_cores(cores, core_count, &before) : EDM_OK;
@@ -174,6 +188,9 @@ static edm_status start_workers(edm_pool *pool, const int *cores, int core_count
       ++pool->started;
   }
   if (core_count) edm_leave_cores(&before);
+  pthread_mutex_lock(&pool->lock);
+  while (pool->ready < pool->started) pthread_cond_wait(&pool->wake, &pool->lock);
+  pthread_mutex_unlock(&pool->lock);
   return status;
 }
 
