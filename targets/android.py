@@ -5,11 +5,13 @@ Programs are static Linux ones, for `adb shell`; the shared library is Android's
 """
 
 import os
+import platform
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgedm.errors import ToolchainError
 from edgedm.targets import arm, x86
 from edgedm.targets.level import Core, Level
 
@@ -93,9 +95,35 @@ def javac() -> str | None:
     return shutil.which("javac")
 
 
-def needs() -> str:
-    """What builds an app's library and AAR, in words, and whether that is here."""
+def named_ndk() -> Path | None:
+    """The folder of the NDK that the environment names; None where it names none.
+
+    ToolchainError for a name of something else.
+    """
     named = os.environ.get(NDK)
-    library = f"the NDK in {named}" if named else "pip packages"
+    if not named:
+        return None
+    if not clang_of(Path(named)).is_file():
+        raise ToolchainError(
+            f"{NDK}={named}: {clang_of(Path(named))} is missing; name the folder of an NDK for this machine, or unset "
+            f"{NDK} to build with what pip installed"
+        )
+    return Path(named)
+
+
+def clang_of(folder: Path) -> Path:
+    """The compiler of an NDK for this machine."""
+    system = {"Darwin": "darwin", "Windows": "windows"}.get(platform.system(), "linux")
+    suffix = ".exe" if system == "windows" else ""
+    return folder / "toolchains/llvm/prebuilt" / f"{system}-x86_64" / "bin" / f"clang{suffix}"
+
+
+def needs() -> tuple[str, bool]:
+    """What builds an app's library and AAR, in words, and whether what builds the library is here."""
     java = "which is here" if javac() else "which is missing: install a JDK"
-    return f"the library by {library}; for an AAR javac, {java}"
+    try:
+        folder = named_ndk()
+    except ToolchainError as error:
+        return f"{error}; for an AAR javac, {java}", False
+    library = f"the NDK in {folder}" if folder else "pip packages"
+    return f"the library by {library}; for an AAR javac, {java}", True

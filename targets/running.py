@@ -57,8 +57,10 @@ def _row(target: Target) -> dict[str, Any]:
     under = emulator.shown(target.features) if command and emulator else ""
     how = f"to run it here, {missing}" if missing else f"runs here under {under}" if under else "runs here"
     needs = [how] if compiles else ["to compile for it, pip install 'edgedm[compile]'", how]
-    if target.base.system == "android":
-        needs.append(android.needs())
+    if target.base.system == android.SYSTEM:
+        builds, here = android.needs()
+        needs.append(builds)
+        compiles = compiles and here
     return {
         "name": target.name,
         "compiles": compiles,

@@ -1,7 +1,5 @@
 """Objects -> a shared library for Android, by the NDK where ANDROID_NDK_HOME names one and by zig otherwise."""
 
-import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from edgedm.android.abi import Abi
 from edgedm.android.sysroot import RUNTIME, compile_flags, imports, sysroot
 from edgedm.errors import ToolchainError
 from edgedm.lower import toolchain
-from edgedm.targets.android import NDK, PAGE_BYTES
+from edgedm.targets.android import PAGE_BYTES, clang_of, named_ndk
 
 COMPAT = "android/compat.h"  # beside the C files: what the C library lacks
 MERGED = "lib/libedgedm.o"
@@ -38,7 +36,7 @@ _LINK = (
 
 def toolchain_name() -> str:
     """What compiles for Android here, as a bundle's manifest names it."""
-    ndk = _ndk()
+    ndk = named_ndk()
     if ndk is None:
         return f"zig {toolchain.zig_version()}"
     properties = ndk / "source.properties"
@@ -50,7 +48,7 @@ def toolchain_name() -> str:
 def compile_objects(sources: Sequence[str], folder: Path, abi: Abi, definitions: Sequence[str]) -> list[str]:
     """Compile C files (names within `folder`) for a shared library; returns the objects' names."""
     flags = ["-include", COMPAT, *definitions]
-    ndk = _ndk()
+    ndk = named_ndk()
     if ndk is None:
         return toolchain.compile_objects(sources, folder, abi.zig_triple, [*compile_flags(abi), *flags])
     warnings = [each for each in toolchain.WARNINGS if each not in _FORBIDDEN_IN_NDK]
@@ -68,7 +66,7 @@ def link_library(objects: Sequence[str], folder: Path, abi: Abi, soname: str, pr
     """
     exports = (prefix, *elf_lint.JAVA_EXPORTS)
     (folder / _EXPORTS).write_text(f"{{ global: {' '.join(f'{each}*;' for each in exports)} local: *; }};\n")
-    output, ndk = folder / soname, _ndk()
+    output, ndk = folder / soname, named_ndk()
     flags = [*_LINK, "-soname", soname, f"--version-script={_EXPORTS}"]
     if ndk is None:
         root = sysroot(abi)
@@ -85,31 +83,12 @@ def link_library(objects: Sequence[str], folder: Path, abi: Abi, soname: str, pr
     return data
 
 
-def _ndk() -> Path | None:
-    """The NDK's folder; None where none is named. ToolchainError for a name of something else."""
-    named = os.environ.get(NDK)
-    if not named:
-        return None
-    if not _clang_of(Path(named)).is_file():
-        raise ToolchainError(
-            f"{NDK}={named}: {_clang_of(Path(named))} is missing; name the folder of an NDK for this machine, or unset "
-            f"{NDK} to build with what pip installed"
-        )
-    return Path(named)
-
-
-def _clang_of(ndk: Path) -> Path:
-    system = {"Darwin": "darwin", "Windows": "windows"}.get(platform.system(), "linux")
-    suffix = ".exe" if system == "windows" else ""
-    return ndk / "toolchains/llvm/prebuilt" / f"{system}-x86_64" / "bin" / f"clang{suffix}"
-
-
 def _ndk_target(abi: Abi) -> tuple[str, ...]:
     return (f"--target={abi.ndk_triple}", *(flag for flag in abi.c_flags if not flag.startswith("-mcpu")))
 
 
 def _ndk_clang(ndk: Path, arguments: Sequence[str], folder: Path) -> None:
-    command = [str(_clang_of(ndk)), *arguments]
+    command = [str(clang_of(ndk)), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ToolchainError(f"the NDK's clang failed in {folder}:\n{done.stderr.strip()[-4000:]}")

@@ -13,6 +13,8 @@ from edgedm.outcome import Outcome
 def _show(outcome: Outcome) -> None:
     click.echo(f"{outcome.details['target']} on {outcome.details['host']} ({outcome.details['machine']})")
     show_figures(outcome)
+    if "left_behind" in outcome.details:
+        click.echo(f"could not be removed there: {outcome.details['left_behind']}", err=True)
 
 
 @click.command(name="run-on", short_help="self-test and speed of a bundle on another machine")

@@ -22,7 +22,7 @@ from edgedm.files import first_fault
 SAMPLERS = ("ddim", "ddpm", "dpm-solver++")
 
 # What a scheduler config may also hold: True where any value is fine, else the one value that means "off".
-_IGNORED: dict[str, Any] = {"_class_name": True, "_diffusers_version": True, "use_clipped_model_output": False}
+_IGNORED: dict[str, Any] = {"use_clipped_model_output": False}
 _IGNORED |= {"dynamic_thresholding_ratio": True, "sample_max_value": True, "thresholding": False}
 _IGNORED |= {"trained_betas": None, "rescale_betas_zero_snr": False}
 _IGNORED |= {"algorithm_type": "dpmsolver++", "flow_shift": True, "time_shift_type": True}
@@ -64,9 +64,9 @@ class NoiseSchedule(BaseModel):
         """Read a scheduler config; `UnsupportedError` for an option that the C sampler lacks."""
         kept: dict[str, Any] = {}
         for key, value in config.items():
-            if key not in _IGNORED:
+            if key not in _IGNORED and not key.startswith("_"):  # which diffusers notes for itself
                 kept[key] = value
-            elif _IGNORED[key] is not True and value != _IGNORED[key]:
+            elif _IGNORED.get(key, True) is not True and value != _IGNORED[key]:
                 raise UnsupportedError(
                     f"noise schedule: {key} = {value!r} is not supported; expected {_IGNORED[key]!r}"
                 )

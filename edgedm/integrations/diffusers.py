@@ -23,6 +23,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from edgedm.bundle import Bundle
+from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import UnsupportedError
 from edgedm.runtime.opening import open_runner
 from edgedm.runtime.runner import Floats
@@ -58,9 +59,15 @@ class BundleUNet:
 
     @property
     def noise_schedule(self) -> dict[str, Any]:
-        """The config of a scheduler for this model, as `from_config` of diffusers takes it."""
-        kept = dict(self._manifest.config.get("noise_schedule", {}))
-        return {"prediction_type": self._manifest.config.get("prediction_type", "epsilon"), **kept}
+        """The whole config of a scheduler for this model, as `from_config` of diffusers takes it.
+
+        Diffusers' schedulers differ in their defaults, so what the checkpoint leaves open is there too.
+        """
+        given = self._manifest.config
+        schedule = NoiseSchedule.from_config(
+            {"prediction_type": given.get("prediction_type", "epsilon"), **given.get("noise_schedule", {})}
+        )
+        return schedule.model_dump(exclude_none=True)
 
     def __enter__(self) -> "BundleUNet":
         return self
@@ -103,7 +110,9 @@ class BundleUNet:
         asked = sorted(name for name, value in options.items() if value is not None)
         if asked:
             raise UnsupportedError(f"{asked[0]}: a bundle takes no such input; leave it out")
-        at, count = _whole(timestep), sample.shape[0]
+        at, count = _whole(timestep), sample.shape[0] if sample.ndim else 0
+        if not count:
+            raise UnsupportedError(f"sample: expected one or more images, got shape {[*sample.shape]}")
         begins = at > self._timestep or len(self._states) != count
         if not begins and at == self._timestep and self._manifest.states():
             raise UnsupportedError(
@@ -119,15 +128,17 @@ class BundleUNet:
         outputs = np.empty_like(inputs)
         for i in range(count):
             condition = None if encoder_hidden_states is None else _array(encoder_hidden_states[i])
-            label = None if class_labels is None else self._label(int(class_labels[i]))
+            label = None if class_labels is None else self._label(class_labels[i].item())
             outputs[i], following = self._runner.step(at, inputs[i], label, before[i], condition)
             after.append({name.removesuffix(".next"): array for name, array in following.items()})
         self._states, self._timestep = after, at  # only now: a call that was refused is no step
         result = torch.from_numpy(outputs).to(sample.device, sample.dtype)
         return UNet2DOutput(sample=result) if return_dict else (result,)
 
-    def _label(self, label: int) -> int | None:
-        return None if label == self._manifest.null_class else label
+    def _label(self, label: float) -> int | None:
+        if not float(label).is_integer():
+            raise UnsupportedError(f"class_labels: expected whole numbers, got {label}")
+        return None if label == self._manifest.null_class else int(label)
 
 
 def _config(config: dict[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -146,10 +157,9 @@ def _config(config: dict[str, Any], image_shape: tuple[int, int, int]) -> dict[s
 
 def _whole(timestep: Tensor | float | int) -> int:
     values = timestep.detach().flatten().tolist() if isinstance(timestep, Tensor) else [timestep]
-    at = int(values[0])
-    if any(value != at for value in values):
+    if not values or len(set(values)) > 1 or not float(values[0]).is_integer():
         raise UnsupportedError(f"timestep: expected one whole number for all images, got {values}")
-    return at
+    return int(values[0])
 
 
 def _array(tensor: Tensor) -> Floats:

@@ -1,5 +1,6 @@
 """`edgedm run-on`: copy a bundle to a machine, run its self-test and its benchmark there, bring the figures back."""
 
+import io
 import math
 import os
 import re
@@ -19,7 +20,9 @@ from edgedm.outcome import Outcome
 from edgedm.runtime.choice import as_variant
 
 _SHIPPED = ("bin/edgedm-sample", "weights.bin", "golden/golden.bin")
-_UNREACHABLE = 255  # ssh's and adb's own exit code
+_UNREACHABLE = 255  # ssh's own exit code; adb's is 1, as that of a check which fails
+_VERDICT = re.compile(r"^self-test (?:passed|FAILED)$", re.MULTILINE)
+_CONDITION = "condition.npy"  # zeros, which mean no text: how long a step takes does not depend on it
 _CANNOT_EXECUTE = (126, 127)
 _SECONDS_TO_CONNECT = 15
 _STARTUP = re.compile(r"^start-up ([\d.]+) ms", re.MULTILINE)
@@ -62,7 +65,7 @@ class Shell:
 
 def _ssh(host: str) -> Shell:
     call = ("ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SECONDS_TO_CONNECT}", "--", host)
-    return Shell(f"ssh {host}", call, "${TMPDIR:-/tmp}", "install an OpenSSH client")
+    return Shell(f"ssh {host}", call, '"${TMPDIR:-/tmp}"', "install an OpenSSH client")
 
 
 def _adb(serial: str) -> Shell:
@@ -116,12 +119,30 @@ def run_on(
         shell.must(f"tar -x -f - -C {shlex.quote(folder)}", _archive(opened))
         program = f"{folder}/bin/edgedm-sample{f' --variant {shlex.quote(variant)}' if variant else ''}"
         figures, details = _examine(shell, program, opened)
-        label = "" if opened.manifest.null_class >= 0 or not opened.manifest.classes else " --label 0"
-        drawing = f"{program} -n 1{label}{f' --steps {steps}' if steps else ''} --times -o {folder}/image.npy"
+        options = f"{_conditions(opened, folder)}{f' --steps {steps}' if steps else ''}"
+        drawing = f"{program} -n 1{options} --times -o {folder}/image.npy"
         figures |= _time(shell, drawing, opened, threads, images)
     finally:
-        shell.run(f"rm -rf {shlex.quote(folder)}")
-    return Outcome(bool(figures["self_test.ok"]), figures, {"bundle": str(opened.path), "host": shell.name, **details})
+        left = _left_behind(shell, folder)
+    details |= {"bundle": str(opened.path), "host": shell.name, **({"left_behind": left} if left else {})}
+    return Outcome(bool(figures["self_test.ok"]), figures, details)
+
+
+def _conditions(bundle: Bundle, folder: str) -> str:
+    """The options without which a model does not draw: none, where it knows by itself what no condition is."""
+    manifest = bundle.manifest
+    if manifest.condition_shape is not None:
+        return f" --condition {folder}/{_CONDITION}"
+    return " --label 0" if manifest.classes and manifest.null_class < 0 else ""
+
+
+def _left_behind(shell: Shell, folder: str) -> str:
+    """Remove the folder there; where that fails, say what stays and why: what was measured is not lost for it."""
+    try:
+        code, out, err = shell.run(f"rm -rf {shlex.quote(folder)}")
+    except ToolchainError as error:
+        return f"{folder}: {error}"
+    return f"{folder}: `rm -rf` ended with {code}: {(err or out).strip()[-300:]}" if code else ""
 
 
 def _archive(bundle: Bundle) -> bytes:
@@ -130,6 +151,12 @@ def _archive(bundle: Bundle) -> bytes:
             for name in bundle.manifest.files:
                 if name in _SHIPPED or _is_read(name, bundle):
                     archive.add(bundle.path / name, name, filter=_anonymous)
+            if bundle.manifest.condition_shape is not None:
+                text = io.BytesIO()
+                np.save(text, np.zeros(bundle.manifest.condition_shape, np.float32))
+                entry = tarfile.TarInfo(_CONDITION)
+                entry.size = text.tell()
+                archive.addfile(entry, io.BytesIO(text.getvalue()))
         file.seek(0)
         return file.read()
 
@@ -156,6 +183,8 @@ def _examine(shell: Shell, program: str, bundle: Bundle) -> tuple[dict[str, floa
         figures["cores"] = float(out)
     progress.stage("self-test")
     details["self_test"], passed = _run(shell, bundle, f"{program} --self-test")
+    if not passed and not _VERDICT.search(details["self_test"]):
+        raise ToolchainError(f"{shell.name}: the self-test gave no verdict: {details['self_test'].strip()[-500:]}")
     ran = _VARIANT.search(details["self_test"])
     details["target"] = ran[1] if ran else bundle.manifest.target.name
     errors = [float(each) for each in _ERRORS.findall(details["self_test"])]

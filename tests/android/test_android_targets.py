@@ -9,6 +9,7 @@ import pytest
 from edgedm.android.abi import abi_of
 from edgedm.errors import UnsupportedError
 from edgedm.targets import available, resolve
+from edgedm.targets.android import clang_of
 from edgedm.targets.variants import resolve_variants
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "targets"))
@@ -70,9 +71,20 @@ def test_the_list_says_what_builds_a_library_and_whether_javac_is_here(monkeypat
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/javac").touch()
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    monkeypatch.setenv("ANDROID_NDK_HOME", "/ndk")
-    assert "the library by the NDK in /ndk; for an AAR javac, which is here" in needs("android-x86_64")
+    clang = clang_of(tmp_path / "ndk")
+    clang.parent.mkdir(parents=True)
+    clang.touch()
+    monkeypatch.setenv("ANDROID_NDK_HOME", str(tmp_path / "ndk"))
+    assert f"the library by the NDK in {tmp_path}/ndk; for an AAR javac, which is here" in needs("android-x86_64")
     assert "javac" not in needs("aarch64")
+
+
+def test_an_ndk_that_is_named_and_not_there_is_missing(monkeypatch):
+    monkeypatch.setenv("ANDROID_NDK_HOME", "/nowhere")
+    rows = {row["name"]: row for row in available()}
+    assert "ANDROID_NDK_HOME=/nowhere" in rows["android-arm64"]["needs"]
+    assert (rows["android-arm64"]["compiles"], rows["android-arm64"]["available"]) == (False, False)
+    assert rows["aarch64"]["compiles"]
 
 
 @pytest.mark.parametrize("op", test_neon_assembly.CASES)

@@ -33,6 +33,12 @@ def test_betas_and_alphas_cumprod_are_those_of_diffusers_bit_for_bit(config, cou
     assert ours.alphas_cumprod().tolist() == theirs.alphas_cumprod.tolist()
 
 
+def test_the_config_of_a_scheduler_in_memory_is_one():
+    scheduler = DDIMScheduler(num_train_timesteps=500)
+    assert "_use_default_values" in scheduler.config
+    assert NoiseSchedule.from_config(dict(scheduler.config)).num_train_timesteps == 500
+
+
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("train", [1000, 100, 37])
 def test_timesteps_are_those_of_diffusers(spacing, train):

@@ -112,9 +112,19 @@ def test_what_a_pipeline_asks_of_a_unet_is_there(unet):
     assert unet.noise_schedule["timestep_spacing"] == "trailing"
 
 
+def test_a_scheduler_has_no_default_of_its_own_where_the_checkpoint_leaves_something_open():
+    """The tiny latent model's config names no spacing, of which diffusers' schedulers have different ones."""
+    bundle = tiny_latent.folder() / "model.bundle"
+    with BundleUNet(bundle) as unet, LocalRunner(bundle) as runner:
+        chosen = runner.prepare(7, "dpm-solver++", condition=tiny_latent.condition(3))
+        scheduler = DPMSolverMultistepScheduler.from_config(unet.noise_schedule)
+        scheduler.set_timesteps(7)
+        assert scheduler.timesteps.tolist() == list(chosen)
+
+
 def test_what_a_bundle_cannot_do_is_refused(unet):
     x = _batch(2)
-    for timestep in (500.5, torch.tensor([500, 400])):
+    for timestep in (500.5, torch.tensor([500, 400]), float("nan"), torch.tensor(float("inf")), torch.tensor([])):
         with pytest.raises(UnsupportedError, match="timestep"):
             unet(x, timestep)
     with pytest.raises(UnsupportedError, match="added_cond_kwargs"):
@@ -124,8 +134,14 @@ def test_what_a_bundle_cannot_do_is_refused(unet):
     for labels in (torch.tensor(1), torch.tensor([1]), torch.tensor([1, 0, 1])):
         with pytest.raises(UnsupportedError, match="class_labels: expected one for each of 2 images"):
             unet(x, 500, class_labels=labels)
+    for labels in (torch.tensor([1.5, 1.0]), torch.tensor([float("nan"), 1.0])):
+        with pytest.raises(UnsupportedError, match="class_labels: expected whole numbers"):
+            unet(x, 500, class_labels=labels)
     with pytest.raises(UnsupportedError, match="expected shape"):
         unet(torch.zeros(1, 1, 9, 9), 500)
+    for nothing in (torch.zeros(0, 1, 8, 8), torch.tensor(1.0)):
+        with pytest.raises(UnsupportedError, match="sample: expected one or more images"):
+            unet(nothing, 500)
 
 
 def test_each_image_of_a_batch_follows_its_own_text():

@@ -106,7 +106,9 @@ def test_a_moved_bundle_still_works(tiny_bundle, tmp_path):
         (["--strength", "0.5"], "--strength: there is no --start"),
         (["-o", "images.gif", "-n", "1000000"], ".png or .npy"),  # at once, not after drawing them
         (["--cores", ",".join(["0"] * 1025)], "at most 1024"),
-        (["-o", "no/such/folder/a.npy"], "No such file"),
+        (["--cores", "0,"], "--cores"),
+        (["-o", "no/such/folder/a.npy"], "there is no such folder"),
+        (["-o", "no/such/folder/a.npy", "-n", "1000000"], "there is no such folder"),  # at once
         (["--bundle", "nowhere"], "nowhere/weights.bin"),
         (["--what"], ""),
         (["surprise"], "surprise"),

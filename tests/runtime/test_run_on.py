@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import tiny_latent
 
 from edgedm.bench.models import bench_model
 from edgedm.bundle import Variant, load
@@ -26,6 +27,8 @@ case $host in
   older) line=$(echo "$line" | sed "s,^[^ ]*/bin/edgedm-sample,$STAND_IN_ILLEGAL,") ;;
   wrong) case $line in *--self-test*) cat "$STAND_IN_SAID"; exit 1 ;; esac ;;
   broken) case $line in *--self-test*) echo "edgedm-sample: weights.bin: wrong hash" >&2; exit 2 ;; esac ;;
+  keeps) case $line in rm*) echo "rm: busy" >&2; exit 1 ;; esac ;;
+  gone) case $line in rm*) echo "connection lost" >&2; exit 255 ;; esac ;;
   full) case $line in tar*) echo "tar: no space left" >&2; exit 2 ;; esac ;;
 esac
 echo "$line" >> "$STAND_IN_LOG"
@@ -140,12 +143,36 @@ def test_the_command_line_prints_one_object(tiny_bundle):
 def test_a_failed_self_test_fails_the_check(tiny_bundle, tmp_path, said, worst):
     other = (
         "decoder        relative error 7.0e+00\nfirst layer that is off: a: relative error 9.0e+00 (allowed 1e-04)\n"
+        "self-test FAILED\n"
     )
     (tmp_path / "said").write_text(said + other)
     outcome = run_on("ssh", "wrong", tiny_bundle, threads=(1,))
     assert not outcome.ok
     assert outcome.figures["self_test.worst_error"] == pytest.approx(worst, rel=0, nan_ok=True)
     assert outcome.figures["self_test.steps"] == said.count("timestep")
+
+
+def test_a_self_test_without_a_verdict_is_no_failed_check(tiny_bundle, tmp_path):
+    """adb itself ends with 1 where the telephone has gone."""
+    (tmp_path / "said").write_text("adb: device offline\n")
+    with pytest.raises(ToolchainError, match="the self-test gave no verdict: adb: device offline"):
+        run_on("ssh", "wrong", tiny_bundle, threads=(1,))
+
+
+@pytest.mark.parametrize(("host", "reason"), [("keeps", "ended with 1: rm: busy"), ("gone", "connection lost")])
+def test_what_cannot_be_removed_there_is_said_and_loses_no_figure(tiny_bundle, room, host, reason):
+    outcome = run_on("ssh", host, tiny_bundle, threads=(1,), steps=2, images=1)
+    assert outcome.ok and outcome.figures["step_ms.edgedm.t1"] > 0
+    (left,) = room.iterdir()
+    assert str(left) in outcome.details["left_behind"] and reason in outcome.details["left_behind"]
+    shutil.rmtree(left)
+
+
+def test_a_model_with_a_text_condition_is_timed_too(room):
+    bundle = tiny_latent.folder() / "model.bundle"
+    assert load(bundle).manifest.condition_shape is not None
+    outcome = run_on("ssh", "me@board", bundle, threads=(1,), steps=2, images=1)
+    assert outcome.ok and outcome.figures["step_ms.edgedm.t1"] > 0
 
 
 def test_a_self_test_that_could_not_run_is_no_failed_check(tiny_bundle):

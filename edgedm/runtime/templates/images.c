@@ -164,9 +164,22 @@ static bool ends_with(const char *path, const char *suffix) {
   return length > tail && strcmp(path + length - tail, suffix) == 0;
 }
 
+/* A name too long for the buffer is the system's to refuse, when the file is written. */
+static bool has_folder(const char *path) {
+  char folder[4096];
+  struct stat found;
+  const char *slash = strrchr(path, '/');
+  size_t length = slash ? (size_t)(slash - path) + 1 : 0;
+  if (length == 0 || length >= sizeof folder) return true;
+  memcpy(folder, path, length);
+  folder[length] = '\0';
+  return !stat(folder, &found) && S_ISDIR(found.st_mode);
+}
+
 /* A file under this name is replaced; a folder, a pipe or a device is not. */
 static edm_status check_replaced(const char *path) {
   struct stat found;
+  if (!has_folder(path)) return edm_fail(EDM_IO_FAILED, "%s: there is no such folder to write it into", path);
   if (stat(path, &found) || S_ISREG(found.st_mode)) return EDM_OK;
   return edm_fail(EDM_IO_FAILED, "%s: exists and is no regular file: it is not replaced", path);
 }

@@ -102,7 +102,7 @@ static bool read_cores(const char *text) {
       char *end;
       long core = strtol(at, &end, 10);
       if (count == MOST_CORES) return refuse("cores", text, "at most 1024 numbers");
-      if (end == at || (*end && *end != ',') || core < 0 || core >= MOST_CORES)
+      if (end == at || (*end && (*end != ',' || !end[1])) || core < 0 || core >= MOST_CORES)
         return refuse("cores", text, "big, or numbers as in 0,2,3");
       cores[count++] = (int)core;
       at = *end ? end + 1 : end;
