@@ -86,7 +86,7 @@ def assemble(folder: Path, lowered: Lowered) -> Manifest:
         (folder / "src" / header).rename(folder / "include" / header)
     if target.isa != "wasm32":  # which no C project links, but a page loads
         shutil.copyfile(TEMPLATES / "CMakeLists.txt", folder / "CMakeLists.txt")
-        write_package(folder)
+        write_package(folder, target)
     return manifest
 
 

@@ -19,7 +19,8 @@ _VECTOR = re.compile(r"\bv\d+\.")
 _STACK = re.compile(r"\[sp\b")
 _CYCLES = re.compile(r"^Total Cycles:\s+(\d+)", re.MULTILINE)
 _ITERATIONS = 200
-_NEWEST, _OLDEST = 30, 14  # versions of llvm-mca that are looked for
+_NEWEST, _OLDEST = 30, 19  # versions of llvm-mca that are looked for: older ones take other cores for Neoverses
+_VERSION = re.compile(r"LLVM version (\d+)")
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,19 @@ def inner_loop(assembly: str, mnemonic: str) -> Loop:
 
 
 def find_mca() -> str:
-    """The newest llvm-mca that is installed, by name; ToolchainError if there is none."""
-    names = [*(f"llvm-mca-{version}" for version in range(_NEWEST, _OLDEST - 1, -1)), "llvm-mca"]
-    for name in names:
+    """The newest llvm-mca that is installed, by name; ToolchainError if there is none of version 19 or newer."""
+    for name in (f"llvm-mca-{version}" for version in range(_NEWEST, _OLDEST - 1, -1)):
         if shutil.which(name):
             return name
-    raise ToolchainError("llvm-mca is missing: install Debian's package llvm-19 (or llvm) for estimates of cycles")
+    if shutil.which("llvm-mca"):
+        said = subprocess.run(["llvm-mca", "--version"], capture_output=True, text=True, check=False).stdout
+        version = _VERSION.search(said)
+        if version and int(version[1]) >= _OLDEST:
+            return "llvm-mca"
+    raise ToolchainError(
+        f"llvm-mca of version {_OLDEST} or newer is missing: install Debian's package llvm-{_OLDEST} for estimates of "
+        "cycles"
+    )
 
 
 def cycles(instructions: Sequence[str], cpu: str, mca: str) -> float:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tiny_model
 import tools
 
 from edgedm.images import encode_png, grid
@@ -47,6 +48,13 @@ def _by_pkg_config(bundle: Path, folder: Path) -> Path:
     ).split()
     _run("gcc", *STRICT, EXAMPLES / "draw.c", "-o", "draw", *flags, f"-Wl,-rpath,{bundle / 'lib'}", cwd=folder)
     return folder / "draw"
+
+
+@pytest.mark.slow
+def test_cmake_passes_a_bundle_for_another_machine_over(tmp_path):
+    tools.need("cmake")
+    with tiny_model.compiled_for("aarch64") as bundle, pytest.raises(AssertionError, match="for aarch64"):
+        _run("cmake", "-S", EXAMPLES, "-B", "build", f"-DCMAKE_PREFIX_PATH={bundle}", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("build", [_by_cmake, _by_pkg_config])

@@ -170,6 +170,19 @@ def test_without_llvm_mca_its_package_is_named(monkeypatch):
         emitted_loops.find_mca()
 
 
+@pytest.mark.parametrize(("version", "found"), [("14.0.6", False), ("19.1.7", True), ("", False)])
+def test_an_older_llvm_mca_is_none(monkeypatch, version, found):
+    """Version 14 takes another core's description for the Neoverse N1, whose cycles the page tells."""
+    said = f"LLVM (http://llvm.org/):\n  Debian LLVM version {version}\n"
+    monkeypatch.setattr(emitted_loops.shutil, "which", lambda name: name if name == "llvm-mca" else None)
+    monkeypatch.setattr(emitted_loops.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, said, ""))
+    if found:
+        assert emitted_loops.find_mca() == "llvm-mca"
+    else:
+        with pytest.raises(ToolchainError, match="version 19 or newer is missing"):
+            emitted_loops.find_mca()
+
+
 @pytest.mark.parametrize(("status", "output"), [(0, "Total Cycles:      2400\n"), (1, "")])
 def test_cycles_are_those_of_a_round(monkeypatch, status, output):
     """llvm-mca repeats a block 200 times; a loop is handed over with its branch, whose label it must know."""
