@@ -105,7 +105,8 @@ def parse_json(text: str | bytes) -> Any:
 def parse_record(kind: type[Record], values: Any) -> Record:
     """Return the record of a parsed JSON value, in which every field has its own type: no text or truth for a number.
 
-    Raises `InvalidModelError` that begins with the key that is wrong.
+    Raises `InvalidModelError` that begins with the key that is wrong, or says why such JSON is refused as a whole: half
+    of a pair of surrogates, lists too deep.
     """
     try:
         return kind.model_validate_json(json.dumps(values), strict=True)

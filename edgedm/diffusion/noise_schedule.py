@@ -24,6 +24,7 @@ SAMPLERS = ("ddim", "ddpm", "dpm-solver++")
 # What a scheduler config may also hold: True where any value is fine, else the one value that means "off".
 _IGNORED: dict[str, Any] = {"use_clipped_model_output": False}
 _IGNORED |= {"dynamic_thresholding_ratio": True, "sample_max_value": True, "thresholding": False}
+_IGNORED |= {"skip_prk_steps": True, "timestep_values": None}  # of PNDM and CompVis, which from_config keeps
 _IGNORED |= {"trained_betas": None, "rescale_betas_zero_snr": False}
 _IGNORED |= {"algorithm_type": "dpmsolver++", "flow_shift": True, "time_shift_type": True}
 _IGNORED |= {f"use_{name}_sigmas": False for name in ("karras", "exponential", "beta", "flow")}

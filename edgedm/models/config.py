@@ -87,8 +87,10 @@ class CheckpointConfig(_Strict):
         labelled = architecture.get("num_class_embeds") is not None or architecture.get("class_embed_type") is not None
         if labelled and self.null_class is None:
             raise ValueError("null_class: the architecture takes class labels; name the one that means none")
-        classes = architecture.get("num_class_embeds")
-        if labelled and isinstance(classes, int) and (self.null_class or 0) >= classes > 0:
+        classes = architecture.get("num_class_embeds" if labelled else "num_embeds_ada_norm")
+        if isinstance(classes, int) and not labelled:
+            classes += 1  # a DiT has one more, for none
+        if isinstance(classes, int) and (self.null_class or 0) >= classes > 0:
             raise ValueError(f"null_class: expected 0..{classes - 1}, got {self.null_class}")
         if self.condition_tokens is not None and not isinstance(architecture.get("cross_attention_dim"), int):
             raise ValueError("condition_tokens: the architecture has no cross_attention_dim, so it reads no tokens")

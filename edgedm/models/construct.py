@@ -25,7 +25,7 @@ _REFUSALS = (  # what diffusers' constructors raise for arguments that make no s
 )
 _LARGEST = 2**31 - 1  # of any number
 _BOUNDS: dict[str, tuple[float, float]] = {  # least and most
-    "norm_eps": (1e-12, 1.0),
+    "norm_eps": (0.0, 1.0),
     "mid_block_scale_factor": (1e-3, 1e3),
     "resnet_out_scale_factor": (1e-3, 1e3),
     "dropout": (0.0, 1.0),
@@ -73,6 +73,8 @@ def _strangeness(value: Any, default: Any, bounds: tuple[float, float]) -> str |
 
 
 def _alike(value: Any, default: Any) -> bool:
+    if isinstance(default, bool) and value in (0, 1):  # as JSON of other tools has it
+        return True
     for kinds in (bool, int | float, str):
         if isinstance(default, kinds):
             return isinstance(value, kinds) and (kinds is bool or not isinstance(value, bool))

@@ -60,7 +60,10 @@ def from_module(
         raise UnsupportedError(f"module: {first_fault(error)}") from error
     trained = copy.deepcopy(module).cpu().float()
     make_inference(trained)
-    made_anew = skeleton(config)
+    try:
+        made_anew = skeleton(config)
+    except InvalidModelError as error:
+        raise UnsupportedError(f"module: {error}") from error
     _load(made_anew.unet, trained)
     return Checkpoint(config, made_anew)
 

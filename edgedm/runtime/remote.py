@@ -30,7 +30,7 @@ _STEP = re.compile(r"^step ([\d.]+) ms", re.MULTILINE)
 _PEAK = re.compile(r"^peak memory (\d+) KiB", re.MULTILINE)
 _VARIANT = re.compile(r"^variant (\S+)$", re.MULTILINE)
 _ERRORS = re.compile(r"^timestep +\d+ +relative error (-?nan|-?inf|[\d.e+-]+)", re.MULTILINE)
-_SCRATCH = re.compile(r"^/[\w./-]*edgedm\.\w+$")
+_SCRATCH = re.compile(r"/[^\n]*edgedm\.\w+")
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,15 @@ def run_on(
     if variant is not None:
         opened = as_variant(opened, variant)
     folder = shell.must(f"mktemp -d {shell.room}/edgedm.XXXXXX").strip()
-    if not _SCRATCH.match(folder):
+    if not _SCRATCH.fullmatch(folder):
         raise ToolchainError(f"{shell.name}: `mktemp -d` gave {folder!r}, no folder")
     try:
         progress.stage(f"copying to {shell.name}:{folder}")
         shell.must(f"tar -x -f - -C {shlex.quote(folder)}", _archive(opened))
-        program = f"{folder}/bin/edgedm-sample{f' --variant {shlex.quote(variant)}' if variant else ''}"
+        program = shlex.quote(f"{folder}/bin/edgedm-sample") + (f" --variant {shlex.quote(variant)}" if variant else "")
         figures, details = _examine(shell, program, opened)
         options = f"{_conditions(opened, folder)}{f' --steps {steps}' if steps else ''}"
-        drawing = f"{program} -n 1{options} --times -o {folder}/image.npy"
+        drawing = f"{program} -n 1{options} --times -o {shlex.quote(folder)}/image.npy"
         figures |= _time(shell, drawing, opened, threads, images)
     finally:
         left = _left_behind(shell, folder)
@@ -131,9 +131,8 @@ def run_on(
 def _conditions(bundle: Bundle, folder: str) -> str:
     """The options without which a model does not draw: none, where it knows by itself what no condition is."""
     manifest = bundle.manifest
-    if manifest.condition_shape is not None:
-        return f" --condition {folder}/{_CONDITION}"
-    return " --label 0" if manifest.classes and manifest.null_class < 0 else ""
+    text = f" --condition {shlex.quote(folder)}/{_CONDITION}" if manifest.condition_shape is not None else ""
+    return text + (" --label 0" if manifest.classes and manifest.null_class < 0 else "")
 
 
 def _left_behind(shell: Shell, folder: str) -> str:
@@ -152,11 +151,11 @@ def _archive(bundle: Bundle) -> bytes:
                 if name in _SHIPPED or _is_read(name, bundle):
                     archive.add(bundle.path / name, name, filter=_anonymous)
             if bundle.manifest.condition_shape is not None:
-                text = io.BytesIO()
-                np.save(text, np.zeros(bundle.manifest.condition_shape, np.float32))
+                data = io.BytesIO()
+                np.save(data, np.zeros(bundle.manifest.condition_shape, np.float32))
                 entry = tarfile.TarInfo(_CONDITION)
-                entry.size = text.tell()
-                archive.addfile(entry, io.BytesIO(text.getvalue()))
+                entry.size = data.tell()
+                archive.addfile(entry, io.BytesIO(data.getvalue()))
         file.seek(0)
         return file.read()
 

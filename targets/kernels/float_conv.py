@@ -258,7 +258,7 @@ _WHOLE = _Part(0, 0, 1, begins=True, ends=True)
 
 
 def _chunks(region: Region, groups: int) -> int:
-    """Into how many shares the rows of a region go: of `_PIXELS` or more, but enough shares for all threads."""
+    """Into how many shares the rows of a region go: of `_PIXELS` or more, but enough for 8 threads."""
     wanted = region.row_blocks * region.rows * region.column_blocks * region.columns // _PIXELS
     return min(region.row_blocks, max(1, wanted, -(-FEWEST_UNITS // groups)))
 

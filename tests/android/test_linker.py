@@ -1,15 +1,18 @@
 """What builds Android's libraries: zig with this package's headers, or an NDK, of which a stand-in is tried here."""
 
 import os
+import shutil
 import sys
 
 import pytest
+import tiny_model
 
 from edgedm.android import linker
 from edgedm.android.abi import ABIS
 from edgedm.android.sysroot import compile_flags, functions_of, imports, sysroot
 from edgedm.errors import ToolchainError
 from edgedm.lower import toolchain
+from edgedm.lower.codegen import LIBRARY_SOURCES
 from edgedm.targets.android import NDK
 
 ARM64 = ABIS[0]
@@ -63,6 +66,14 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "android/compat.h").write_text((TEMPLATES / "android/compat.h").read_text())
     (tmp_path / "try.c").write_text(CODE)
     return tmp_path
+
+
+def test_the_runtime_takes_no_more_of_androids_headers_than_there_is(folder):
+    """Those that pip packages stand in for hold what the runtime uses, and no more."""
+    bundle = tiny_model.folder() / "model.bundle"
+    for part in ("src", "include"):
+        shutil.copytree(bundle / part, folder, dirs_exist_ok=True)
+    assert len(linker.compile_objects(LIBRARY_SOURCES, folder, ABIS[0], ["-DEDM_PROBE"])) > 10
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
 from edgedm.diffusion import NoiseSchedule, advance, sample, step_coefficients, trajectory
 from edgedm.errors import InvalidModelError, UnsupportedError
@@ -37,6 +37,13 @@ def test_the_config_of_a_scheduler_in_memory_is_one():
     scheduler = DDIMScheduler(num_train_timesteps=500)
     assert "_use_default_values" in scheduler.config
     assert NoiseSchedule.from_config(dict(scheduler.config)).num_train_timesteps == 500
+
+
+def test_what_is_left_of_another_schedulers_config_is_let_through():
+    """Stable Diffusion ships a PNDM scheduler; a DDIM scheduler made of it keeps its keys."""
+    config = dict(DDIMScheduler.from_config(PNDMScheduler(skip_prk_steps=True).config).config)
+    assert "skip_prk_steps" in config
+    assert NoiseSchedule.from_config({**config, "timestep_values": None}).steps_offset == 0
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

@@ -127,7 +127,7 @@ def test_a_tensor_under_both_its_names_is_refused(pipeline):
         ({"in_channels": 10**9}, r"conv_in\.weight"),
         ({"layers_per_block": 10**8}, "layers_per_block"),
         ({"act_fn": 5}, r"config\.json: architecture\.config\.act_fn: expected a value like 'silu', got 5"),
-        ({"norm_eps": -1}, r"config\.json: architecture\.config\.norm_eps: expected a number of 1e-12\.\.1, got -1"),
+        ({"norm_eps": -1}, r"config\.json: architecture\.config\.norm_eps: expected a number of 0\.\.1, got -1"),
         ({"norm_eps": float("inf")}, r"norm_eps: .* got inf"),
         ({"mid_block_scale_factor": "x"}, r"mid_block_scale_factor: expected a value like 1, got 'x'"),
         ({"downsample_padding": 10**9}, r"downsample_padding: expected a number of 0\.\.1"),

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 atomic_long allocations;
+_Thread_local int held; /* of quiet.c */
 
 void *__libc_malloc(size_t bytes);
 void *__libc_calloc(size_t count, size_t bytes);

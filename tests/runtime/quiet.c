@@ -20,7 +20,7 @@ static atomic_bool watching;
 extern atomic_long allocations;
 static atomic_long kernels, tasks, callbacks, locked;
 static uint64_t bits = 0xcbf29ce484222325;
-static _Thread_local int held;
+extern _Thread_local int held; /* locks; not of the library, whose own variables are to be made by nobody else */
 
 static void look(atomic_long *count) {
   if (!atomic_load(&watching)) return;

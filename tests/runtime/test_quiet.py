@@ -19,20 +19,24 @@ WRAPPED = ("pthread_mutex_lock", "pthread_mutex_unlock", "TVMBackendParallelLaun
 LOCKS = re.compile(r"\b((?:pthread_(?:mutex|rwlock|spin|barrier)|sem|mtx)_\w+)")
 
 
-def build(bundle: Path, folder: Path, change: tuple[str, str, str] | None = None, loaded: bool = False) -> list[Path]:
+def build(
+    bundle: Path, folder: Path, change: tuple[str, dict[str, str]] | None = None, loaded: bool = False
+) -> list[Path]:
     """The command of quiet.c with the bundle's library sources: one program, or a library that a program loads.
 
-    `change`: a source's name, a text in it, and what that became.
+    `change`: a source's name, and what became of texts in it.
     """
     tools.need("gcc")
     kernels = sorted({f"{SYMBOL}{node.kernel}" for node in load(bundle).manifest.nodes})
     (folder / "kernels.h").write_text("".join(f"KERNEL({name})\n" for name in kernels))
     sources = [path for path in sorted((bundle / "src").glob("*.c")) if path.name not in PROGRAM_SOURCES]
     if change is not None:
-        name, old, new = change
+        name, texts = change
         text = (bundle / "src" / name).read_text()
-        assert text.count(old) == 1, change
-        (folder / name).write_text(text.replace(old, new))
+        for old, new in texts.items():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        (folder / name).write_text(text)
         sources = [folder / name if path.name == name else path for path in sources]
     wrapped = [f"-Wl,--wrap={name}" for name in (*WRAPPED, *kernels)]
     includes = ["-I", folder, "-I", bundle / "include", "-I", bundle / "src"]
@@ -112,17 +116,32 @@ def test_the_program_asks_for_no_more_memory_for_more_steps_and_images(tiny_bund
 
 _ALLOCATES = (
     "session.c",
-    "  lane->current = 1 - lane->current;",
-    "  lane->current = 1 - lane->current;\n  *(void *volatile *)lane->timestep = malloc(8);",
+    {
+        "  lane->current = 1 - lane->current;": "  lane->current = 1 - lane->current;\n"
+        "  *(void *volatile *)lane->timestep = malloc(8);"
+    },
 )
 _LOCKS = (
     "threads.c",
-    "  run_task(pool, 0);",
-    "  pthread_mutex_lock(&pool->lock);\n  run_task(pool, 0);\n  pthread_mutex_unlock(&pool->lock);",
+    {
+        "  run_task(pool, 0);": "  pthread_mutex_lock(&pool->lock);\n  run_task(pool, 0);\n"
+        "  pthread_mutex_unlock(&pool->lock);"
+    },
+)
+_MAKES_VARIABLES_LATE = (  # and takes long enough for a task for every thread to get one
+    "threads.c",
+    {
+        "  edm_enter_thread();\n": "",
+        "  int status = pool->body(": "  edm_enter_thread();\n  for (volatile int i = 0; i < 3000000; ++i) {}\n"
+        "  int status = pool->body(",
+    },
 )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("change", "name"), [(_ALLOCATES, "asked"), (_LOCKS, "locked")])
-def test_what_would_break_it_is_found(tiny_bundle, tmp_path, change, name):
-    assert counts(build(tiny_bundle, tmp_path, change), tiny_bundle, 3)[name] > 0
+@pytest.mark.parametrize(
+    ("change", "name", "loaded"),
+    [(_ALLOCATES, "asked", False), (_LOCKS, "locked", False), (_MAKES_VARIABLES_LATE, "asked", True)],
+)
+def test_what_would_break_it_is_found(tiny_bundle, tmp_path, change, name, loaded):
+    assert counts(build(tiny_bundle, tmp_path, change, loaded), tiny_bundle, 3)[name] > 0

@@ -168,6 +168,13 @@ def test_what_cannot_be_removed_there_is_said_and_loses_no_figure(tiny_bundle, r
     shutil.rmtree(left)
 
 
+def test_the_folder_there_may_have_a_space_in_its_name(tiny_bundle, room, monkeypatch):
+    (room / "a b").mkdir()
+    monkeypatch.setenv("STAND_IN_ROOM", str(room / "a b"))
+    assert run_on("ssh", "me@board", tiny_bundle, threads=(1,), steps=2, images=1).ok
+    (room / "a b").rmdir()  # which holds nothing any more
+
+
 def test_a_model_with_a_text_condition_is_timed_too(room):
     bundle = tiny_latent.folder() / "model.bundle"
     assert load(bundle).manifest.condition_shape is not None

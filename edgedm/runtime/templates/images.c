@@ -164,7 +164,7 @@ static bool ends_with(const char *path, const char *suffix) {
   return length > tail && strcmp(path + length - tail, suffix) == 0;
 }
 
-/* A name too long for the buffer is the system's to refuse, when the file is written. */
+/* What else is wrong with a name is the system's to say, when the file is written. */
 static bool has_folder(const char *path) {
   char folder[4096];
   struct stat found;
@@ -173,7 +173,7 @@ static bool has_folder(const char *path) {
   if (length == 0 || length >= sizeof folder) return true;
   memcpy(folder, path, length);
   folder[length] = '\0';
-  return !stat(folder, &found) && S_ISDIR(found.st_mode);
+  return stat(folder, &found) ? errno != ENOENT && errno != ENOTDIR : S_ISDIR(found.st_mode);
 }
 
 /* A file under this name is replaced; a folder, a pipe or a device is not. */

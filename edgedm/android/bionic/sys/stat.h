@@ -36,6 +36,7 @@ struct stat {
 };
 
 #define S_ISREG(mode) (((mode) & 0170000) == 0100000)
+#define S_ISDIR(mode) (((mode) & 0170000) == 0040000)
 
 int fstat(int fd, struct stat *status);
 int stat(const char *path, struct stat *status);
