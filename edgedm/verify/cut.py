@@ -5,6 +5,7 @@ graph (three projections of one input may share a quantiser). So a `QuantLayer` 
 weight, and the product that reads it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx
@@ -39,10 +40,10 @@ class Quantiser:
 
 
 class Atlas:
-    """Looks modules up in a graph by their paths."""
+    """Looks modules up in a graph by their paths; `layers` are those of the modules that are looked up."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, layers: Collection[str] = ()) -> None:
+        self.graph, self._layers = graph, frozenset(layers)
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         self._of: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.proto.graph.node:
@@ -126,24 +127,61 @@ class Atlas:
         return Cut(x, middle, y)
 
     def _whole(self, path: str, module: nn.Module) -> Cut | None:
-        """A module all of whose nodes are its own: what they read from outside, and what others read of it."""
-        nodes = [node for own, group in self._of.items() if own == path or own.startswith(path + ".") for node in group]
+        """A module whose nodes are its own, but for what it computes of its input as other modules do.
+
+        That is one node of the graph, which has the path of the first of them.
+        """
+        y = self._end(path)
+        nodes = self._inside(path)
         made = {name for node in nodes for name in node.output}
-        read = {name for node in nodes for name in node.input if name and name not in made}
-        read -= self.graph.constants.keys()
-        ends = {item.name for item in self.graph.proto.graph.output}
-        left = [
-            name for name in made if name in ends or any(r.output[0] not in made for r in self._readers.get(name, []))
-        ]
-        if len(read) != 1 or len(left) != 1:
+        read = {
+            name for node in nodes for name in node.input if name and name not in made
+        } - self.graph.constants.keys()
+        shared = {name for name in read if self._is_shared(name)}
+        outside = read - shared
+        pending = list(shared)
+        while pending:
+            maker = self.graph.maker(pending.pop())
+            assert maker is not None  # what is shared has one
+            for name in (each for each in maker.input if each and each not in self.graph.constants):
+                (pending.append if self._is_shared(name) else outside.add)(name)
+        if y is None or len(outside) != 1:
             return None
         middle = None
         if isinstance(module, BinaryWeightConv2d | BinaryWeightLinear) and module.step is not None:
-            quantised = self.nodes(path, "DequantizeLinear")
+            quantised = {node.output[0] for node in self.nodes(path, "DequantizeLinear")} or shared
             if len(quantised) != 1:
                 return None
-            middle = quantised[0].output[0]
-        return Cut(read.pop(), middle, left[0])
+            (middle,) = quantised
+        return Cut(outside.pop(), middle, y)
+
+    def _inside(self, path: str) -> list[onnx.NodeProto]:
+        """Nodes of the module at `path` and of those in it."""
+        return [node for own, group in self._of.items() if own == path or own.startswith(path + ".") for node in group]
+
+    def _end(self, path: str) -> str | None:
+        """What a module gives: of the values that others read of it the one behind the rest; None for several."""
+        nodes = self._inside(path)
+        made = {name: node for node in nodes for name in node.output}
+        ends = {item.name for item in self.graph.proto.graph.output}
+        left = {
+            name for name in made if name in ends or any(r.output[0] not in made for r in self._readers.get(name, []))
+        }
+        before: set[str] = set()
+        pending = [name for end in left for name in made[end].input]
+        while pending:
+            name = pending.pop()
+            if name in made and name not in before:
+                before.add(name)
+                pending.extend(made[name].input)
+        last = left - before
+        return last.pop() if len(last) == 1 else None
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether a value is made within a module and not what the module gives: another one computes it too."""
+        maker = self.graph.maker(name)
+        path = "" if maker is None else path_of(maker)
+        return bool(path) and path in self._layers and self._end(path) != name
 
 
 def path_of(node: onnx.NodeProto) -> str:

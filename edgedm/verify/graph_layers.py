@@ -80,12 +80,13 @@ class _Bench:
         self.graph, self.reference = graph, reference
         self.tallies: dict[str, Tally] = {}
         self.fused: set[str] = set()
-        atlas, unet = Atlas(graph), reference.modules[32].unet
+        unet = reference.modules[32].unet
         inside = {id(each.activation) for each in unet.modules() if isinstance(each, QuantLayer)}
         kinds = (*RUNNING_LAYERS, *RUNNING_QUANTIZERS)
         self.layers = {
             path: each for path, each in unet.named_modules() if isinstance(each, kinds) and id(each) not in inside
         }
+        atlas = Atlas(graph, self.layers)
         self.exported = graph.info.level == "exported"
         self.cuts: dict[str, Cut | None] = {}
         self.nodes: dict[str, Fused] = {}

@@ -378,3 +378,24 @@ def test_a_changed_constant_of_a_binary_layer_is_found(name: str, tmp_path) -> N
     onnx.save(proto, tmp_path / "model.onnx")
     rows = off(verify(tmp_path / "model.onnx", checkpoint, levels=["weights"]))["weights"]
     assert len(rows) == 1 and f"BinaryConv2d {BINARY}: {BINARY}.{name} [2]: expected" in rows[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sibling"),
+    [
+        ("zoo:digits-bidm-w1a1", "down_blocks.1.resnets.0.time_emb_proj"),
+        ("zoo:digits-binarydm-w1a4", "mid_block.attentions.0.to_k"),
+    ],
+)
+def test_layers_that_share_what_they_make_of_their_input_are_judged(tmp_path, name, sibling) -> None:
+    """Equal thresholds or steps of one input are one node of the graph, which only the first layer has by itself."""
+    export(name, tmp_path / "model.onnx")
+    outcome = verify(tmp_path / "model.onnx", name, levels=("layer",), timesteps=1, bisect=False)
+    assert outcome.ok, outcome.details["first_failure"]
+    proto = onnx.load(tmp_path / "model.onnx")
+    bits = next(item for item in proto.graph.initializer if item.name == f"{sibling}.bits")
+    bits.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bits) ^ 1, bits.name))
+    onnx.save(proto, tmp_path / "broken.onnx")
+    wrong = off(verify(tmp_path / "broken.onnx", name, levels=("layer",), timesteps=1, bisect=False))["layer"]
+    assert len(wrong) == 1 and sibling in wrong[0]
