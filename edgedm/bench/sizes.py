@@ -50,7 +50,8 @@ def float32_bytes(config: Mapping[str, Any]) -> int | None:
 
     With those of its decoder, if it has one. None without an architecture, or without the libraries that know it.
     """
-    known = "class_name" in config.get("architecture", {})
+    architecture = config.get("architecture")
+    known = isinstance(architecture, Mapping) and "class_name" in architecture
     if not known or find_spec("torch") is None or find_spec("diffusers") is None:
         return None
     import torch

@@ -26,6 +26,9 @@ _REFUSALS = (  # what diffusers' constructors raise for arguments that make no s
 _LARGEST = 2**31 - 1  # of any number
 _BOUNDS: dict[str, tuple[float, float]] = {  # least and most
     "norm_eps": (0.0, 1.0),
+    "norm_num_groups": (1, 1 << 16),
+    "attention_head_dim": (1, 1 << 16),
+    "num_attention_heads": (1, 1 << 16),
     "mid_block_scale_factor": (1e-3, 1e3),
     "resnet_out_scale_factor": (1e-3, 1e3),
     "dropout": (0.0, 1.0),
@@ -47,7 +50,7 @@ def construct(class_name: str, arguments: Mapping[str, Any], key: str) -> nn.Mod
     defaults = inspect.signature(kind.__init__).parameters
     for name, value in arguments.items():
         if name in defaults:
-            reason = _strangeness(value, defaults[name].default, _BOUNDS.get(name, (-_LARGEST, _LARGEST)))
+            reason = _strangeness(value, defaults[name], _BOUNDS.get(name, (-_LARGEST, _LARGEST)))
             if reason:
                 raise InvalidModelError(f"{key}.{name}: {reason}")
     try:
@@ -57,12 +60,16 @@ def construct(class_name: str, arguments: Mapping[str, Any], key: str) -> nn.Mod
     return network
 
 
-def _strangeness(value: Any, default: Any, bounds: tuple[float, float]) -> str | None:
+def _strangeness(value: Any, parameter: inspect.Parameter, bounds: tuple[float, float]) -> str | None:
     """Return what is wrong with an argument beside the default of its parameter; None for a sound one.
 
-    None is let through, which diffusers often writes for the default, and lists are: one value for each block.
+    Lists are let through, one value for each block, and None, but for a number that is declared as one and no more.
     """
-    least, most = bounds
+    (least, most), default = bounds, parameter.default
+    if parameter.annotation in (int, float, "int", "float") and not isinstance(value, int | float | list | tuple):
+        return f"expected a value like {default!r}, got {_short(value)}"
+    if parameter.annotation in (float, "float") and isinstance(value, list | tuple):
+        return f"expected one value like {default!r}, got {_short(value)}"
     for each in flat(value):
         number = isinstance(each, int | float) and not isinstance(each, bool)
         if number and not least <= each <= most:  # nor is a number that is none

@@ -89,7 +89,7 @@ DECODER_ATTACKS = [
     ({"block_out_channels": None}, "refuses it"),
     ({"layers_per_block": 10**7}, r"config\.json: layers_per_block: 10000000 layers"),
     ({"layers_per_block": 1.5}, "refuses it"),
-    ({"norm_num_groups": 0}, "refuses it"),
+    ({"norm_num_groups": 0}, r"norm_num_groups: expected a number of 1\.\.65536, got 0"),
     ({"act_fn": 5}, r"act_fn: expected a value like 'silu', got 5"),
     ({"scaling_factor": 0}, "scaling_factor: expected a number other than 0, got 0"),
     ({"scaling_factor": "x"}, r"scaling_factor: expected a value like 0\.18215, got 'x'"),
