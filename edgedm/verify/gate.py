@@ -241,11 +241,11 @@ def _first(error: ValidationError) -> str:
     """The first thing that is wrong, by its dotted key."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    if not where:  # of several keys together: it names them
+    if not first["loc"]:  # of several keys together: it names them
         return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
         known = ", ".join(_keys(first["loc"][:-1]))
-        return f"{where}: unknown key; expected one of {known}"
+        return f"{where or repr(where)}: unknown key; expected one of {known}"
     return f"{where}: {first['msg']}, got {first['input']!r}"
 
 

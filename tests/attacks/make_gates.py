@@ -15,6 +15,7 @@ GATES = {
     "dotted-key": ".".join("a" * 30_000) + " = 1\n",
     "dotted-behind-quotes": "'#'." + ".".join("a" * 30_000) + " = 1\n",
     "escapes": '"\x1b[2J" = 1\n'.replace("\x1b", "\\u001b"),
+    "empty-key": '"" = 1\n',
     "number-is-true": "[layer]\nmax_flip_share = true\n",
     "number-is-text": '[op]\nmax_use_of_bound = "0.5"\n',
     "truth-is-text": '[op]\nrequired = "no"\n',
