@@ -5,7 +5,6 @@ import click
 from edgedm.cli.common import show_figures, verb
 from edgedm.cli.schedule import MOST
 from edgedm.cli.signature import signed_bundles
-from edgedm.cli.variant import variant_option
 from edgedm.errors import InvalidModelError
 from edgedm.outcome import Outcome
 
@@ -24,7 +23,7 @@ def _show(outcome: Outcome) -> None:
 @click.option("--threads", default="1,2", show_default=True, help="Thread counts, separated by commas.")
 @click.option("--steps", type=click.IntRange(1, MOST), help="Steps of the timed images; the bundle's own number.")
 @click.option("--images", type=click.IntRange(1, MOST), default=5, show_default=True, help="Timed images.")
-@variant_option
+@click.option("--variant", help="Run these kernels of a bundle that has several; the best that run there, without.")
 @verb(_show)
 @signed_bundles
 def command(
