@@ -75,8 +75,11 @@ LEVELS = {level.name: level for level in (ARM64, ARMV7, *X86_64)}
 COMBINATIONS = (
     *(f"android-arm64{extras}" for extras in ("", "+dotprod", "+dotprod+i8mm")),
     "android-armv7+neon",
-    *(level.name for level in X86_64),
-    "android-x86_64-v4+vnni",
+    *(
+        f"android-x86_64{name.removeprefix('x86-64').removeprefix('-v2')}"
+        for name in x86.COMBINATIONS
+        if name != "x86-64"
+    ),
 )
 
 # An Apple core runs no Android.

@@ -58,6 +58,14 @@ def deployed_digits(tmp_path_factory):
     return get
 
 
+@pytest.mark.parametrize(
+    ("target", "model"), [("x86-64-v2", DIGITS[0]), *(("android-x86_64", model) for model in DIGITS)]
+)
+def test_a_program_is_small_where_vectors_are_narrow(deployed_digits, tmp_path, target, model):
+    edgedm.compile(deployed_digits(f"zoo:digits-{model}"), tmp_path / "model.bundle", target=target)
+    assert load(tmp_path / "model.bundle").sampler.stat().st_size <= elsewhere.MOST_BYTES
+
+
 @pytest.mark.parametrize("model", DIGITS)
 @pytest.mark.parametrize("target", elsewhere.TARGETS)
 def test_a_digits_model_is_right_there(deployed_digits, tmp_path, target, model):
