@@ -82,7 +82,10 @@ def matmul(
 
 
 def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:
-    """Per row: the maximum, exponentials and their sum, division."""
+    """Per row: the maximum, exponentials and their sum, and their product with its reciprocal.
+
+    Divisions would be half of the work. The sum is 1 at least, so its reciprocal neither overflows nor vanishes.
+    """
     with parallel(rows, rows * size >= PARALLEL_ELEMENTS // 4) as row, block():
         most, total = local(lanes, F32), local(lanes, F32)
 
@@ -100,14 +103,14 @@ def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:
             store(y, value, at(index), count)
             store(total, load(total, 0, count) + value, 0, count)
 
-        def divide(index: Expr, count: int) -> None:
-            store(y, load(y, at(index), count) / splat(whole, count), at(index), count)
+        def scale(index: Expr, count: int) -> None:
+            store(y, load(y, at(index), count) * splat(share, count), at(index), count)
 
         in_lanes(size, lanes, find)
         largest = max_lanes(load(most, 0, lanes), lanes)
         in_lanes(size, lanes, power)
-        whole = sum_lanes(load(total, 0, lanes), lanes)
-        in_lanes(size, lanes, divide)
+        share = hold(const(1.0, F32) / sum_lanes(load(total, 0, lanes), lanes), 1)
+        in_lanes(size, lanes, scale)
 
 
 def upsample(x: Buffer, y: Buffer, image: tuple[int, int, int], factor: int, lanes: int) -> None:
