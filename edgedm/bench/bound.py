@@ -3,7 +3,8 @@
     bound(call) = macs(call) / peak(kind of arithmetic) + bytes(call) / bandwidth(footprint of the call)
 
 The first term is for calls with multiply-accumulates (those of the kernel's algorithm: see `multiplications`), the
-second for those that only move data and must: norms, softmax and carried state. Everything else that a call does
+second for those that only move data and must: norms, softmax and carried state, at the rate of the cache that holds
+them, which for attention in strips is a near one. Everything else that a call does
 (packing, epilogues, resizing, time embeddings) has no allowance: it counts against the share that the call reaches. The
 bound of a step is the sum over its calls.
 """
@@ -56,7 +57,13 @@ class Need:
     def seconds(self, peaks: Mapping[str, float], bandwidth: Callable[[int], float]) -> float:
         """The bound, from `peaks` (multiply-accumulates a second) and `bandwidth(footprint)` (bytes a second)."""
         arithmetic = self.macs / peaks[self.kind] if self.macs else 0.0
-        return arithmetic + (self.streamed / bandwidth(self.streamed) if self.streamed else 0.0)
+        return arithmetic + (self.streamed / bandwidth(self.footprint) if self.streamed else 0.0)
+
+    @property
+    def footprint(self) -> int:
+        """The streamed bytes that are there at one time: those of a unit where the call runs strip by strip."""
+        strips = self.node.strips
+        return self.streamed // (strips.heads * strips.strips) if strips else self.streamed
 
 
 def step_needs(manifest: Manifest) -> list[Need]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgedm.bench.sizes import sizes
 from edgedm.bundle import Bundle, Manifest, Node, Operand
+from edgedm.bundle.limits import strips_bytes
 from edgedm.errors import ToolchainError
 
 ALLOWED_ARENA = 1.15
@@ -44,7 +45,8 @@ def footprint(bundle: Bundle) -> dict[str, float]:
 def live_bytes(manifest: Manifest) -> int | None:
     """The most bytes of the arena that are live at one time, in any graph: no plan can do with less.
 
-    A buffer lives from the call that writes it to the last call that reads it; scratch lives during its call. None for
+    A buffer lives from the call that writes it to the last call that reads it, scratch during its call, and all that a
+    chain touches as long as the chain, whose calls take turns. None for
     a bundle of an edgedm that didn't record scratch.
     """
     if any(node.scratch is None for node in manifest.nodes):
@@ -56,13 +58,15 @@ def live_bytes(manifest: Manifest) -> int | None:
 def _live(nodes: list[Node]) -> int:
     intervals: list[tuple[int, int, int]] = []  # first call, last call, bytes
     current: dict[int, int] = {}  # offset in the arena -> number of the interval that holds it
+    ends = {node.strips.first: index for index, node in enumerate(nodes) if node.strips}
     for index, node in enumerate(nodes):
+        begin, end = (node.strips.first, ends[node.strips.first]) if node.strips else (index, index)
         for operand in _in_arena(node.inputs):
             first, _, size = intervals[current[operand.offset]]
-            intervals[current[operand.offset]] = (first, index, size)
+            intervals[current[operand.offset]] = (first, end, size)
         for operand in _in_arena([*node.outputs, *(node.scratch or ())]):
             current[operand.offset] = len(intervals)
-            intervals.append((index, index, _bytes(operand)))
+            intervals.append((begin, end, _bytes(operand, node)))
     return max(
         (sum(size for first, last, size in intervals if first <= index <= last) for index in range(len(nodes))),
         default=0,
@@ -70,11 +74,12 @@ def _live(nodes: list[Node]) -> int:
 
 
 def _in_arena(operands: list[Operand]) -> list[Operand]:
-    return [each for each in operands if each.source == "arena"]
+    return [each for each in operands if each.source in ("arena", "strips")]
 
 
-def _bytes(operand: Operand) -> int:
-    return math.prod(operand.shape) * np.dtype(operand.dtype).itemsize
+def _bytes(operand: Operand, node: Node) -> int:
+    size = math.prod(operand.shape) * np.dtype(operand.dtype).itemsize
+    return strips_bytes(size, node.strips) if operand.source == "strips" and node.strips else size
 
 
 def peak_rss(bundle: Bundle) -> int:

@@ -1,6 +1,6 @@
 """What ships to a device: the bundle folder, its manifest, and the checks before anything of it is used."""
 
-from edgedm.bundle.manifest import FORMAT, Manifest, Node, Operand, Port, Section, Variant
+from edgedm.bundle.manifest import FORMAT, Manifest, Node, Operand, Port, Section, Strips, Variant
 from edgedm.bundle.signature import require_signature
 from edgedm.bundle.store import Bundle, load, sign, write
 
@@ -12,6 +12,7 @@ __all__ = [
     "Operand",
     "Port",
     "Section",
+    "Strips",
     "Variant",
     "load",
     "require_signature",

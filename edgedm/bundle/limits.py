@@ -4,11 +4,12 @@ import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from edgedm.bundle.manifest import GraphName, Manifest, Node, Operand, Port
+from edgedm.bundle.manifest import GraphName, Manifest, Node, Operand, Port, Strips
 
 MOST_VALUE_BYTES = 2**31  # of one tensor, as in a graph
 MOST_MEMORY_BYTES = 2**40
 MOST_TIMESTEPS = 2**20
+ALIGNMENT = 64  # of a unit in memory
 _BYTES = {"float32": 4, "float64": 8, "bool": 1}
 _BYTES |= {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
@@ -53,12 +54,22 @@ def _check_nodes(manifest: Manifest, variant: str, nodes: Iterable[Node], arena_
         for operand in operands:
             where = f"node {node.index} of {node.graph}: {operand.name!r}"
             size = _bytes(where, operand.shape, operand.dtype)
-            if operand.source in memory:
+            if operand.source == "strips":
+                if node.strips is None:
+                    raise ValueError(f"{where}: lies in strips, but the node is of no chain")
+                _check_place(where, operand, strips_bytes(size, node.strips), arena_bytes)
+            elif operand.source in memory:
                 _check_place(where, operand, size, memory[operand.source])
                 if operand.source == "weights" and manifest.sections:
                     _check_section(f"{variant}: {where}", operand, size, read)
             elif operand.offset >= len(ports[operand.source].get(node.graph, ())):
                 raise ValueError(f"{where}: {operand.source} number {operand.offset}, which the graph does not have")
+
+
+def strips_bytes(size: int, strips: Strips) -> int:
+    """What a tensor of `size` bytes takes of the arena if it is there in strips."""
+    unit = size // (strips.heads * strips.strips)
+    return strips.tasks * -(-unit // ALIGNMENT) * ALIGNMENT
 
 
 def _check_place(where: str, operand: Operand, size: int, room: int) -> None:

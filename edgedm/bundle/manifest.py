@@ -42,19 +42,34 @@ class Port(_Record):
 
 
 class Operand(_Record):
-    """A tensor of a kernel call. `offset` is bytes in arena or weights, or the number of the input or output."""
+    """A tensor of a kernel call. `offset` is bytes in arena or weights, or the number of the input or output.
+
+    What lies between the calls of a chain has the source "strips": it is in the arena, with room for one unit a task.
+    """
 
     name: str  # of the value in the channels-last graph; empty inside what Relax fused
     shape: tuple[int, ...]
     dtype: str
-    source: Literal["arena", "weights", "input", "output"]
+    source: Literal["arena", "strips", "weights", "input", "output"]
     offset: int = Field(ge=0)
+
+
+class Strips(_Record):
+    """Where a call runs with those beside it on one unit after another: `strips` units of each of `heads` heads.
+
+    `first` is the chain's first call; the units are shared by `tasks`, each with memory of its own.
+    """
+
+    first: int = Field(ge=0)
+    heads: int = Field(ge=1)
+    strips: int = Field(ge=1)
+    tasks: int = Field(ge=1)
 
 
 class Node(_Record):
     """One kernel call; `node` and `module` are empty where Relax fused standard ops. `scratch` lives during it.
 
-    Where a bundle is of an edgedm that didn't record it, `scratch` is None.
+    Where a bundle is of an edgedm that didn't record it, `scratch` is None. Calls with equal `strips` are a chain.
     """
 
     index: int = Field(ge=0)
@@ -68,6 +83,7 @@ class Node(_Record):
     inputs: list[Operand]
     outputs: list[Operand]
     scratch: list[Operand] | None = None
+    strips: Strips | None = None
 
 
 class Section(_Record):

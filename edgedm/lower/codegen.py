@@ -1,5 +1,6 @@
 """Plans -> C: the tables of model.c, and the runtime's own sources beside them."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +11,21 @@ import jinja2
 import numpy as np
 
 import edgedm
-from edgedm.bundle.manifest import FileEntry, GraphName, Node, Operand, Port
+from edgedm.bundle.manifest import FileEntry, GraphName, Node, Operand, Port, Strips
 from edgedm.diffusion.normal_table import ROWS
 from edgedm.errors import UnsupportedError
 from edgedm.lower.interface import Interface
 from edgedm.lower.memory import ALIGNMENT, align
 from edgedm.lower.objects import SYMBOL
-from edgedm.lower.plan import Call, Plan, Tensor
+from edgedm.lower.plan import Plan
+from edgedm.lower.tensors import Call, Chain, Part, Tensor
 from edgedm.lower.weights import WeightsFile
 from edgedm.targets import Target
 
 TEMPLATES = Path(__file__).parent.parent / "runtime" / "templates"
 HEADERS = ("edgedm.h", "edgedm_names.h")
 _SHARED = (
+    "chains",
     "conditions",
     "cores",
     "decode",
@@ -47,7 +50,14 @@ PROGRAM_SOURCES = ("main.c", "layers.c", "read_npy.c", "self_test.c", "times.c")
 PROBE_SOURCES = ("probe/main.c",)
 PAGE_SOURCES = ("page/exports.c",)  # of WebAssembly's bundles
 
-_PLACES = {"arena": "EDM_IN_ARENA", "weights": "EDM_IN_WEIGHTS", "input": "EDM_AT_INPUT", "output": "EDM_AT_OUTPUT"}
+_PLACES = {
+    "arena": "EDM_IN_ARENA",
+    "strips": "EDM_IN_STRIPS",
+    "weights": "EDM_IN_WEIGHTS",
+    "input": "EDM_AT_INPUT",
+    "output": "EDM_AT_OUTPUT",
+}
+_PARTS = {Part.ALL: "EDM_ALL", Part.HEAD: "EDM_OF_HEAD", Part.ROWS: "EDM_OF_ROWS", Part.TASK: "EDM_OF_TASK"}
 _ROLES = {
     "x": "EDM_ROLE_X",
     "timestep": "EDM_ROLE_TIMESTEP",
@@ -167,6 +177,7 @@ def manifest_nodes(graph: Graph, prefix: str) -> list[Node]:
         labels = list(given) or [names.get(tensor.buffer, "") for tensor in tensors]
         return [_operand(tensor, label) for tensor, label in zip(tensors, labels, strict=True)]
 
+    strips = {chain.first + number: _strips(chain) for chain in graph.plan.chains for number in range(chain.count)}
     nodes = []
     for index, call in enumerate(graph.plan.calls):
         origin = call.origin
@@ -183,9 +194,14 @@ def manifest_nodes(graph: Graph, prefix: str) -> list[Node]:
                 inputs=describe(call.inputs, origin.inputs if origin else ()),
                 outputs=describe(call.outputs, origin.outputs if origin else ()),
                 scratch=[_operand(tensor, "") for tensor in call.scratch],
+                strips=strips.get(index),
             )
         )
     return nodes
+
+
+def _strips(chain: Chain) -> Strips:
+    return Strips(first=chain.first, heads=chain.heads, strips=chain.strips, tasks=chain.tasks)
 
 
 def _operand(tensor: Tensor, name: str) -> Operand:
@@ -273,9 +289,11 @@ def _graph(graph: Graph, prefix: str, layout: Layout) -> dict[str, Any]:
             tensors.number(tensor)
     bound = len(tensors.rows)
     calls, first = [], 0
+    parts: list[str] = []
     for call in graph.plan.calls:
         arguments = [tensors.number(each) for each in (*call.inputs, *call.outputs, *call.scratch)]
         calls.append(_call(call, prefix, arguments, first))
+        parts += [_PARTS[part] for part in call.parts] or ["EDM_ALL"] * len(arguments)
         first += len(arguments)
     copies = {number: tensors.number(tensor) for number, tensor in graph.plan.copies.items()}
     if len(tensors.rows) > _MAX_TENSORS:
@@ -288,6 +306,8 @@ def _graph(graph: Graph, prefix: str, layout: Layout) -> dict[str, Any]:
         "tensors": tensors.rows,
         "bound_count": bound,
         "calls": calls,
+        "chains": [dataclasses.asdict(chain) for chain in graph.plan.chains],
+        "parts": parts if graph.plan.chains else [],
         "argument_count": first,
         "inputs": [_port(port, layout, "EDM_WRITTEN_IN_PLACE") for port in graph.inputs],
         "outputs": [

@@ -125,7 +125,7 @@ def _lay_out(name: GraphName, model: ir.Model) -> _LaidOut:
 
 def _lower(graph: _LaidOut, model: ir.Model, target: Target, weights: Weights, reader: int) -> Graph:
     module, calls = import_graph(ir.serde.serialize_model(model), target)
-    plan = _tidied(make_plan(module, calls, weights, reader, target.tvm()), graph.name)
+    plan = _tidied(make_plan(module, calls, weights, reader, target), graph.name)
     return Graph(graph.name, plan, graph.inputs, graph.outputs, graph.slow)
 
 

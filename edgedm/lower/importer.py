@@ -43,6 +43,8 @@ class KernelCall:
     outputs: tuple[str, ...]
     kernel: Kernel
     function: str  # name of the kernel's function in the Relax module
+    operands: tuple[TensorSpec, ...]  # of all the node's inputs, as the graph holds them
+    attributes: Mapping[str, Any]
 
 
 def import_graph(model: onnx.ModelProto, target: Target) -> tuple[Any, list[KernelCall]]:
@@ -133,7 +135,7 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         function, result = concatenation(specs, axis % len(specs[0].shape))
         name = str(function.attrs["global_symbol"])
         if name not in self._functions:
-            self._functions[name] = self.bb.add_func(_opaque(function), name)
+            self._functions[name] = self.bb.add_func(opaque(function), name)
         made = [relax.TensorType(result.shape, result.dtype)]
         return self.bb.emit(relax.call_tir(self._functions[name], relax.Tuple(list(parts)), made))
 
@@ -175,7 +177,10 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
         call = self.bb.emit(relax.call_tir(function, relax.Tuple(arguments), made))
         kept = tuple(node.input[index] for index in kernel.kept)
         outputs = tuple(node.output)
-        self.calls.append(KernelCall(node.op_type, node.name, module, kept, outputs, kernel, function.name_hint))
+        specs = tuple(_described(each) for each in operands)
+        self.calls.append(
+            KernelCall(node.op_type, node.name, module, kept, outputs, kernel, function.name_hint, specs, attributes)
+        )
         if len(made) == 1:
             return [call]
         return [self.bb.emit(relax.TupleGetItem(call, index)) for index in range(len(kernel.outputs))]
@@ -198,11 +203,15 @@ class _Importer(ONNXGraphImporter):  # type: ignore[misc]  # TVM is untyped
     def _function(self, kernel: Kernel) -> Any:
         if kernel.key not in self._functions:
             name = str(kernel.function.attrs["global_symbol"])
-            self._functions[kernel.key] = self.bb.add_func(_opaque(kernel.function), name)
+            self._functions[kernel.key] = self.bb.add_func(opaque(kernel.function), name)
         return self._functions[kernel.key]
 
 
-def _opaque(function: Any) -> Any:
+def _described(operand: TensorSpec | NDArray[Any]) -> TensorSpec:
+    return operand if isinstance(operand, TensorSpec) else TensorSpec(operand.shape, str(operand.dtype))
+
+
+def opaque(function: Any) -> Any:
     """Keep Relax from fusing the function with its neighbours, and mark it as ours."""
     return function.with_attrs({"op_pattern": OPAQUE, MARK: True})
 

@@ -18,7 +18,10 @@ from tvm import relax
 from edgedm.errors import UnsupportedError
 from edgedm.lower.importer import KernelCall
 from edgedm.lower.memory import Lifetime, plan_arena
+from edgedm.lower.strips import cut_strips
+from edgedm.lower.tensors import Buffer, Call, Chain, Tensor
 from edgedm.lower.weights import Weights
+from edgedm.targets import Target
 
 _PASSES = (
     relax.transform.RewriteDataflowReshape,
@@ -28,47 +31,12 @@ _PASSES = (
 )
 
 
-@dataclass(eq=False)
-class Buffer:
-    """Memory with one place; tensors are views of it. `offset` is a port's number for inputs and outputs."""
-
-    place: str  # "arena", "weights", "input" or "output"
-    size: int
-    offset: int = -1
-    first: int = -1
-    last: int = -1
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A typed view of a whole buffer."""
-
-    buffer: Buffer
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class Call:
-    """One kernel call. `origin` is the ONNX node that it stands for, None where Relax fused standard ops."""
-
-    function: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    scratch: tuple[Tensor, ...] = ()
-    origin: KernelCall | None = None
-
-
 @dataclass(frozen=True)
 class Plan:
     """One graph, ready to be written as C. `copies` maps an output's number to the tensor to copy there at the end."""
 
     calls: list[Call]
+    chains: list[Chain]
     inputs: list[Tensor]
     outputs: list[Tensor]
     copies: dict[int, Tensor]
@@ -76,21 +44,20 @@ class Plan:
     functions: Mapping[str, Any] = field(repr=False)
 
 
-def make_plan(
-    module: Any, kernel_calls: list[KernelCall], weights: Weights, reader: int, target: tvm.target.Target
-) -> Plan:
+def make_plan(module: Any, kernel_calls: list[KernelCall], weights: Weights, reader: int, target: Target) -> Plan:
     """Lower `module` as far as kernel calls, put its constants into `weights` for `reader` and plan its memory."""
-    with target:
+    with target.tvm():
         module = relax.get_pipeline("zero")(module)
         module = tvm.ir.transform.Sequential([each() for each in _PASSES])(module)
     walk = _Walk(weights, reader)
     results = walk.function(module["main"])
     calls = _match(walk.calls, kernel_calls)
     outputs, copies = _bind_outputs(results)
-    arena_bytes = _place(calls, walk.buffers, copies)
+    calls, chains, made = cut_strips(calls, results, target)
+    arena_bytes = _place(calls, chains, copies)
     names = {call.function for call in calls}
     functions = {variable.name_hint: f for variable, f in module.functions.items() if variable.name_hint in names}
-    return Plan(calls, walk.inputs, outputs, copies, arena_bytes, functions)
+    return Plan(calls, chains, walk.inputs, outputs, copies, arena_bytes, {**functions, **made})
 
 
 def move_weights(plans: Sequence[Plan], moved: Mapping[int, int]) -> None:
@@ -111,7 +78,6 @@ class _Walk:
         self.weights, self.reader = weights, reader
         self.calls: list[Call] = []
         self.inputs: list[Tensor] = []
-        self.buffers: list[Buffer] = []
         self._values: dict[Any, Tensor | list[Tensor]] = {}
         self._written: set[Buffer] = set()
 
@@ -132,7 +98,6 @@ class _Walk:
         elif isinstance(value, relax.Call) and value.op.name == "relax.builtin.alloc_tensor":
             shape, dtype = [int(size) for size in value.args[0]], str(value.args[1].value)
             buffer = Buffer("arena", math.prod(shape) * np.dtype(dtype).itemsize)
-            self.buffers.append(buffer)
             self._values[variable] = Tensor(buffer, tuple(shape), dtype)
         elif isinstance(value, relax.Call) and value.op.name == "relax.reshape":
             source = self._one(value.args[0])
@@ -207,18 +172,27 @@ def _bind_outputs(results: list[Tensor]) -> tuple[list[Tensor], dict[int, Tensor
     return outputs, copies
 
 
-def _place(calls: list[Call], buffers: list[Buffer], copies: Mapping[int, Tensor]) -> int:
+def _place(calls: list[Call], chains: list[Chain], copies: Mapping[int, Tensor]) -> int:
+    spans = {number: (chain.first, chain.first + chain.count - 1) for chain in chains for number in _numbers(chain)}
+    buffers: dict[Buffer, None] = {}
     for index, call in enumerate(calls):
+        first, last = spans.get(index, (index, index))  # calls of a chain take turns: all that they touch is there
         for tensor in (*call.inputs, *call.outputs, *call.scratch):
-            tensor.buffer.first = index if tensor.buffer.first < 0 else tensor.buffer.first
-            tensor.buffer.last = index
+            buffer = tensor.buffer
+            buffers[buffer] = None
+            buffer.first = first if buffer.first < 0 else buffer.first
+            buffer.last = last
     for tensor in copies.values():
         tensor.buffer.last = len(calls)
-    arena = [each for each in buffers if each.place == "arena" and each.first >= 0]
+    arena = [each for each in buffers if each.place in ("arena", "strips")]
     offsets, total = plan_arena([Lifetime(each.size, each.first, each.last) for each in arena])
     for buffer, offset in zip(arena, offsets, strict=True):
         buffer.offset = offset
     return total
+
+
+def _numbers(chain: Chain) -> range:
+    return range(chain.first, chain.first + chain.count)
 
 
 def _tensor(ty: Any, buffer: Buffer) -> Tensor:

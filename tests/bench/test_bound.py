@@ -6,7 +6,7 @@ import tiny_model
 from edgedm.bench.bound import FMA, XOR_POPCOUNT, arithmetic, multiplications, step_needs
 from edgedm.bench.breakdown import bench_calls, call_rows, groups
 from edgedm.bench.machine import LARGEST, SMALLEST, footprint_class, level_of
-from edgedm.bundle import Manifest, Node, Operand, Port, load
+from edgedm.bundle import Manifest, Node, Operand, Port, Strips, load
 from edgedm.errors import InvalidModelError
 
 
@@ -44,6 +44,14 @@ def test_macs_count_by_kind_and_only_necessary_traffic_by_bytes():
     assert [need.macs for need in needs] == [6000, 0, 0, 0, 0]
     assert [need.moved for need in needs] == [4 * 30, 4 * 40, 4 * 10, 4 * 25, 4 * 10]  # constants move nothing
     assert [need.streamed for need in needs] == [0, 160, 40, 0, 0]  # a norm and the carried state
+
+
+def test_what_runs_strip_by_strip_moves_at_the_rate_of_the_cache_that_holds_a_strip():
+    softmax = node(0, "Softmax", "softmax 16", 0, [operand("strips", 1, 4, 8, 8)], [operand("strips", 1, 4, 8, 8)])
+    strips = Strips(first=0, heads=4, strips=2, tasks=2)
+    (need,) = step_needs(manifest(softmax.model_copy(update={"strips": strips})))
+    assert (need.streamed, need.footprint) == (2048, 2048 // 8)
+    assert need.seconds({}, float) == 8.0
 
 
 def test_the_bound_is_macs_over_peak_plus_bytes_over_bandwidth():

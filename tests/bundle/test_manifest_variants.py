@@ -113,3 +113,19 @@ def test_a_schedule_or_class_that_no_model_has_is_refused(tiny_bundle, change, m
     check_limits(Manifest.model_validate({**data, **last}))
     with pytest.raises(ValueError, match=message):
         check_limits(Manifest.model_validate({**data, **change}))
+
+
+def test_what_lies_in_strips_takes_of_the_arena_what_the_tasks_take(tiny_bundle):
+    data = json.loads((tiny_bundle / "manifest.json").read_text())
+    node = next(node for node in data["nodes"] if node["outputs"][0]["source"] == "arena")
+    room = 2 * 64  # of two tasks, each with a unit of a head and 4 rows of 4 numbers
+    operand = {**node["outputs"][0], "source": "strips", "shape": [1, 8, 8, 4], "dtype": "float32"}
+    node["strips"] = {"first": node["index"], "heads": 8, "strips": 2, "tasks": 2}
+    node["outputs"] = [{**operand, "offset": data["arena_bytes"] - room}]
+    check_limits(Manifest.model_validate(data))
+    node["outputs"] = [{**operand, "offset": data["arena_bytes"] - room + 1}]
+    with pytest.raises(ValueError, match="of strips"):
+        check_limits(Manifest.model_validate(data))
+    node["strips"] = None
+    with pytest.raises(ValueError, match="lies in strips, but the node is of no chain"):
+        check_limits(Manifest.model_validate(data))

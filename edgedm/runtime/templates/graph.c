@@ -27,7 +27,7 @@ void edm_instance_init(edm_instance *instance, const edm_graph *graph, void *mem
     tensor->ndim = from->rank;
     tensor->dtype = (DLDataType){from->code, from->bits, 1};
     tensor->shape = (int64_t *)(uintptr_t)&graph->extents[from->shape]; /* only read */
-    if (from->place == EDM_IN_ARENA) tensor->data = arena + from->offset;
+    if (from->place == EDM_IN_ARENA || from->place == EDM_IN_STRIPS) tensor->data = arena + from->offset;
     if (from->place == EDM_IN_WEIGHTS) tensor->data = (uint8_t *)(uintptr_t)(weights + from->offset); /* only read */
   }
   for (uint32_t i = 0; i < graph->argument_count; ++i) {
@@ -57,9 +57,11 @@ edm_status edm_instance_call(edm_instance *instance, uint32_t number) {
 edm_status edm_instance_run(edm_instance *instance, void *const *inputs, void *const *outputs) {
   const edm_graph *graph = instance->graph;
   edm_instance_bind(instance, inputs, outputs);
-  for (uint32_t i = 0; i < graph->call_count; ++i) {
-    edm_status status = edm_instance_call(instance, i);
+  for (uint32_t i = 0, next = 0; i < graph->call_count; ++i) {
+    const edm_chain *chain = next < graph->chain_count && graph->chains[next].first == i ? &graph->chains[next++] : NULL;
+    edm_status status = chain ? edm_chain_run(instance, chain, NULL) : edm_instance_call(instance, i);
     if (status) return status;
+    if (chain) i += chain->count - 1;
   }
   for (uint32_t i = 0; i < graph->output_count; ++i) {
     const edm_port *port = &graph->outputs[i];

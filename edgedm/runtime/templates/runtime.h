@@ -12,7 +12,8 @@ enum { EDM_ALIGNMENT = 64 };
 
 /* --- generated tables (model.c) ------------------------------------------------------------------------- */
 
-typedef enum { EDM_IN_ARENA, EDM_IN_WEIGHTS, EDM_AT_INPUT, EDM_AT_OUTPUT } edm_place;
+/* In strips: in the arena, with room for a unit of each task of a chain; see chains.c. */
+typedef enum { EDM_IN_ARENA, EDM_IN_STRIPS, EDM_IN_WEIGHTS, EDM_AT_INPUT, EDM_AT_OUTPUT } edm_place;
 
 typedef struct {
   uint64_t offset; /* of the first byte in arena or weights; the port's number for inputs and outputs */
@@ -25,6 +26,14 @@ typedef struct {
   uint32_t first; /* its first argument in the graph's list */
   uint8_t inputs, outputs, scratch;
 } edm_call;
+
+typedef struct { /* consecutive calls that run together on one unit after another: a head's units are its strips */
+  uint32_t first, count, heads, strips;
+  uint32_t tasks; /* that share the units */
+} edm_chain;
+
+/* Which part of a tensor a call of a chain gets. */
+typedef enum { EDM_ALL, EDM_OF_HEAD, EDM_OF_ROWS, EDM_OF_TASK } edm_part;
 
 typedef enum {
   EDM_ROLE_X,
@@ -52,7 +61,9 @@ typedef struct {
   const edm_call *calls;
   const uint16_t *arguments; /* tensor numbers */
   const edm_port *inputs, *outputs;
-  uint32_t tensor_count, bound_count, call_count, argument_count, input_count, output_count;
+  const edm_chain *chains; /* in the order of their calls */
+  const uint8_t *parts;    /* of every argument, where there are chains */
+  uint32_t chain_count, tensor_count, bound_count, call_count, argument_count, input_count, output_count;
 } edm_graph;
 
 typedef enum { EDM_EPSILON, EDM_V_PREDICTION, EDM_SAMPLE } edm_prediction;
@@ -160,6 +171,7 @@ void edm_enter_thread(void);
 
 /* --- graph.c --------------------------------------------------------------------------------------------- */
 void edm_enter_kernels(void); /* see edm_enter_thread */
+extern EDM_SHARED _Thread_local char edm_kernel_message[256]; /* of this thread's last kernel that failed */
 
 typedef struct { /* a graph with its tensors placed in memory */
   const edm_graph *graph;
@@ -172,12 +184,20 @@ void edm_instance_init(edm_instance *instance, const edm_graph *graph, void *mem
                        uint8_t *arena);
 /* Run all calls; `inputs` and `outputs` are one aligned pointer a port. */
 edm_status edm_instance_run(edm_instance *instance, void *const *inputs, void *const *outputs);
-/* Run one call with the tensors where they are. */
+/* Run one call, which is of no chain, with the tensors where they are. */
 edm_status edm_instance_call(edm_instance *instance, uint32_t call);
 void edm_instance_bind(edm_instance *instance, void *const *inputs, void *const *outputs);
 static inline size_t edm_align(size_t bytes) {
   return (bytes + EDM_ALIGNMENT - 1) / EDM_ALIGNMENT * EDM_ALIGNMENT;
 }
+
+/* --- chains.c -------------------------------------------------------------------------------------------- */
+/* The chain that the call is of, or NULL. */
+const edm_chain *edm_chain_of(const edm_graph *graph, uint32_t call);
+/* Run it; `nanoseconds`, one a call, or NULL. */
+edm_status edm_chain_run(edm_instance *instance, const edm_chain *chain, uint64_t *nanoseconds);
+/* Run one of its calls on all units. What lies between the calls lies whole, where the tensors say. */
+edm_status edm_chain_call(edm_instance *instance, const edm_chain *chain, uint32_t call);
 
 /* --- schedule.c, sampler.c ------------------------------------------------------------------------------- */
 typedef struct { /* see edgedm/diffusion/steps.py: the same formulas, operation by operation */
@@ -271,5 +291,6 @@ edm_status edm_step_image(const edm_session *session, edm_lane *lane, const edm_
 
 /* --- probe.c --------------------------------------------------------------------------------------------- */
 size_t edm_tensor_bytes(const edm_graph *graph, const edm_tensor *tensor);
+uint64_t edm_nanoseconds(void);
 
 #endif
