@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgedm.errors import ParityError
 from edgedm.passes.base import GraphPass
-from edgedm.passes.editing import Array, dims
+from edgedm.passes.editing import MODULE, Array, dims
 from edgedm.passes.regions import Feeds, Region, Side
 from edgedm.passes.split_prepare import PREPARE
 from edgedm.passes.standard_functions import spell_out
@@ -129,16 +129,24 @@ def _judge(verdict: Verdict, before: Side, after: Side, region: Region, values: 
         error = np.abs(new.astype(np.float64) - old.astype(np.float64))
         bound = _bound(before, after, region, values)
         verdict.use = max(verdict.use, worst_use(error, bound))
-        complaint = _excess(error, bound)
+        complaint = _excess(old, new, error, bound)
     else:
         flips = _flips(before, after, region, values, new)
         verdict.flips += flips.total
         complaint = flips.complaint()
+        complaint = complaint and f"{complaint}; {_first_difference(old, new)}"
     if complaint and verdict.failure is None:
-        verdict.failure = f"{region.name!r}: {complaint}"
+        verdict.failure = f"{region.name!r}{_made_by(after, region.name)}: {complaint}"
 
 
-def _excess(error: Array, bound: Array) -> str | None:
+def _made_by(side: Side, name: str) -> str:
+    """The op and the module of the node that makes a value, in words."""
+    maker = side.makers[name]
+    module = next((each.value for each in maker.metadata_props if each.key == MODULE), "")
+    return f" ({' '.join(filter(None, (maker.op_type, module)))})"
+
+
+def _excess(old: Array, new: Array, error: Array, bound: Array) -> str | None:
     """Where an error (NaN counts as one) exceeds its bound most, in words."""
     beyond = ~(error <= bound)
     if not beyond.any():
@@ -146,7 +154,8 @@ def _excess(error: Array, bound: Array) -> str | None:
     worst = np.unravel_index(np.argmax(np.where(beyond, np.nan_to_num(error - bound, nan=np.inf), 0.0)), error.shape)
     where = tuple(int(index) for index in worst)
     return (
-        f"changed by {error[worst]:.3g} at {where}, of which float32 rounding explains {bound[worst]:.3g}; "
+        f"changed by {error[worst]:.3g} at {where}: expected {old[worst]:.6g}, got {new[worst]:.6g}, of which float32 "
+        f"rounding explains {bound[worst]:.3g}; "
         f"{np.count_nonzero(beyond)} of {error.size} values are beyond their bound"
     )
 
@@ -160,7 +169,13 @@ def _difference(left: Array, right: Array) -> str:
     if left.shape != right.shape or left.dtype != right.dtype:
         return f"was {left.dtype} {left.shape}, is {right.dtype} {right.shape}"
     gap = np.abs(left.astype(np.float64) - right.astype(np.float64))
-    return f"{np.count_nonzero(left != right)} of {left.size} values differ, by up to {float(np.max(gap)):.3g}"
+    count = f"{np.count_nonzero(left != right)} of {left.size} values differ, by up to {float(np.max(gap)):.3g}"
+    return f"{count}; {_first_difference(left, right)}" if np.any(left != right) else count
+
+
+def _first_difference(old: Array, new: Array) -> str:
+    place = tuple(int(index) for index in np.argwhere(old != new)[0])
+    return f"first at {place}: expected {float(old[place]):.9g}, got {float(new[place]):.9g}"
 
 
 def _changed_values(before: Side, after: Side) -> list[str]:

@@ -6,6 +6,7 @@ order change a sum of terms by at most gamma_n * sum(abs(terms)).
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,14 @@ def balance(up: int, down: int) -> float:
         for k in range(least + 1)
     )
     return min(1.0, 2.0 * tail)
+
+
+def widest_gap(got: NDArray[Any], expected: NDArray[Any]) -> str:
+    """Where two arrays of numbers lie furthest apart, in words; NaN is furthest from everything."""
+    gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    place = np.unravel_index(int(np.argmax(np.nan_to_num(gap, nan=np.inf))), gap.shape)
+    where = tuple(int(index) for index in place)
+    return f"at {where} expected {float(expected[place]):.6g}, got {float(got[place]):.6g}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedm import progress
-from edgedm.verify.comparison import relative_error
+from edgedm.verify.comparison import relative_error, widest_gap
 from edgedm.verify.report import Level, Row
 from edgedm.verify.request import CHANCE
 from edgedm.verify.run_level import RATIO, sign_test
@@ -38,11 +38,13 @@ def with_decoder(
     """
     if not reference.decodes:
         return level
-    ours, torch32 = [], []
+    ours, torch32, gap = [], [], ""
     for latent in progress.track(latents, "decoding", len(latents)):
         given = np.asarray(latent, np.float32)
         exact = reference.decode(64, given)
-        ours.append(relative_error(runner.decode(given), exact))
+        decoded = runner.decode(given)
+        gap = gap or widest_gap(decoded, exact)
+        ours.append(relative_error(decoded, exact))
         torch32.append(relative_error(reference.decode(32, given), exact))
     ratio, above, chance = sign_test(ours, torch32, most)
     note = ""
@@ -51,7 +53,7 @@ def with_decoder(
     elif chance < CHANCE:
         note = (
             f"error above {most:g} times torch float32's in {above} of {len(ours)} images, typically "
-            f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}"
+            f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}; first {gap}"
         )
     figures = {
         "runs": float(len(ours)),

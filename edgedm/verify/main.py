@@ -9,10 +9,9 @@ from functools import cache, cached_property
 import numpy as np
 
 from edgedm import progress
-from edgedm.bundle import Bundle, load
+from edgedm.bundle import load
 from edgedm.bundle.manifest import GraphName
 from edgedm.errors import InvalidModelError
-from edgedm.export.graph_io import load_graph
 from edgedm.models import Checkpoint
 from edgedm.runtime.choice import choose
 from edgedm.verify import LEVELS
@@ -27,6 +26,7 @@ from edgedm.verify.facts import bundle_facts, bundle_sizes, step_speed
 from edgedm.verify.finish import Finished, finish
 from edgedm.verify.graphs import Graph
 from edgedm.verify.layer_level import Moment, layer_level
+from edgedm.verify.lowered import load_lowered
 from edgedm.verify.op_level import op_level
 from edgedm.verify.pass_level import pass_level
 from edgedm.verify.probe import Probe, open_probe
@@ -60,7 +60,7 @@ def run(
     checkpoint = os.fspath(against) if isinstance(against, os.PathLike) else against
     names_of_graphs: tuple[GraphName, ...] = ("prepare", "step", "decoder")
     graphs: dict[str, Graph] = {
-        name: _graph(bundle, name) for name in names_of_graphs if name in bundle.manifest.inputs
+        name: load_lowered(bundle, name) for name in names_of_graphs if name in bundle.manifest.inputs
     }
     with open_probe(bundle) as probe:
         examination = Examination(probe, checkpoint, graphs, request)
@@ -207,10 +207,3 @@ _LEVELS: dict[str, Callable[[Examination], Level]] = {
     "trajectory": Examination.trajectory,
     "distribution": Examination.distribution,
 }
-
-
-def _graph(bundle: Bundle, name: str) -> Graph:
-    path = bundle.path / "golden" / f"{name}.onnx"
-    if not path.is_file():
-        raise InvalidModelError(f"{path}: no such file; verify needs the lowered graphs: compile the bundle again")
-    return Graph(load_graph(path))

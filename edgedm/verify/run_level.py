@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from edgedm import progress
 from edgedm.diffusion.sampler import trajectory
 from edgedm.errors import UnsupportedError
-from edgedm.verify.comparison import at_least, psnr_db, relative_error, snr_db
+from edgedm.verify.comparison import at_least, psnr_db, relative_error, snr_db, widest_gap
 from edgedm.verify.evidence import Evidence
 from edgedm.verify.report import Level, Row
 from edgedm.verify.request import CHANCE, LEAST_IMAGES
@@ -258,6 +258,7 @@ class _Errors:
         self.ours: dict[str, list[float]] = {}
         self.torch32: dict[str, list[float]] = {}
         self.where: dict[str, list[str]] = {}
+        self.gaps: dict[str, str] = {}  # of the first runs: what came there, and what should have
         self.moments: dict[str, Moment] = {}
 
     def add(
@@ -268,6 +269,8 @@ class _Errors:
         self.ours.setdefault(name, []).append(relative_error(ours, exact))
         self.torch32.setdefault(name, []).append(relative_error(torch32, exact))
         self.where.setdefault(name, []).append(where)
+        if name not in self.gaps:
+            self.gaps[name] = widest_gap(ours, exact)
 
 
 def sign_test(ours: Sequence[float], torch32: Sequence[float], most: float = RATIO) -> tuple[float, int, float]:
@@ -287,7 +290,8 @@ def _row(name: str, errors: _Errors, most: float) -> Row:
     elif chance < CHANCE:
         note = (
             f"error above {most:g} times torch float32's in {above} of {len(ours)} runs, typically "
-            f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}; first {where[0]}"
+            f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}; first {where[0]}, "
+            f"{errors.gaps[name]}"
         )
     figures = {
         "runs": float(len(ours)),
