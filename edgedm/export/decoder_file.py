@@ -25,7 +25,7 @@ def load_decoder(graph: str | os.PathLike[str], config: dict[str, Any]) -> ir.Mo
     path = decoder_path(graph)
     if not config.get("decoder"):
         return None
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InvalidModelError(f"{path}: no such file; the model is a latent one, whose decoder stands there")
     model = load_graph(path)
     info, shapes = graph_info(model), [value.shape for value in (*model.graph.inputs, *model.graph.outputs)]

@@ -143,7 +143,7 @@ def set_graph_info(model: ir.Model, info: GraphInfo) -> None:
 
 
 def _parse(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InvalidModelError(f"{path}: no such file; expected an ONNX graph written by `edgedm export`")
     size = check_regular(path)
     if not 0 < size <= MAX_FILE_BYTES:

@@ -84,6 +84,8 @@ def read_table(path: Path) -> Crossover:
 
 def _check(found: Crossover) -> None:
     for isa, pair in (each for table in (found.gmacs, found.limits) for each in _pairs(table)):
+        if isa == "host":
+            raise InvalidModelError("host: expected the name of a target; this one is another on every machine")
         resolve(isa)
         if pair is not None and not all(1 <= bits <= MOST_BITS for bits in _widths(pair)):
             raise InvalidModelError(f"{isa}: widths {pair!r}: expected 1..{MOST_BITS} bits")
@@ -187,11 +189,11 @@ def _measured(name: str) -> Target:
     try:
         return resolve(name)
     except UnsupportedError as error:
-        raise InvalidModelError(f"{FILE.name}: {error}") from None
+        raise InvalidModelError(str(error)) from None
 
 
 def _widths(pair: str) -> tuple[int, int]:
     found = _PAIR.fullmatch(pair)
     if not found:
-        raise InvalidModelError(f"{FILE.name}: widths {pair!r}: expected W<bits>A<bits>")
+        raise InvalidModelError(f"widths {pair!r}: expected W<bits>A<bits>")
     return int(found[1]), int(found[2])

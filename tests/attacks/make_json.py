@@ -75,6 +75,11 @@ def _operand(**changes: Any) -> Change:
     return lambda values: values["nodes"][0]["inputs"][1].update(changes)
 
 
+def _strips(**changes: Any) -> Change:
+    strips = {"first": 0, "heads": 2, "strips": 2, "tasks": 2, **changes}
+    return lambda values: values["nodes"][0].update(inputs=[{**SCALES, "source": "strips"}], strips=strips)
+
+
 def _port(**changes: Any) -> Change:
     return lambda values: values["inputs"]["step"][0].update(changes)
 
@@ -111,6 +116,9 @@ MANIFESTS: dict[str, Change] = {
     "shape-beyond-weights": _operand(shape=[2**40]),
     "operand-in-no-port": lambda values: values["nodes"][0]["inputs"][0].update(offset=7),
     "arena-too-small": lambda values: values["nodes"][0].update(inputs=[{**SCALES, "source": "arena", "offset": 250}]),
+    "strips-of-no-chain": lambda values: values["nodes"][0].update(inputs=[{**SCALES, "source": "strips"}]),
+    "strips-of-no-heads": _strips(heads=0),
+    "strips-beyond-arena": _strips(tasks=2**40),
     "prefix-of-code": lambda values: values.update(prefix="x; rm -rf /"),
     "later-format": lambda values: values.update(format="edgedm.bundle/99"),
 }
@@ -137,6 +145,7 @@ TABLES: dict[str, Change] = {
     "negative-speed": _speeds(bitserial=-1.0),
     "unknown-family": _speeds(magic=1.0),
     "unknown-target": lambda values: values["gmacs"].update({"pdp11": {}}),
+    "host": lambda values: values["gmacs"].update({"host": {}}),
     "unknown-widths": lambda values: values["gmacs"]["x86-64"].update({"W1": {}}),
     "zero-bits": lambda values: values["gmacs"]["x86-64"].update({"W0A1": {}}),
     "truth-for-speed": _speeds(bitserial=True),

@@ -246,7 +246,7 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path) -> None:
         (tmp_path / "bad.onnx").write_bytes(content)
         with pytest.raises(InvalidModelError, match=r"bad\.onnx"):
             load_graph(tmp_path / "bad.onnx")
-    with pytest.raises(InvalidModelError, match="no such file"):
+    with pytest.raises(InvalidModelError, match="expected a file, got a folder"):
         load_graph(tmp_path)
 
 

@@ -129,7 +129,8 @@ def test_codes_that_rounding_does_not_explain_are_found():
     before = Side(model)
     ties = (np.arange(256, dtype=np.float32).reshape(4, 64) % 15 - 7.5) * np.float32(0.25)
     QuantizeHalfUp()(model)
-    with pytest.raises(ParityError, match=r"QuantizeHalfUp changed the model: 'y' \(QuantizeCodes m\.y\): \d+ of 256 codes"):
+    said = r"QuantizeHalfUp changed the model: 'y' \(QuantizeCodes m\.y\): \d+ of 256 codes"
+    with pytest.raises(ParityError, match=said):
         Checker([{"x": ties}]).check(QuantizeHalfUp(), before, model)
 
 

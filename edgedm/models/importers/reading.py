@@ -54,9 +54,10 @@ def read(path: str | os.PathLike[str]) -> Any:
     containers of them.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InvalidModelError(f"{path}: no such file")
-    check_regular(path)
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        raise InvalidModelError(f"{path}: no such file") from None
     if path.suffix == ".safetensors":
         read_header(path)
         try:

@@ -232,8 +232,8 @@ def test_an_altered_byte_of_a_pickle_raises_nothing_else(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    for path in (tmp_path / "nothing.ckpt", tmp_path):
-        with pytest.raises(InvalidModelError, match="no such file"):
+    for path, said in ((tmp_path / "nothing.ckpt", "no such file"), (tmp_path, "expected a file, got a folder")):
+        with pytest.raises(InvalidModelError, match=said):
             read(path)
 
 
