@@ -25,7 +25,7 @@ from edgedm.targets.kernels.mathematics import exp
 F32 = "float32"
 PARALLEL_MACS = 1 << 19  # about 9 us of one core
 PARALLEL_ELEMENTS = 1 << 18
-ROWS, VECTORS = 4, 2  # of a product's register tile
+VECTORS = 2  # of a product's register tile
 
 
 def matmul(
@@ -35,10 +35,11 @@ def matmul(
     size: tuple[int, int, int, int],
     batched: tuple[bool, bool],
     lanes: int,
+    most_rows: int,
 ) -> None:
     """f32[batch, m, k] times f32[batch, k, n]; `size` is (batch, m, n, k).
 
-    `batched` says which operands have a matrix for each index of the batch, not one for all. A tile of 4 rows x
+    `batched` says which operands have a matrix for each index of the batch, not one for all. A tile of `most_rows` x
     2 vectors of columns stands in registers over k; columns that fill no vector go to narrower ones.
     """
     batch, m, n, k = size
@@ -72,13 +73,13 @@ def matmul(
             else:
                 width //= 2
 
-    whole = m // ROWS
+    whole = m // most_rows
     if whole:
         with parallel(batch * whole, batch * m * n * k >= PARALLEL_MACS) as unit:
-            columns(let(unit // whole), let((unit % whole) * ROWS), ROWS)
-    if m % ROWS:
+            columns(let(unit // whole), let((unit % whole) * most_rows), most_rows)
+    if m % most_rows:
         with loop(batch) as index:
-            columns(index, whole * ROWS, m % ROWS)
+            columns(index, whole * most_rows, m % most_rows)
 
 
 def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:

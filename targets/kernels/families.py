@@ -144,10 +144,10 @@ def _matmul(request: Request) -> Draft:
     count = math.prod(batch)
     if own_b == 1 and own_a == count:  # one right operand for all: the batch is more rows
         count, m = 1, count * m
-    lanes = tiling.float_lanes(request.target)
+    lanes, rows = tiling.float_lanes(request.target), tiling.matmul_rows(request.target)
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        dense.matmul(inputs["a"], inputs["b"], outs[0], (count, m, n, k), (own_a > 1, own_b > 1), lanes)
+        dense.matmul(inputs["a"], inputs["b"], outs[0], (count, m, n, k), (own_a > 1, own_b > 1), lanes, rows)
 
     return Draft(f"matmul {lanes}", body, _specs(request), [output], macs=count * m * n * k)
 

@@ -63,6 +63,11 @@ def lookup(target: Target, shape: Convolution, bits: int = 4) -> Reader | None:
     return ShuffleReader(lanes, min(most, pixels), groups, bias)
 
 
+def matmul_rows(target: Target) -> int:
+    """Rows of a product of floats that share two vectors of columns: 16 accumulators in 32 registers, 8 in 16."""
+    return 8 if target.vector_bytes == 64 or target.isa == "aarch64" else 4
+
+
 def float_conv(target: Target, shape: Convolution) -> _float_conv.Tile:
     """24 accumulators in 32 registers, 12 in 16; few pixels leave room for more output channels."""
     lanes = float_lanes(target)
