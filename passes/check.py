@@ -134,7 +134,7 @@ def _judge(verdict: Verdict, before: Side, after: Side, region: Region, values: 
         flips = _flips(before, after, region, values, new)
         verdict.flips += flips.total
         complaint = flips.complaint()
-        complaint = complaint and f"{complaint}; {_first_difference(old, new)}"
+        complaint = complaint and f"{complaint}{_first_difference(old, new)}"
     if complaint and verdict.failure is None:
         verdict.failure = f"{region.name!r}{_made_by(after, region.name)}: {complaint}"
 
@@ -170,12 +170,15 @@ def _difference(left: Array, right: Array) -> str:
         return f"was {left.dtype} {left.shape}, is {right.dtype} {right.shape}"
     gap = np.abs(left.astype(np.float64) - right.astype(np.float64))
     count = f"{np.count_nonzero(left != right)} of {left.size} values differ, by up to {float(np.max(gap)):.3g}"
-    return f"{count}; {_first_difference(left, right)}" if np.any(left != right) else count
+    return count + _first_difference(left, right)
 
 
 def _first_difference(old: Array, new: Array) -> str:
+    """Where the first number is another one, to be put behind something else; nothing where only bits differ."""
+    if old.shape != new.shape or not np.any(old != new):
+        return ""
     place = tuple(int(index) for index in np.argwhere(old != new)[0])
-    return f"first at {place}: expected {float(old[place]):.9g}, got {float(new[place]):.9g}"
+    return f"; first at {place}: expected {float(old[place]):.9g}, got {float(new[place]):.9g}"
 
 
 def _changed_values(before: Side, after: Side) -> list[str]:

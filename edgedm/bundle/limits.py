@@ -57,6 +57,8 @@ def _check_nodes(manifest: Manifest, variant: str, nodes: Iterable[Node], arena_
             if operand.source == "strips":
                 if node.strips is None:
                     raise ValueError(f"{where}: lies in strips, but the node is of no chain")
+                if size % (node.strips.heads * node.strips.strips):
+                    raise ValueError(f"{where}: {size} bytes in {node.strips.heads} x {node.strips.strips} strips")
                 _check_place(where, operand, strips_bytes(size, node.strips), arena_bytes)
             elif operand.source in memory:
                 _check_place(where, operand, size, memory[operand.source])

@@ -18,7 +18,6 @@ from edgedm.errors import UnsupportedError
 from edgedm.lower.importer import KernelCall, opaque
 from edgedm.lower.memory import ALIGNMENT
 from edgedm.lower.tensors import Buffer, Call, Chain, Part, Tensor
-from edgedm.targets.kernels.builder import FEWEST_UNITS
 from edgedm.targets.kernels.select import select
 from edgedm.targets.kernels.spec import Kernel, TensorSpec
 from edgedm.targets.target import Target
@@ -29,6 +28,7 @@ LEAST_BYTES = 1 << 20
 STRIP_BYTES = 1 << 18
 """Of scores in a unit, at most: with the probabilities and codes made of them about half a megabyte."""
 
+_MOST_TASKS, _MOST_ARGUMENTS = 8, 16  # the same in runtime/templates/chains.c, whose chains have 4 calls at the most
 _FEWEST_ROWS = 8  # of a unit: the right operand is laid out anew for each
 
 _OPERANDS = {
@@ -39,6 +39,8 @@ _OPERANDS = {
 }
 """Op -> which part of each operand makes a unit of its result."""
 _PRODUCTS = ("MatMul", "QuantMatMul")
+_BETWEEN = (("Softmax",), ("Softmax", "QuantizeHeads"))
+"""What may stand between the two products."""
 
 
 def cut_strips(
@@ -80,14 +82,14 @@ def _runs(calls: Sequence[Call], readers: Mapping[Buffer, int]) -> Iterator[tupl
 
 
 def _length(calls: Sequence[Call], first: int, readers: Mapping[Buffer, int]) -> int:
-    """From a product to the next, each call the only reader of what the one before made; 0 if there is no such row."""
-    for number in range(first + 1, len(calls)):
-        made, following = calls[number - 1].outputs[0], calls[number]
-        alone = made.buffer.place == "arena" and readers[made.buffer] == 1
-        if not alone or _op(following) not in _OPERANDS or following.inputs[0] != made:
-            return 0
-        if _op(following) in _PRODUCTS:
-            return number - first + 1
+    """How many calls from a product to the next are attention, each the only reader of what the one before made."""
+    for between in _BETWEEN:
+        members = calls[first : first + len(between) + 2]
+        if [_op(call) for call in members[1:-1]] == list(between) and _op(members[-1]) in _PRODUCTS:
+            made = [call.outputs[0] for call in members[:-1]]
+            alone = all(each.buffer.place == "arena" and readers[each.buffer] == 1 for each in made)
+            handed = all(call.inputs[0] == each for call, each in zip(members[1:], made, strict=True))
+            return len(members) if alone and handed else 0
     return 0
 
 
@@ -105,14 +107,14 @@ def _units(first: int, count: int, shape: Sequence[int]) -> Chain | None:
     rows = max((rows for rows in range(1, m + 1) if m % rows == 0 and rows * n * 4 <= STRIP_BYTES), default=1)
     if rows < _FEWEST_ROWS or (heads == 1 and rows == m):
         return None
-    return Chain(first, count, heads, m // rows, min(FEWEST_UNITS, heads * (m // rows)))
+    return Chain(first, count, heads, m // rows, min(_MOST_TASKS, heads * (m // rows)))
 
 
 def _fits(calls: Sequence[Call], chain: Chain) -> bool:
     """Whether every operand comes apart, and its pieces begin where kernels want them. Single numbers may anywhere."""
     for call in calls:
         for tensor, part in zip((*call.inputs, *call.outputs), _parts(call), strict=True):
-            if len(tensor.shape) not in (1, 4) or tensor.shape[-3:][0] != chain.heads:
+            if len(tensor.shape) not in (1, 4) or tensor.shape[-3:][0] != chain.heads:  # [H] or [1, H, T, D]
                 return False
             pieces = chain.heads * (chain.strips if part is Part.ROWS else 1)
             if tensor.shape != (chain.heads,) and tensor.nbytes % (pieces * ALIGNMENT):
@@ -136,7 +138,7 @@ def _kernel(call: Call, chain: Chain, target: Target) -> Kernel | None:
     except UnsupportedError:
         return None
     same = kernel.kept == origin.kernel.kept and not kernel.pack and len(kernel.outputs) == 1
-    return kernel if same else None
+    return kernel if same and len(kernel.kept) + 1 + len(kernel.scratch) <= _MOST_ARGUMENTS else None
 
 
 def _spec(spec: TensorSpec, part: Part, chain: Chain) -> TensorSpec:

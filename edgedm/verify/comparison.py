@@ -48,9 +48,15 @@ def balance(up: int, down: int) -> float:
 
 
 def widest_gap(got: NDArray[Any], expected: NDArray[Any]) -> str:
-    """Where two arrays of numbers lie furthest apart, in words; NaN is furthest from everything."""
-    gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
-    place = np.unravel_index(int(np.argmax(np.nan_to_num(gap, nan=np.inf))), gap.shape)
+    """Where two arrays of numbers lie furthest apart, in words; NaN is furthest from everything, empty if nowhere."""
+    if got.shape != expected.shape:
+        return f"expected shape {list(expected.shape)}, got {list(got.shape)}"
+    if not got.size:
+        return ""
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    gap = np.where(got == expected, 0.0, np.nan_to_num(gap, nan=np.inf))  # infinities may be equal
+    place = np.unravel_index(int(np.argmax(gap)), gap.shape)
     where = tuple(int(index) for index in place)
     return f"at {where} expected {float(expected[place]):.6g}, got {float(got[place]):.6g}"
 

@@ -16,7 +16,7 @@ from edgedm import progress
 from edgedm.verify.comparison import relative_error, widest_gap
 from edgedm.verify.report import Level, Row
 from edgedm.verify.request import CHANCE
-from edgedm.verify.run_level import RATIO, sign_test
+from edgedm.verify.run_level import RATIO, first_above, sign_test
 from edgedm.verify.torch_reference import TorchReference
 
 Array = NDArray[Any]
@@ -38,12 +38,12 @@ def with_decoder(
     """
     if not reference.decodes:
         return level
-    ours, torch32, gap = [], [], ""
+    ours, torch32, gaps = [], [], []
     for latent in progress.track(latents, "decoding", len(latents)):
         given = np.asarray(latent, np.float32)
         exact = reference.decode(64, given)
         decoded = runner.decode(given)
-        gap = gap or widest_gap(decoded, exact)
+        gaps.append(widest_gap(decoded, exact))
         ours.append(relative_error(decoded, exact))
         torch32.append(relative_error(reference.decode(32, given), exact))
     ratio, above, chance = sign_test(ours, torch32, most)
@@ -51,9 +51,11 @@ def with_decoder(
     if not all(map(math.isfinite, ours)):
         note = "not finite"
     elif chance < CHANCE:
+        first = first_above(ours, torch32, most)
         note = (
             f"error above {most:g} times torch float32's in {above} of {len(ours)} images, typically "
-            f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}; first {gap}"
+            f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}; "
+            f"first image {first}, {gaps[first]}"
         )
     figures = {
         "runs": float(len(ours)),

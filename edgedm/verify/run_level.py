@@ -258,7 +258,7 @@ class _Errors:
         self.ours: dict[str, list[float]] = {}
         self.torch32: dict[str, list[float]] = {}
         self.where: dict[str, list[str]] = {}
-        self.gaps: dict[str, str] = {}  # of the first runs: what came there, and what should have
+        self.gaps: dict[str, list[str]] = {}  # where they lie furthest apart
         self.moments: dict[str, Moment] = {}
 
     def add(
@@ -269,13 +269,21 @@ class _Errors:
         self.ours.setdefault(name, []).append(relative_error(ours, exact))
         self.torch32.setdefault(name, []).append(relative_error(torch32, exact))
         self.where.setdefault(name, []).append(where)
-        if name not in self.gaps:
-            self.gaps[name] = widest_gap(ours, exact)
+        self.gaps.setdefault(name, []).append(widest_gap(ours, exact))
+
+
+def _ratios(ours: Sequence[float], torch32: Sequence[float]) -> list[float]:
+    return [max(mine, FLOOR) / max(theirs, FLOOR) for mine, theirs in zip(ours, torch32, strict=True)]
+
+
+def first_above(ours: Sequence[float], torch32: Sequence[float], most: float) -> int:
+    """The number of the first run whose error is more than `most` times torch's; there must be one."""
+    return next(number for number, ratio in enumerate(_ratios(ours, torch32)) if not ratio <= most)
 
 
 def sign_test(ours: Sequence[float], torch32: Sequence[float], most: float = RATIO) -> tuple[float, int, float]:
     """Median of the run-by-run ratios, runs in which ours exceeds `most` times torch's, and their probability."""
-    ratios = [max(mine, FLOOR) / max(theirs, FLOOR) for mine, theirs in zip(ours, torch32, strict=True)]
+    ratios = _ratios(ours, torch32)
     above = sum(not ratio <= most for ratio in ratios)
     return statistics.median(ratios), above, at_least(above, len(ratios))
 
@@ -288,10 +296,11 @@ def _row(name: str, errors: _Errors, most: float) -> Row:
     if broken:
         note = f"not finite at {broken[0]}"
     elif chance < CHANCE:
+        first = first_above(ours, torch32, most)
         note = (
             f"error above {most:g} times torch float32's in {above} of {len(ours)} runs, typically "
-            f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}; first {where[0]}, "
-            f"{errors.gaps[name]}"
+            f"{statistics.median(ours):.3g} where torch has {statistics.median(torch32):.3g}; first {where[first]}, "
+            f"{errors.gaps[name][first]}"
         )
     figures = {
         "runs": float(len(ours)),

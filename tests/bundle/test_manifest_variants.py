@@ -126,6 +126,9 @@ def test_what_lies_in_strips_takes_of_the_arena_what_the_tasks_take(tiny_bundle)
     node["outputs"] = [{**operand, "offset": data["arena_bytes"] - room + 1}]
     with pytest.raises(ValueError, match="of strips"):
         check_limits(Manifest.model_validate(data))
+    node["strips"]["strips"] = 3
+    with pytest.raises(ValueError, match="1024 bytes in 8 x 3 strips"):
+        check_limits(Manifest.model_validate(data))
     node["strips"] = None
     with pytest.raises(ValueError, match="lies in strips, but the node is of no chain"):
         check_limits(Manifest.model_validate(data))

@@ -9,8 +9,10 @@ import pytest
 import tiny_model
 import tools
 
+import edgedm
 from edgedm.bundle import load
 from edgedm.lower import compile as compile_graph
+from edgedm.lower import strips
 from edgedm.lower.codegen import PROGRAM_SOURCES
 from edgedm.lower.toolchain import WARNINGS
 
@@ -55,6 +57,30 @@ def test_sanitizers_find_nothing_in_sessions_on_many_threads(tiny_bundle, tmp_pa
     main = Path(__file__).with_name("many_sessions.c")
     program = _build(tiny_bundle, tmp_path, *flags.split(), "-fno-sanitize-recover=all", main=main)
     assert _run(program, tiny_bundle / "weights.bin", cwd=tmp_path) == "same\n"
+
+
+@pytest.fixture(scope="module")
+def in_strips(tmp_path_factory) -> Path:
+    """A model whose attention runs strip by strip, with golden data of its layers."""
+    folder = tmp_path_factory.mktemp("strips")
+    edgedm.export("zoo:digits-dilatequant-w4a4", folder / "model.onnx", layer_golden=True)
+    edgedm.optimize(folder / "model.onnx", folder / "deploy.onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strips, "LEAST_BYTES", 0)
+        patch.setattr(strips, "STRIP_BYTES", 512)
+        edgedm.compile(folder / "deploy.onnx", folder / "model.bundle", cache=False)
+    assert any(node.strips for node in load(folder / "model.bundle").manifest.nodes)
+    return folder / "model.bundle"
+
+
+@pytest.mark.parametrize("flags", ["-fsanitize=address,undefined", "-fsanitize=thread"])
+def test_sanitizers_find_nothing_in_attention_that_runs_strip_by_strip(in_strips, tmp_path, flags):
+    program = _build(in_strips, tmp_path, *flags.split(), "-fno-sanitize-recover=all")
+    said = _run(program, "--bundle", in_strips, "--self-test", cwd=tmp_path)
+    assert re.search(r"layers \d+, off 0", said)  # each call alone
+    _run(program, "--bundle", in_strips, "-n", 1, "--steps", 3, "--threads", 3, "-o", "a.npy", cwd=tmp_path)
+    _run(in_strips / "bin/edgedm-sample", "-n", 1, "--steps", 3, "-o", "b.npy", cwd=tmp_path)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
 def test_memory_that_no_machine_can_address_is_refused(tiny_bundle, tmp_path):

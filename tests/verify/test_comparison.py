@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgedm.verify import comparison
-from edgedm.verify.comparison import Flips, at_least, balance, count_flips, gamma
+from edgedm.verify.comparison import Flips, at_least, balance, count_flips, gamma, widest_gap
 
 
 def test_gamma_bounds_the_error_of_a_float32_sum_in_any_order() -> None:
@@ -98,3 +98,11 @@ def test_at_least_is_the_tail_of_a_fair_coin() -> None:
     assert at_least(0, 5) == 1.0
     assert at_least(5, 5) == 1 / 32
     assert at_least(9, 10) == 11 / 1024
+
+
+def test_the_widest_gap_is_told_by_its_place_and_both_numbers():
+    expected = np.array([[1.0, np.inf, -2.0]])
+    assert widest_gap(np.array([[1.5, np.inf, -4.0]]), expected) == "at (0, 2) expected -2, got -4"
+    assert widest_gap(np.array([[1.5, np.nan, -4.0]]), expected) == "at (0, 1) expected inf, got nan"
+    assert widest_gap(expected[:, :2], expected) == "expected shape [1, 3], got [1, 2]"
+    assert widest_gap(expected[:0], expected[:0]) == ""

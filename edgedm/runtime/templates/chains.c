@@ -1,17 +1,21 @@
 /* Chains: calls that run together on one unit after another, some rows of one head each, so that what lies between them
  * (attention's scores) stays in a core's cache. Tasks share the units; each has room for one unit between the calls. */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "runtime.h"
 
-enum { MOST_CALLS = 8, MOST_ARGUMENTS = 24, MOST_TASKS = 32 };
+/* The compiler makes chains of 4 calls of 11 arguments and 8 tasks at the most (edgedm/lower/strips.py). */
+enum { MOST_CALLS = 4, MOST_ARGUMENTS = 16, MOST_TASKS = 8 };
 
 typedef struct {
   const edm_instance *instance;
   const edm_chain *chain;
-  uint32_t first, count;           /* the calls that run */
-  bool whole;                      /* what lies between the calls lies whole */
-  uint64_t (*spent)[MOST_CALLS];   /* nanoseconds by task and call, or NULL */
+  uint32_t first, count;         /* the calls that run */
+  bool whole;                    /* what lies between the calls lies whole */
+  uint64_t (*spent)[MOST_CALLS]; /* nanoseconds by task and call, or NULL */
+  atomic_flag failed;            /* set by the first task that fails, which leaves its thread's message */
+  char message[sizeof edm_kernel_message];
 } job;
 
 const edm_chain *edm_chain_of(const edm_graph *graph, uint32_t call) {
@@ -52,15 +56,20 @@ static int run_call(const job *it, uint32_t number, uint32_t task, uint32_t unit
   return call->kernel(NULL, arguments, count, &result);
 }
 
+static int fail(job *it, int status) {
+  if (!atomic_flag_test_and_set(&it->failed)) memcpy(it->message, edm_kernel_message, sizeof it->message);
+  return status;
+}
+
 static int run_task(int number, TVMParallelGroupEnv *group, void *closure) {
   (void)group;
-  const job *it = closure;
+  job *it = closure;
   uint32_t task = (uint32_t)number, units = it->chain->heads * it->chain->strips, tasks = it->chain->tasks;
   for (uint32_t unit = task * units / tasks; unit < (task + 1) * units / tasks; ++unit)
     for (uint32_t i = 0; i < it->count; ++i) {
       uint64_t start = it->spent ? edm_nanoseconds() : 0;
       int status = run_call(it, it->first + i, task, unit);
-      if (status) return status;
+      if (status) return fail(it, status);
       if (it->spent) it->spent[task][i] += edm_nanoseconds() - start;
     }
   return 0;
@@ -69,12 +78,12 @@ static int run_task(int number, TVMParallelGroupEnv *group, void *closure) {
 static edm_status run(job *it) {
   if (TVMBackendParallelLaunch(run_task, it, (int)it->chain->tasks))
     return edm_fail(EDM_KERNEL_FAILED, "kernel calls %u to %u: %s", it->first, it->first + it->count - 1,
-                    edm_kernel_message);
+                    it->message);
   return EDM_OK;
 }
 
 edm_status edm_chain_call(edm_instance *instance, const edm_chain *chain, uint32_t call) {
-  job it = {instance, chain, call, 1, true, NULL};
+  job it = {instance, chain, call, 1, true, NULL, ATOMIC_FLAG_INIT, ""};
   return run(&it);
 }
 
@@ -92,7 +101,7 @@ static void share_out(const job *it, uint64_t took, uint64_t *nanoseconds) {
 
 edm_status edm_chain_run(edm_instance *instance, const edm_chain *chain, uint64_t *nanoseconds) {
   uint64_t spent[MOST_TASKS][MOST_CALLS];
-  job it = {instance, chain, chain->first, chain->count, false, nanoseconds ? spent : NULL};
+  job it = {instance, chain, chain->first, chain->count, false, nanoseconds ? spent : NULL, ATOMIC_FLAG_INIT, ""};
   if (!nanoseconds) return run(&it);
   memset(spent, 0, sizeof spent);
   uint64_t start = edm_nanoseconds();
