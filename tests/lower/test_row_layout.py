@@ -15,7 +15,8 @@ def _graph(rows: list[tuple[tuple[int, ...], str]]) -> Graph:
     ports = [
         Port(name=f"row.{number}", role="row", shape=shape, dtype=dtype) for number, (shape, dtype) in enumerate(rows)
     ]
-    return Graph("prepare", Plan([], [], [], {}, 0, {}), [], ports)
+    plan = Plan(calls=[], chains=[], inputs=[], outputs=[], copies={}, arena_bytes=0, functions={})
+    return Graph("prepare", plan, [], ports)
 
 
 @given(st.lists(st.tuples(st.sampled_from(SHAPES), st.sampled_from(["float32", "uint8", "int64"])), max_size=40))

@@ -16,7 +16,8 @@ from edgedm.targets import resolve_variants
 def variant(target) -> Variant:
     x = te.placeholder((4,), name="x")
     function = te.create_prim_func([x, te.compute((4,), lambda i: x[i] * 3, name="y")])
-    plan = Plan([], [], [], {}, 0, {"tripled": function, "again": function})
+    functions = {"tripled": function, "again": function}
+    plan = Plan(calls=[], chains=[], inputs=[], outputs=[], copies={}, arena_bytes=0, functions=functions)
     return Variant(target, f"edm_test_{identifier(target.name)}_", {"step": Graph("step", plan, [], [])})
 
 
