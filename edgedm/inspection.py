@@ -135,7 +135,7 @@ def _layer_macs(checkpoint: Any, layers: Iterable[str]) -> dict[str, int]:
     """Multiply-accumulates of each layer for one image; the 1x1 shortcut inside a binary layer is not its own row."""
     import torch
 
-    module, architecture = checkpoint.module, checkpoint.config.architecture.config
+    module = checkpoint.module
     found: dict[str, int] = {}
 
     def count(name: str) -> Any:
@@ -146,9 +146,9 @@ def _layer_macs(checkpoint: Any, layers: Iterable[str]) -> dict[str, int]:
         return hook
 
     handles = [module.unet.get_submodule(name).register_forward_hook(count(name)) for name in layers]
-    size, zero = architecture["sample_size"], torch.zeros(1, dtype=torch.int64)
+    zero = torch.zeros(1, dtype=torch.int64)
     with torch.inference_mode():
-        module.record(torch.zeros(1, architecture["in_channels"], size, size), zero, zero)
+        module.record(torch.zeros(1, *checkpoint.config.image_shape), zero, zero)
     for handle in handles:
         handle.remove()
     return found

@@ -42,11 +42,7 @@ def run(checkpoint: Checkpoint | str | os.PathLike[str], output: str | os.PathLi
         )
     config.check_condition()
     schedule = NoiseSchedule.from_config(config.noise_schedule)
-    architecture = config.architecture.config
-    size = architecture["sample_size"]
-    if not isinstance(size, int):
-        raise UnsupportedError(f"sample_size: expected one number (square images), got {size!r}")
-    shape = (int(architecture["in_channels"]), size, size)
+    shape = config.image_shape
     label = max(0, min(_GOLDEN_LABEL, (config.null_class or 0) - 1))
 
     progress.stage("tracing the model")

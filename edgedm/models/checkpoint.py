@@ -26,6 +26,7 @@ from edgedm.models.denoiser import Denoiser
 from edgedm.models.plausible import check_layers, check_weights
 from edgedm.models.preset_reference import is_preset
 from edgedm.models.seeded import seed_weights
+from edgedm.models.trial import check_runs
 from edgedm.quant.api import DEFAULT_EDGES, make_inference, quantize_layers
 from edgedm.tensor_file import Entry, read_header
 
@@ -75,6 +76,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     module.load_state_dict(read_tensors(folder / WEIGHTS_FILE, module.state_dict()))
     if decoder is not None:
         decoder.load_state_dict(read_tensors(folder / DECODER_FILE, decoder.state_dict()), assign=True)
+    check_runs(config, folder / CONFIG_FILE)
     return Checkpoint(config, module, decoder)
 
 
@@ -124,7 +126,7 @@ def build(config: CheckpointConfig, seed: int) -> Checkpoint:
     seed_weights(module, seed)
     decoder = decoder_of(config, seed)
     if decoder is not None:
-        seed_decoder(decoder, int(config.architecture.config["sample_size"]), torch.Generator().manual_seed(seed))
+        seed_decoder(decoder, config.sample_size, torch.Generator().manual_seed(seed))
     return Checkpoint(config, module, decoder)
 
 
@@ -153,7 +155,7 @@ def decoder_of(config: CheckpointConfig, seed: int = 0) -> LatentDecoder | None:
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return empty_decoder(config.decoder, int(config.architecture.config.get("in_channels", 4)))
+        return empty_decoder(config.decoder, config.in_channels)
 
 
 def blank_decoder(config: CheckpointConfig, place: Path, weights: Path) -> LatentDecoder | None:

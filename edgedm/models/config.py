@@ -10,7 +10,7 @@ from torch import nn
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.files import parse_record, read_json
 from edgedm.models.bits import Bits
-from edgedm.models.construct import construct
+from edgedm.models.construct import construct, given_or_default, short
 from edgedm.models.roles import Role
 
 Method = Literal["fp32", "binarydm", "bidm", "efficientdm", "dilatequant", "xnor", "dorefa", "reactnet", "lsq", "ptq"]
@@ -98,11 +98,26 @@ class CheckpointConfig(_Strict):
             raise ValueError("timestep_bins must ascend")
         if len(bins) > MOST_BINS or any(not 0 <= edge < MOST_TIMESTEPS for edge in bins):
             raise ValueError(f"timestep_bins: expected up to {MOST_BINS} timesteps in 0..{MOST_TIMESTEPS - 1}")
-        sides = architecture.get("sample_size")
-        for side in sides if isinstance(sides, list | tuple) else [sides]:
-            if isinstance(side, int) and not 1 <= side <= MOST_PIXELS:
-                raise ValueError(f"architecture.config.sample_size: expected 1..{MOST_PIXELS}, got {side}")
+        size = architecture.get("sample_size")
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_PIXELS:
+            expected = f"expected one number of 1..{MOST_PIXELS} (images are square)"
+            raise ValueError(f"architecture.config.sample_size: {expected}, got {short(size)}")
         return self
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of what the network draws."""
+        return int(given_or_default(self.architecture.class_name, self.architecture.config, "in_channels"))
+
+    @property
+    def sample_size(self) -> int:
+        """Height and width of what the network draws, in pixels (of a latent, where there is a decoder)."""
+        return int(self.architecture.config["sample_size"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the network draws."""
+        return self.in_channels, self.sample_size, self.sample_size
 
     @property
     def condition_shape(self) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from edgedm.errors import InvalidModelError
 
-_REFUSALS = (  # what diffusers' constructors raise for arguments that make no sense
+REFUSALS = (  # what diffusers raises for arguments that make no sense
     TypeError,
     ValueError,
     LookupError,
@@ -55,9 +55,16 @@ def construct(class_name: str, arguments: Mapping[str, Any], key: str) -> nn.Mod
                 raise InvalidModelError(f"{key}.{name}: {reason}")
     try:
         network: nn.Module = kind(**arguments)
-    except _REFUSALS as error:
+    except REFUSALS as error:
         raise InvalidModelError(f"{key}: {class_name} refuses it: {error}") from error
     return network
+
+
+def given_or_default(class_name: str, arguments: Mapping[str, Any], name: str) -> Any:
+    """The argument `name` of the network `class_name` of diffusers: as given, or what the constructor takes for it."""
+    import diffusers
+
+    return arguments.get(name, inspect.signature(getattr(diffusers, class_name).__init__).parameters[name].default)
 
 
 def _strangeness(value: Any, parameter: inspect.Parameter, bounds: tuple[float, float]) -> str | None:
@@ -67,15 +74,15 @@ def _strangeness(value: Any, parameter: inspect.Parameter, bounds: tuple[float, 
     """
     (least, most), default = bounds, parameter.default
     if parameter.annotation in (int, float, "int", "float") and not isinstance(value, int | float | list | tuple):
-        return f"expected a value like {default!r}, got {_short(value)}"
+        return f"expected a value like {default!r}, got {short(value)}"
     if parameter.annotation in (float, "float") and isinstance(value, list | tuple):
-        return f"expected one value like {default!r}, got {_short(value)}"
+        return f"expected one value like {default!r}, got {short(value)}"
     for each in flat(value):
         number = isinstance(each, int | float) and not isinstance(each, bool)
         if number and not least <= each <= most:  # nor is a number that is none
-            return f"expected a number of {least:.12g}..{most:.12g}, got {_short(each)}"
+            return f"expected a number of {least:.12g}..{most:.12g}, got {short(each)}"
         if each is not None and default is not None and not _alike(each, _first(default)):
-            return f"expected a value like {_first(default)!r}, got {_short(each)}"
+            return f"expected a value like {_first(default)!r}, got {short(each)}"
     return None
 
 
@@ -103,7 +110,8 @@ def _first(value: Any) -> Any:
     return next(flat(value), None)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in an error, of bounded length."""
     if isinstance(value, int) and abs(value) > _LARGEST:
         return f"a number of {int(math.log10(abs(value))) + 1} digits"
     text = repr(value)

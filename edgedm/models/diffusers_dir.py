@@ -27,6 +27,7 @@ from edgedm.models.config import MOST_TOKENS, Architecture, CheckpointConfig, De
 from edgedm.models.decoder import LatentDecoder
 from edgedm.models.plausible import check_layers
 from edgedm.models.roles import FLOAT
+from edgedm.models.trial import check_runs
 
 CONFIG_FILE, SCHEDULER_FILE = "config.json", "scheduler_config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -91,6 +92,7 @@ def load_diffusers(
     tensors = _read(folder / WEIGHTS_FILE, names, _expected(config, folder / CONFIG_FILE, names))
     module, decoder = skeleton(config), _decoder(config, _decoder_folder(root))
     module.unet.load_state_dict(tensors)
+    check_runs(config, folder / CONFIG_FILE)
     return Checkpoint(config, module, decoder)
 
 

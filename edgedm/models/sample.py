@@ -68,16 +68,15 @@ def sample_checkpoint(
     wanted, unwanted = read_conditions(checkpoint, module.condition, condition, negative)
     null = _null_class(checkpoint, config, label, guidance)
     schedule = NoiseSchedule.from_config(config.noise_schedule)
-    size = config.architecture.config["sample_size"]
-    shape = (int(config.architecture.config["in_channels"]), size, size)
+    shape = config.image_shape
     decoder = None if latent else loaded.decoder
     check_output(output, shape[0] if decoder is None else decoder.decoder.conv_out.out_channels)
     given = read_start(start, n, shape)
     torch.set_num_threads(threads)
     images = []
     for image in progress.track(range(n), "images"):
-        conditional = Predictor(module, null if label is None else label, size, size, wanted)
-        unconditional = Predictor(module, null, size, size, unwanted) if guidance != 1.0 else None
+        conditional = Predictor(module, null if label is None else label, *shape[1:], wanted)
+        unconditional = Predictor(module, null, *shape[1:], unwanted) if guidance != 1.0 else None
         numbers = (steps, sampler, eta, seed, image)
         begin = (None if given is None else given[image], strength)
         images.append(draw_one(conditional, schedule, shape, *numbers, unconditional, guidance, *begin))

@@ -21,7 +21,7 @@ from edgedm.quant.policy import POLICIES, Policy
 from edgedm.training.base_model import load_base
 from edgedm.training.options import LoopOptions
 from edgedm.training.recipes import RECIPES
-from edgedm.training.run import Settings, image_shape, make_student, settle, to_checkpoint
+from edgedm.training.run import Settings, make_student, settle, to_checkpoint
 
 Row = dict[str, Any]
 
@@ -164,7 +164,7 @@ def _macs(checkpoint: Checkpoint, paths: list[str]) -> dict[str, int]:
     zero = torch.zeros(1, dtype=torch.int64)
     try:
         with torch.no_grad():
-            checkpoint.module.record(torch.zeros(1, *image_shape(checkpoint.config)), zero, zero)
+            checkpoint.module.record(torch.zeros(1, *checkpoint.config.image_shape), zero, zero)
     finally:
         for handle in handles:
             handle.remove()

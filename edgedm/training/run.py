@@ -231,7 +231,7 @@ def _run(base: Checkpoint, settings: Settings, folder: Path, restart: bool, log:
         teacher=teacher,
         batches=batches,
         schedule=schedule,
-        shape=image_shape(config),
+        shape=config.image_shape,
         null_class=null_class,
         options=settings.options,
         loop=loop,
@@ -246,13 +246,6 @@ def _run(base: Checkpoint, settings: Settings, folder: Path, restart: bool, log:
     final = final.cpu()
     made = to_checkpoint(final, config, method, settings.policy, settings.options)
     return Trained(replace(made, decoder=base.decoder), final, curves, figures)
-
-
-def image_shape(config: CheckpointConfig) -> tuple[int, int, int]:
-    """Return (C, H, W) of the images of an architecture."""
-    architecture = config.architecture.config
-    size = architecture["sample_size"]
-    return int(architecture["in_channels"]), size, size
 
 
 def to_checkpoint(
@@ -281,7 +274,7 @@ def to_checkpoint(
 
 
 def _open(data: str, config: CheckpointConfig) -> Images:
-    images = open_images(data, image_shape(config))
+    images = open_images(data, config.image_shape)
     if config.null_class is not None and images.classes > config.null_class:
         raise UnsupportedError(
             f"data: {data} has {images.classes} classes, the base knows {config.null_class}; put all images into one "

@@ -81,8 +81,7 @@ class TorchReference:
         self.config = loaded.config
         self.null_class = int(loaded.config.null_class or 0)  # an unconditional model ignores its one label, 0
         self.schedule = NoiseSchedule.from_config(loaded.config.noise_schedule)
-        config = loaded.config.architecture.config
-        self.shape = (int(config["in_channels"]), int(config["sample_size"]), int(config["sample_size"]))
+        self.shape = loaded.config.image_shape
         self.modules = _Precisions(loaded.module.eval())
         self._decoders = None if loaded.decoder is None else _Precisions(loaded.decoder.eval())
         self.condition_shape = loaded.config.condition_shape

@@ -82,6 +82,9 @@ def configs() -> dict[str, Any]:
         "text-for-timesteps": schedule(num_train_timesteps="1000"),
         "huge-image": architecture(sample_size=1 << 40),
         "zero-image": architecture(sample_size=0),
+        "large-image": architecture(sample_size=1 << 14),
+        "no-image": architecture(sample_size=None),
+        "sides-of-image": architecture(sample_size=[8, 8]),
         "many-layers": architecture(layers_per_block=10**9),
         "many-layers-deep": architecture(transformer_layers_per_block=[[10**9]]),
         "many-blocks": architecture(

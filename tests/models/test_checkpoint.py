@@ -83,6 +83,30 @@ def test_a_foreign_config_is_refused_by_file_and_key(folder, changes, named):
 
 
 @pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (17, r"images of 17 x 17 \(sample_size\) do not pass: .* expected sides that halve at every downsampler"),
+        (4096, r"images of 4096 x 4096 \(sample_size\) are too large: a tensor of .* bytes, more than"),
+        (None, r"sample_size: expected one number of 1\.\.16384 \(images are square\), got None"),
+        ([16, 16], r"sample_size: expected one number .*, got \[16, 16\]"),
+        (True, r"sample_size: expected one number .*, got True"),
+    ],
+)
+def test_images_that_the_network_cannot_draw_are_refused_by_file(folder, size, reason):
+    architecture = json.loads((folder / "config.json").read_text())["architecture"]
+    change_config(folder, architecture={**architecture, "config": {**architecture["config"], "sample_size": size}})
+    with pytest.raises(InvalidModelError, match=r"ckpt/config\.json: architecture\.config[.:].*" + reason):
+        load(folder)
+
+
+def test_channels_that_a_config_leaves_out_are_those_of_the_constructor(folder):
+    config = load(folder).config
+    arguments = {name: value for name, value in config.architecture.config.items() if name != "in_channels"}
+    architecture = config.architecture.model_copy(update={"config": arguments})
+    assert config.model_copy(update={"architecture": architecture}).image_shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
     "changes", [{"options": {"colour": "red"}}, {"options": {"filter": "none at all"}}, {"roles": {"res_conv": "W1A4"}}]
 )
 def test_options_and_bits_that_the_method_lacks_are_refused_by_file(folder, changes):

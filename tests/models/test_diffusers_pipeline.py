@@ -136,6 +136,16 @@ def test_a_saved_decoder_is_refused_by_file_before_it_is_allocated_too(tmp_path:
             load(tmp_path / "ckpt")
 
 
+def test_a_latent_that_the_decoder_cannot_hold_is_refused_by_file(tmp_path: Path, monkeypatch) -> None:
+    """128 KB a tensor are enough for the denoiser's attention, not for a decoder that draws 256 times the pixels."""
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        monkeypatch.setitem(AUTOENCODER, name, AUTOENCODER[name][:1] * 5)
+    write(tmp_path)
+    monkeypatch.setattr("edgedm.models.trial.MOST_BYTES", 128 << 10)
+    with pytest.raises(InvalidModelError, match=r"unet/config\.json: decoder\.config: latents of 8 x 8 .* too large"):
+        load(tmp_path)
+
+
 def test_a_loaded_decoder_is_whole_and_fixed(tmp_path: Path) -> None:
     write(tmp_path, "vae")
     decoder = load(tmp_path).decoder

@@ -11,6 +11,7 @@ from edgedm.models.checkpoint import Checkpoint, skeleton
 from edgedm.models.config import CheckpointConfig
 from edgedm.models.importers.naming import Layer, Naming, Origin
 from edgedm.models.importers.tensors import Tensors
+from edgedm.models.trial import check_runs
 
 State = Mapping[str, Tensor]
 Fill = Callable[[nn.Module, Layer], State | None]
@@ -85,6 +86,7 @@ def assemble(
                 state |= _prefixed(f"{path}.quantizers.{operand}", operands(operand, quantizer, at_block))
     tensors.finish()
     _load(denoiser, state)
+    check_runs(config, tensors.file)
     return Checkpoint(config, denoiser)
 
 

@@ -19,7 +19,7 @@ from edgedm.training.comparison.measures import FIXED, Judge, dilation_figures
 from edgedm.training.comparison.rows import STEPS, Row, digest, samples
 from edgedm.training.comparison.watch import Watch
 from edgedm.training.efficientdm import changed_codes, weight_codes
-from edgedm.training.run import image_shape, make_student, run_method
+from edgedm.training.run import make_student, run_method
 
 POINTS = 6  # evaluations of a traced run, besides the last
 QUICK = (250, 25)  # images and DDIM steps of an evaluation on the way
@@ -98,7 +98,7 @@ def _dilation(row: Row, base: Checkpoint) -> dict[str, Any]:
     unet = base.module.unet
     student = make_student(unet, schedule, row.method, row.policy, method_options(row.method, row.options))
     generator = torch.Generator().manual_seed(FIXED)
-    x = torch.randn((16, *image_shape(base.config)), generator=generator)
+    x = torch.randn((16, *base.config.image_shape), generator=generator)
     timesteps, labels = torch.arange(16) * 60, torch.arange(16) % 10
 
     def forward(model: nn.Module) -> Tensor:

@@ -18,7 +18,6 @@ from edgedm.training.classifier import CLASSES, load_classifier
 from edgedm.training.data import IMAGE_SIZE, load_digits
 from edgedm.training.noising import add_noise
 from edgedm.training.quality import measure
-from edgedm.training.run import image_shape
 from edgedm.training.sampling import draw
 from edgedm.training.trajectory import Steps
 
@@ -32,7 +31,7 @@ class Judge:
     def __init__(self, base: Checkpoint, steps: int) -> None:
         self.base, self.steps = base, steps
         self.schedule = NoiseSchedule.from_config(base.config.noise_schedule)
-        self.size = image_shape(base.config)[1]
+        self.size = base.config.image_shape[1]
         self.alphas = torch.from_numpy(self.schedule.alphas_cumprod())
         self.timesteps = Steps(self.schedule, steps).timesteps  # noisiest first
         digits = load_digits(self.size)
