@@ -124,7 +124,8 @@ def atomic_dir(target: str | os.PathLike[str], strangeness: Strangeness | None =
         target = Path(os.path.realpath(target))
     check_replaceable(target, strangeness)
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    with _naming(target):
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         with _naming(target):
             yield scratch
@@ -177,11 +178,13 @@ def _is_special(target: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def _naming(target: Path) -> Iterator[None]:
-    """Let a disk's refusal name `target`: that of a write, other than that of an open, names no file."""
+    """Let a refusal name `target`: that of a full disk names no file, others the temporary one beside it."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in _OF_A_DISK:
+        parts = Path(str(error.filename)).parts
+        temporary = any(part.startswith(f".{target.name}.") for part in parts)
+        if temporary or (error.filename is None and error.errno in _OF_A_DISK):
             error.filename = str(target)
         raise
 
@@ -218,7 +221,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _scratch(target: Path) -> Path:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    with _naming(target):
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
     os.close(handle)
     return Path(name)
 

@@ -4,7 +4,11 @@ A message says what was wrong, where (node, layer or file), what was expected an
 a file, which may hold anything; what reaches a terminal or a log is text of bounded length.
 """
 
+import math
+from typing import Any
+
 LONGEST = 10_000  # characters of a message
+MOST_SHOWN = 80  # characters of a value in one
 
 
 class EdgedmError(Exception):
@@ -34,3 +38,11 @@ class ToolchainError(EdgedmError):
 def readable(text: str) -> str:
     """Return `text` with escapes for what is no printable character nor the end of a line, as a terminal obeys some."""
     return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+
+
+def short(value: Any) -> str:
+    """Return a value as it is written in Python, or so much of it as fits into a message."""
+    if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:
+        return f"a number of {int(math.log10(abs(value))) + 1} digits"
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

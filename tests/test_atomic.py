@@ -195,3 +195,15 @@ def test_what_is_no_refusal_of_a_disk_is_not_said_to_be_one_of_the_target(tmp_pa
     with pytest.raises(BrokenPipeError) as caught, atomic_file(tmp_path / "model.onnx"):
         raise BrokenPipeError(errno.EPIPE, "a compiler went away")
     assert caught.value.filename is None
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_dir])
+def test_a_folder_that_refuses_is_told_with_the_name_that_was_asked_for(tmp_path, monkeypatch, write):
+    def refuse(dir, prefix, suffix=""):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/{prefix}x1y2{suffix}")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(PermissionError) as refused, write(tmp_path / "model.onnx"):
+        pass
+    assert refused.value.filename == str(tmp_path / "model.onnx")

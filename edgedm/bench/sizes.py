@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def sizes(bundle: Bundle) -> dict[str, float]:
         "bytes.bundle": float(sum(counted.values()) + (bundle.path / MANIFEST).stat().st_size),
         "bytes.shipped": float(counted[WEIGHTS] + counted[library]),
     }
-    full = float32_bytes(manifest.config)
+    full = float32_bytes(manifest.config, bundle.path / MANIFEST)
     if full is not None:
         figures["bytes.float32"] = float(full)
         figures["size.ratio"] = full / figures["bytes.bundle"]
@@ -45,10 +46,11 @@ def sizes(bundle: Bundle) -> dict[str, float]:
     return figures
 
 
-def float32_bytes(config: Mapping[str, Any]) -> int | None:
+def float32_bytes(config: Mapping[str, Any], place: Path) -> int | None:
     """Bytes of the parameters of the architecture that a checkpoint's `config` describes, in float32.
 
     With those of its decoder, if it has one. None without an architecture, or without the libraries that know it.
+    Raises `InvalidModelError` that names `place`, the file with the config, where that is no checkpoint's.
     """
     architecture = config.get("architecture")
     known = isinstance(architecture, Mapping) and "class_name" in architecture
@@ -62,7 +64,7 @@ def float32_bytes(config: Mapping[str, Any]) -> int | None:
     try:
         checked = parse_record(CheckpointConfig, config)
     except InvalidModelError as error:
-        raise InvalidModelError(f"config of the checkpoint: {error}; compile the bundle again") from error
+        raise InvalidModelError(f"{place}: the checkpoint's config: {error}; make it again") from error
     with torch.device("meta"):
         parts = [checked.float_unet(), decoder_of(checked)]
     return _FLOAT32 * sum(each.numel() for part in parts if part is not None for each in part.parameters())

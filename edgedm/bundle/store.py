@@ -104,9 +104,15 @@ def _strangeness(folder: Path) -> str | None:
 
 
 def _found(folder: Path) -> set[str]:
-    """The names of all that is in a bundle's folder but its manifest and signature; a link is no folder."""
+    """The names of all files in a bundle's folder but its manifest and signature; a link is no folder."""
     found = (each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir())
     return {each.relative_to(folder).as_posix() for each in found} - {MANIFEST, SIGNATURE}
+
+
+def _empty(folder: Path) -> set[str]:
+    """The names of empty folders in a folder: no signature is about them."""
+    found = (each for each in folder.rglob("*") if each.is_dir() and not each.is_symlink() and not any(each.iterdir()))
+    return {f"{each.relative_to(folder).as_posix()}/" for each in found}
 
 
 def _text(manifest: dict[str, Any]) -> str:
@@ -143,7 +149,8 @@ def load_unsigned(folder: Path) -> Bundle:
     """Like `load`, whoever signed it: for bundles of our own, such as kept ones."""
     manifest = _read_manifest(folder / MANIFEST)
     found = _found(folder)
-    missing, unknown = sorted(set(manifest.files) - found), sorted(found - set(manifest.files))
+    missing = sorted(set(manifest.files) - found)
+    unknown = sorted((found | _empty(folder)) - set(manifest.files))
     if missing or unknown:
         raise InvalidModelError(
             f"{folder}: the manifest and the folder differ: missing {missing[:_NAMED]}, unknown {unknown[:_NAMED]}; "

@@ -34,6 +34,7 @@ LEVELS = ("exported", "deployed", "prepare", "decoder")
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_VALUE_BYTES = 2**31  # of one activation; far above what the targets hold
 MAX_AXES = 16
+MAX_NODES = 100_000  # sixty times those of a latent diffusion model as exported; each takes 0.1 ms to look at
 _IR_VERSIONS = range(8, 14)
 _DTYPES = {
     ir.DataType.FLOAT,
@@ -173,6 +174,8 @@ def _check_imports(proto: onnx.ModelProto) -> None:
 
 def _check_nodes(proto: onnx.ModelProto) -> None:
     """Only standard ops and ours, and no subgraphs: control flow cannot be planned statically."""
+    if len(proto.graph.node) > MAX_NODES:
+        raise UnsupportedError(f"{len(proto.graph.node)} nodes; expected at most {MAX_NODES}")
     for node in proto.graph.node:
         if not all(isinstance(name, str) for name in (node.name, node.op_type, *node.input, *node.output)):
             raise InvalidModelError(f"node {node.name!r}: a name that is not UTF-8")

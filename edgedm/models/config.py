@@ -7,10 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.errors import InvalidModelError, UnsupportedError, short
 from edgedm.files import parse_record, read_json
 from edgedm.models.bits import Bits
-from edgedm.models.construct import construct, given_or_default, short
+from edgedm.models.construct import construct, given_or_default
 from edgedm.models.roles import Role
 
 Method = Literal["fp32", "binarydm", "bidm", "efficientdm", "dilatequant", "xnor", "dorefa", "reactnet", "lsq", "ptq"]

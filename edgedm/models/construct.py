@@ -6,13 +6,12 @@ called.
 """
 
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from edgedm.errors import InvalidModelError
+from edgedm.errors import InvalidModelError, short
 
 REFUSALS = (  # what diffusers raises for arguments that make no sense
     TypeError,
@@ -108,11 +107,3 @@ def flat(value: Any) -> Iterator[Any]:
 
 def _first(value: Any) -> Any:
     return next(flat(value), None)
-
-
-def short(value: Any) -> str:
-    """A value in an error, of bounded length."""
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        return f"a number of {int(math.log10(abs(value))) + 1} digits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -51,7 +51,7 @@ def graph_sizes(graph: WholeGraph) -> dict[str, float]:
     names = (graph.path, graph.path.with_suffix(".prepare.onnx"), graph.path.with_suffix(".decoder.onnx"))
     own = sum(each.stat().st_size for each in names if each.is_file())
     found = {"bytes.graph": float(own)}
-    full = float32_bytes(graph.info.config)
+    full = float32_bytes(graph.info.config, graph.path)
     if full is not None:
         found |= {"bytes.float32": float(full), "size.ratio": full / own}
     return found

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
-from edgedm.errors import InvalidModelError
+from edgedm.errors import InvalidModelError, short
 from edgedm.files import check_regular
 
 MAX_BYTES = 1 << 16
@@ -223,7 +223,7 @@ def load_gate(path: str | os.PathLike[str]) -> Gate:
         named = Path(gate.features)
         if "\0" in gate.features or named.is_absolute() or ".." in named.parts:
             raise InvalidModelError(
-                f"{path}: features: expected a file below the folder of the gate file, got {gate.features!r}; "
+                f"{path}: features: expected a file below the folder of the gate file, got {short(gate.features)}; "
                 "another one is named by --features"
             )
         with contextlib.suppress(FileNotFoundError):  # said when it is read
@@ -246,7 +246,7 @@ def _first(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = ", ".join(_keys(first["loc"][:-1]))
         return f"{where or repr(where)}: unknown key; expected one of {known}"
-    return f"{where}: {first['msg']}, got {first['input']!r}"
+    return f"{where}: {first['msg']}, got {short(first['input'])}"
 
 
 def _keys(place: tuple[int | str, ...]) -> list[str]:

@@ -42,6 +42,12 @@ def test_a_missing_and_an_additional_file_are_named(copy):
         load(copy)
 
 
+def test_an_additional_folder_is_named_though_it_is_empty(copy):
+    (copy / "lib" / "more").mkdir()
+    with pytest.raises(InvalidModelError, match=r"missing \[\], unknown \['lib/more/'\]"):
+        load(copy)
+
+
 def test_a_symlink_is_no_file_of_a_bundle(copy, tmp_path):
     (copy / "weights.bin").rename(tmp_path / "weights.bin")
     (copy / "weights.bin").symlink_to(tmp_path / "weights.bin")

@@ -199,6 +199,7 @@ def test_a_folder_that_may_not_be_written_is_said_and_left_alone(server, whole, 
     old(verb, folder, server.room)
     answer = server.run(verb, folder, 1, "r")
     assert "Read-only file system" in answer["error"], answer
+    assert "/." not in answer["error"]  # what is asked for is named, no temporary
     assert state(verb, folder, server.room) == whole[verb]["old"]
     assert server.run(verb, folder)["error"] == ""
 
