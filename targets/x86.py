@@ -5,7 +5,8 @@ from pathlib import Path
 
 from edgedm.targets.level import Level
 
-# glibc 2.34 is the first that has threads in libc itself: nothing but libc (and libm) is loaded.
+# glibc 2.34 is the first that has threads in libc itself: nothing but libc (and libm) is loaded. The program is linked
+# with it too, since another libm's exponentials and sines would give its images other last bits than the library's.
 _GLIBC = "x86_64-linux-gnu.2.34"
 
 _V1 = frozenset({"sse2"})

@@ -10,9 +10,9 @@ from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.targets import x86
 
 OURS = "edgedm"
-_PEERS_EXTRA = "pip install 'edgedm[peers]'"
+_PEERS_EXTRA = "pip install 'edgedm[peers,train]'"
 _TORCH = "pip install 'edgedm[train]'"
-_COMPILE = "pip install 'edgedm[compile]'"
+_COMPILE = "pip install 'edgedm[compile,train]'"
 
 
 @dataclass(frozen=True)

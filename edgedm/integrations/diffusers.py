@@ -15,21 +15,26 @@ import inspect
 import os
 from typing import Any
 
-import diffusers
 import numpy as np
-import torch
-from diffusers.configuration_utils import FrozenDict
-from diffusers.models.unets.unet_2d import UNet2DOutput
-from torch import Tensor
+
+from edgedm.errors import ToolchainError, UnsupportedError
+
+try:
+    import diffusers
+    import torch
+    from diffusers.configuration_utils import FrozenDict
+    from diffusers.models.unets.unet_2d import UNet2DOutput
+    from torch import Tensor
+except ModuleNotFoundError as error:
+    raise ToolchainError(f"pipelines need the package `{error.name}`: pip install 'edgedm[train]'") from error
 
 from edgedm.bundle import Bundle
 from edgedm.diffusion import NoiseSchedule
-from edgedm.errors import UnsupportedError
 from edgedm.runtime.opening import open_runner
 from edgedm.runtime.runner import Floats
 
 
-class BundleUNet:
+class BundleUNet(diffusers.ModelMixin):  # type: ignore[misc]  # diffusers is untyped
     """Stands in for a diffusers UNet: `config`, `dtype`, `device` and calls are those of the model that was compiled.
 
     It runs on the CPU in float32, image after image; what comes from another device or dtype goes back there. A
@@ -44,13 +49,23 @@ class BundleUNet:
 
         Raises what that raises: UnsupportedError for a variant that is not there.
         """
+        super().__init__()
         opened = bundle if isinstance(bundle, Bundle) else os.fspath(bundle)
         self._runner = open_runner(opened, threads, variant=variant)
         self._manifest = self._runner.manifest
         self.config = FrozenDict(_config(self._manifest.config, self._manifest.image_shape))
-        self.dtype, self.device = torch.float32, torch.device("cpu")
         self._states: list[dict[str, Floats] | None] = []
         self._timestep = -1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device("cpu")
 
     @property
     def in_channels(self) -> int:
@@ -78,20 +93,21 @@ class BundleUNet:
     def close(self) -> None:
         """Let go of the bundle."""
         self._runner.close()
+        self.reset()
 
     def to(self, *_: Any, **__: Any) -> "BundleUNet":
         """Stay on the CPU in float32, whatever a pipeline asks."""
         return self
 
-    def eval(self) -> "BundleUNet":
-        """Nothing: there is no training mode."""
-        return self
+    def save_pretrained(self, *_: Any, **__: Any) -> None:
+        """Raise UnsupportedError: a bundle has no weights that diffusers could read."""
+        raise UnsupportedError(f"{self._runner.bundle.path}: cannot be saved as a model of diffusers; copy the folder")
 
     def reset(self) -> None:
         """Drop carried state: the next call begins a trajectory."""
-        self._states = []
+        self._states, self._timestep = [], -1
 
-    def __call__(
+    def forward(
         self,
         sample: Tensor,
         timestep: Tensor | float | int,

@@ -225,6 +225,8 @@ class ExecRunner(Runner):
     def _ask(self, command: int, what: str, *parts: bytes | Array) -> bytes:
         pieces = [part if isinstance(part, bytes) else part.tobytes() for part in parts]
         assert self._process.stdin is not None
+        if self._process.stdin.closed:
+            raise UnsupportedError(self._closed())
         try:
             self._process.stdin.write(_HEADER.pack(command, 0, sum(map(len, pieces))))
             for piece in pieces:

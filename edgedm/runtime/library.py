@@ -109,7 +109,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 class Library:
-    """The functions of one bundle, under their names without the prefix."""
+    """The functions of one bundle, under their names without the prefix; `closed` is why they are not called now."""
 
     def __init__(self, path: Path, prefix: str) -> None:
         try:
@@ -117,6 +117,7 @@ class Library:
         except OSError as error:
             raise ToolchainError(f"{path}: cannot be loaded here: {error}; compile for this machine") from error
         self._functions = {}
+        self.closed: str | None = None
         for name, (result, arguments) in _SIGNATURES.items():
             try:
                 function = getattr(self._library, prefix + name)
@@ -128,7 +129,8 @@ class Library:
             self._functions[name] = function
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call a function that returns a value."""
+        """Call a function that returns a value; raise `closed` as `check` does."""
+        self._check_open()
         return self._functions[name](*arguments)
 
     def shape(self, name: str, rank: int) -> tuple[int, ...] | None:
@@ -138,10 +140,15 @@ class Library:
         return tuple(found) if any(found) else None
 
     def check(self, name: str, *arguments: Any) -> None:
-        """Call a function that returns a status; raise what it reports."""
+        """Call a function that returns a status; raise what it reports, or `closed`, where that says something."""
+        self._check_open()
         status = self._functions[name](*arguments)
         if status:
             raise_status(status, self._functions["last_error"]().decode("utf-8", "replace"))
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UnsupportedError(self.closed)
 
 
 def source_of(variant: str | None, **place: Any) -> Source:

@@ -88,6 +88,7 @@ class LocalRunner(Runner):
         if self._model:
             self._library.call("close", self._model)
         self._session, self._model = c.c_void_p(), c.c_void_p()
+        self._library.closed = self._closed()
 
     def prepare(
         self,

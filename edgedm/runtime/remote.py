@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +22,14 @@ from edgedm.runtime.choice import as_variant
 
 _SHIPPED = ("bin/edgedm-sample", "weights.bin", "golden/golden.bin")
 _UNREACHABLE = 255  # ssh's own exit code; adb's is 1, as that of a check which fails
-_VERDICT = re.compile(r"^self-test (?:passed|FAILED)$", re.MULTILINE)
+_VERDICT = re.compile(r"^self-test (passed|FAILED)$", re.MULTILINE)
 _CONDITION = "condition.npy"  # zeros, which mean no text: how long a step takes does not depend on it
 _CANNOT_EXECUTE = (126, 127)
 _SECONDS_TO_CONNECT = 15
+_SECONDS_ALIVE, _TIMES_ALIVE = 15, 4  # a machine that is silent for a minute, when asked whether it is there, is gone
+_ENDED = "edgedm-ended"
+_KILLED = {4: "an instruction that its processor lacks", 9: "killed: perhaps its memory was full"}
+_CORES = re.compile(r"^(?:model name|CPU part)\s*: (.+)$", re.MULTILINE)
 _STARTUP = re.compile(r"^start-up ([\d.]+) ms", re.MULTILINE)
 _STEP = re.compile(r"^step ([\d.]+) ms", re.MULTILINE)
 _PEAK = re.compile(r"^peak memory (\d+) KiB", re.MULTILINE)
@@ -43,17 +48,25 @@ class Shell:
     missing: str  # how to get the program
 
     def run(self, line: str, data: bytes | None = None) -> tuple[int, str, str]:
-        """Run `line` there with `data` on its standard input, nothing if None: exit code, output, errors."""
+        """Run `line` there with `data` on its standard input, nothing if None: exit code, output, errors.
+
+        What it printed is whole: a connection that is lost on the way may end with 0, as adb's does.
+        """
         # A shell becomes a lone command, and of a signal that ends that one ssh tells no more than 255.
-        call, stdin = [*self.call, f"{line}; exit $?"], subprocess.DEVNULL if data is None else None
+        marked = f"{line}; code=$?; echo; echo {_ENDED} $code; exit $code"
+        call, stdin = [*self.call, marked], subprocess.DEVNULL if data is None else None
         try:
             done = subprocess.run(call, stdin=stdin, input=data, capture_output=True, check=False)
         except FileNotFoundError:
             raise ToolchainError(f"{self.call[0]} is missing: {self.missing}") from None
         out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
         if done.returncode == _UNREACHABLE:
-            raise ToolchainError(f"{self.name}: {err.strip() or out.strip() or 'cannot be reached'}")
-        return done.returncode, out, err
+            raise ToolchainError(f"{self.name}: {err.strip() or out.strip() or 'cannot be reached'} (at `{line}`)")
+        printed, mark, code = out.rpartition(f"\n{_ENDED} ")
+        if not mark:
+            said = (err or out).strip()[-500:]
+            raise ToolchainError(f"{self.name}: the connection was lost before `{line}` ended: {said or 'no output'}")
+        return int(code), printed, err
 
     def must(self, line: str, data: bytes | None = None) -> str:
         """The output of a line that has to succeed."""
@@ -64,7 +77,13 @@ class Shell:
 
 
 def _ssh(host: str) -> Shell:
-    call = ("ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SECONDS_TO_CONNECT}", "--", host)
+    options = (
+        "BatchMode=yes",
+        f"ConnectTimeout={_SECONDS_TO_CONNECT}",
+        f"ServerAliveInterval={_SECONDS_ALIVE}",
+        f"ServerAliveCountMax={_TIMES_ALIVE}",
+    )
+    call = ("ssh", *(word for option in options for word in ("-o", option)), "--", host)
     return Shell(f"ssh {host}", call, '"${TMPDIR:-/tmp}"', "install an OpenSSH client")
 
 
@@ -92,11 +111,12 @@ def run_on(
     every number of `threads` in turn. Figures, those of `edgedm.bench` under its names: `step_ms.edgedm.t<n>` (the
     median of the images; `.decile1` and `.decile9` their spread), `bytes.peak_rss` (with the first number of threads;
     `bytes.peak_rss.t<n>` with each), and `startup_ms.edgedm.t<n>` (processor time until the first step begins; median),
-    `self_test.ok`, `self_test.steps`, `self_test.worst_error`, `cores`. `details["machine"]` is what the machine says
-    of itself, `details["target"]` which variant of the bundle it runs: `variant`, or its best. `ok` is False if the
-    self-test fails. Raises ToolchainError for a machine that cannot be reached or cannot run the target's programs,
-    InvalidModelError for an altered bundle, UnsupportedError for another protocol or a variant that is not there,
-    EdgedmError for a program that refuses to run there.
+    `self_test.ok`, `self_test.steps`, `self_test.worst_error`, `cores`. `details["machine"]` and
+    `details["processor"]` are what the machine says of itself, `details["target"]` which variant of the bundle it
+    runs: `variant`, or its best. `ok` is False if the self-test fails. Raises ToolchainError for a machine that cannot
+    be reached, is lost on the way or cannot run the target's programs, InvalidModelError for an altered bundle,
+    UnsupportedError for another protocol or a variant that is not there, EdgedmError for a program that refuses to
+    run there.
     """
     if protocol not in PROTOCOLS:
         raise UnsupportedError(f"run-on: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
@@ -111,9 +131,10 @@ def run_on(
         )
     if variant is not None:
         opened = as_variant(opened, variant)
-    folder = shell.must(f"mktemp -d {shell.room}/edgedm.XXXXXX").strip()
+    said = shell.must(f"mktemp -d {shell.room}/edgedm.XXXXXX").strip()
+    folder = said.rpartition("\n")[2]  # behind what a login prints
     if not _SCRATCH.fullmatch(folder):
-        raise ToolchainError(f"{shell.name}: `mktemp -d` gave {folder!r}, no folder")
+        raise ToolchainError(f"{shell.name}: `mktemp -d` gave {said!r}, no folder")
     try:
         progress.stage(f"copying to {shell.name}:{folder}")
         shell.must(f"tar -x -f - -C {shlex.quote(folder)}", _archive(opened))
@@ -122,8 +143,12 @@ def run_on(
         options = f"{_conditions(opened, folder)}{f' --steps {steps}' if steps else ''}"
         drawing = f"{program} -n 1{options} --times -o {shlex.quote(folder)}/image.npy"
         figures |= _time(shell, drawing, opened, threads, images)
-    finally:
+    except BaseException as error:
         left = _left_behind(shell, folder)
+        if left and isinstance(error, EdgedmError):
+            raise type(error)(f"{error}; left behind there: {left}") from error
+        raise
+    left = _left_behind(shell, folder)
     details |= {"bundle": str(opened.path), "host": shell.name, **({"left_behind": left} if left else {})}
     return Outcome(bool(figures["self_test.ok"]), figures, details)
 
@@ -180,17 +205,25 @@ def _examine(shell: Shell, program: str, bundle: Bundle) -> tuple[dict[str, floa
     code, out, _ = shell.run("nproc")
     if not code and out.strip().isdigit():
         figures["cores"] = float(out)
+    details["processor"] = _processor(shell)
     progress.stage("self-test")
     details["self_test"], passed = _run(shell, bundle, f"{program} --self-test")
-    if not passed and not _VERDICT.search(details["self_test"]):
+    verdict = _VERDICT.search(details["self_test"])
+    if verdict is None:
         raise ToolchainError(f"{shell.name}: the self-test gave no verdict: {details['self_test'].strip()[-500:]}")
     ran = _VARIANT.search(details["self_test"])
     details["target"] = ran[1] if ran else bundle.manifest.target.name
     errors = [float(each) for each in _ERRORS.findall(details["self_test"])]
-    figures |= {"self_test.ok": float(passed), "self_test.steps": float(len(errors))}
+    figures |= {"self_test.ok": float(passed and verdict[1] == "passed"), "self_test.steps": float(len(errors))}
     if errors:
         figures["self_test.worst_error"] = max(errors, key=lambda error: error if math.isfinite(error) else math.inf)
     return figures, details
+
+
+def _processor(shell: Shell) -> str:
+    """How many cores of each kind: by the name of the model, of ARM's by the number of the part."""
+    _, text, _ = shell.run("cat /proc/cpuinfo")
+    return ", ".join(f"{count} x {name}" for name, count in Counter(_CORES.findall(text)).items())
 
 
 def _time(shell: Shell, drawing: str, bundle: Bundle, threads: Sequence[int], images: int) -> dict[str, float]:
@@ -203,15 +236,16 @@ def _time(shell: Shell, drawing: str, bundle: Bundle, threads: Sequence[int], im
             text, drawn = _run(shell, bundle, line)
             if not drawn:
                 raise EdgedmError(f"{shell.name}: `{line}` failed: {text.strip()[-500:]}")
+            if not _STEP.search(text):
+                raise EdgedmError(f"{shell.name}: `{line}` told no time of a step: {text.strip()[-500:]}")
             said[count].append(text)
     figures: dict[str, float] = {}
     for count, texts in said.items():
         step, startup, peak = (_numbers(pattern, texts) for pattern in (_STEP, _STARTUP, _PEAK))
-        if step:
-            low, middle, high = np.quantile(step, (0.1, 0.5, 0.9))
-            figures[f"step_ms.edgedm.t{count}"] = float(middle)
-            figures[f"step_ms.edgedm.t{count}.decile1"] = float(low)
-            figures[f"step_ms.edgedm.t{count}.decile9"] = float(high)
+        low, middle, high = np.quantile(step, (0.1, 0.5, 0.9))
+        figures[f"step_ms.edgedm.t{count}"] = float(middle)
+        figures[f"step_ms.edgedm.t{count}.decile1"] = float(low)
+        figures[f"step_ms.edgedm.t{count}.decile9"] = float(high)
         if startup:
             figures[f"startup_ms.edgedm.t{count}"] = float(np.median(startup))
         if peak:
@@ -234,8 +268,8 @@ def _run(shell: Shell, bundle: Bundle, line: str) -> tuple[str, bool]:
         )
     if code > 128:
         raise ToolchainError(
-            f"{shell.name}: the program was ended by signal {code - 128} (4: an instruction that its processor lacks; "
-            f"the bundle is for {bundle.manifest.target.name}): {(err or out).strip()[-300:]}"
+            f"{shell.name}: the program was ended by signal {code - 128} ({_KILLED.get(code - 128, 'a fault')}; the "
+            f"bundle is for {bundle.manifest.target.name}): {(err or out).strip()[-300:]}"
         )
     if code > 1:  # 0 and 1 are the verdict of a check
         raise EdgedmError(f"{shell.name}: `{line}` ended with {code}: {(err or out).strip()[-500:]}")

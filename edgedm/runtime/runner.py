@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedm.bundle import Bundle, Manifest, Node, Operand
-from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.errors import InvalidModelError, UnsupportedError, short
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]
@@ -42,6 +42,10 @@ class Runner(ABC):
             )
         self.bundle = self.bundle.of(variant)
         self.manifest, self.variant = self.bundle.manifest, variant
+
+    def _closed(self) -> str:
+        """What is said to whoever uses a runner that is closed."""
+        return f"{self.bundle.path}: the runner is closed; open the bundle again"
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +165,7 @@ def check_number(name: str, value: Any, low: int = 0, high: int = MOST_INT) -> N
     except TypeError:
         right = False
     if not right:
-        raise UnsupportedError(f"{name}: expected a whole number in {low}..{high}, got {value!r}")
+        raise UnsupportedError(f"{name}: expected a whole number in {low}..{high}, got {short(value)}")
 
 
 def check_schedule(steps: int, label: int | None, guidance: float, timesteps: Sequence[int] | None) -> None:
@@ -172,7 +176,7 @@ def check_schedule(steps: int, label: int | None, guidance: float, timesteps: Se
     if label is not None:
         check_number("label", label)
     if not abs(float(guidance)) <= float(np.finfo(np.float32).max):  # nor is NaN
-        raise UnsupportedError(f"guidance: expected a finite float32, got {guidance!r}")
+        raise UnsupportedError(f"guidance: expected a finite float32, got {short(guidance)}")
 
 
 def check_drawing(n: int, seed: int, first_image: int) -> None:

@@ -21,7 +21,7 @@ from edgedm.verify.bisect import Chain, Dumped, Rerun, first_off
 from edgedm.verify.conditions import text_condition
 from edgedm.verify.contents_level import contents_level
 from edgedm.verify.graphs import Graph
-from edgedm.verify.layer_level import READS
+from edgedm.verify.layer_level import LOW_BIT, READS
 from edgedm.verify.pass_level import constants_row
 from edgedm.verify.report import Level, Row
 from edgedm.verify.run_level import Runner, Runs, step_level
@@ -92,7 +92,9 @@ def blame_graph(examination: "GraphExamination", row: Row) -> str:
 
 def _kernel(row: Row) -> str:
     what = "the constants that the kernel reads" if row.note.startswith(READS) else "the kernel"
-    return f"{what} of {row.name}; the graph that it was compiled from is held to be right"
+    # packed weights are in no form that the graph has: what they give is all that shows them
+    packed = ", or its weights as weights.bin packs them" if row.name.startswith(LOW_BIT) else ""
+    return f"{what} of {row.name}{packed}; the graph that it was compiled from is held to be right"
 
 
 def _of_pass(row: Row) -> str:

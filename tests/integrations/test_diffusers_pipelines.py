@@ -5,7 +5,15 @@ import pytest
 import tiny_latent
 import tiny_model
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
+from architectures import SMALL_UNET
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+)
 
 from edgedm.diffusion import normals
 from edgedm.errors import UnsupportedError
@@ -110,6 +118,28 @@ def test_what_a_pipeline_asks_of_a_unet_is_there(unet):
     assert unet.dtype == torch.float32
     assert unet.to("cpu").eval().device.type == "cpu"
     assert unet.noise_schedule["timestep_spacing"] == "trailing"
+
+
+def test_a_folder_of_diffusers_becomes_a_pipeline_with_a_bundle_for_its_unet(unet, tmp_path):
+    """It asks whether the UNet is a model of diffusers."""
+    scheduler = DDIMScheduler.from_config(unet.noise_schedule)
+    DDIMPipeline(UNet2DModel(**SMALL_UNET), scheduler).save_pretrained(tmp_path)
+    pipeline = DDIMPipeline.from_pretrained(tmp_path, unet=unet)
+    drawn, again = (
+        each(num_inference_steps=3, generator=torch.manual_seed(0), output_type="np").images
+        for each in (pipeline, DDIMPipeline(unet, scheduler))
+    )
+    assert np.array_equal(drawn, again)
+    with pytest.raises(UnsupportedError, match=r"model\.bundle: cannot be saved as a model of diffusers"):
+        pipeline.save_pretrained(tmp_path / "again")
+
+
+def test_a_closed_one_says_so(bundle):
+    unet = BundleUNet(bundle)
+    unet(_batch(1), 900)
+    unet.close()
+    with pytest.raises(UnsupportedError, match=r"model\.bundle: the runner is closed"):
+        unet(_batch(1), 900)
 
 
 def test_a_scheduler_has_no_default_of_its_own_where_the_checkpoint_leaves_something_open():

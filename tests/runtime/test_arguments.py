@@ -157,7 +157,7 @@ def test_a_callback_may_not_use_the_session_that_draws(library, model, images):
 
     def progress(_user, _done, _total):
         for name, arguments in calls.items():
-            with pytest.raises(UnsupportedError, match=f"edm_{name}: the session is drawing"):
+            with pytest.raises(UnsupportedError, match=f"edm_{name}: the session is in use"):
                 library.check(name, session, *arguments)
             refused.append(name)
         library.check("step", other, 0, IMAGE, (ctypes.c_float * FLOATS)())  # another session is free

@@ -1,5 +1,6 @@
 """The C programs of examples/ and of the README, by CMake and by pkg-config, draw what Python draws."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -53,8 +54,20 @@ def _by_pkg_config(bundle: Path, folder: Path) -> Path:
 @pytest.mark.slow
 def test_cmake_passes_a_bundle_for_another_machine_over(tmp_path):
     tools.need("cmake")
-    with tiny_model.compiled_for("aarch64") as bundle, pytest.raises(AssertionError, match="for aarch64"):
-        _run("cmake", "-S", EXAMPLES, "-B", "build", f"-DCMAKE_PREFIX_PATH={bundle}", cwd=tmp_path)
+    with tiny_model.compiled_for("aarch64") as bundle:
+        with pytest.raises(AssertionError, match="for aarch64"):
+            _run("cmake", "-S", EXAMPLES, "-B", "build", f"-DCMAKE_PREFIX_PATH={bundle}", cwd=tmp_path)
+        with pytest.raises(AssertionError, match=r"for\s+aarch64, but this project is built for x86_64"):
+            _run("cmake", "-S", bundle, "-B", "its-own", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(("asked", "found"), [("0.1.0 EXACT", True), ("0.1", True), ("9.1", False)])
+def test_cmake_finds_the_version_that_is_there(tiny_bundle, tmp_path, asked, found):
+    tools.need("cmake")
+    lines = ("cmake_minimum_required(VERSION 3.16)", "project(app C)", f"find_package(edgedm {asked} REQUIRED)")
+    (tmp_path / "CMakeLists.txt").write_text("\n".join(lines))
+    with contextlib.nullcontext() if found else pytest.raises(AssertionError, match="version"):
+        _run("cmake", "-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={tiny_bundle}", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("build", [_by_cmake, _by_pkg_config])

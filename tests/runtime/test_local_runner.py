@@ -17,7 +17,7 @@ from edgedm.diffusion import NoiseSchedule
 from edgedm.diffusion import sample as numpy_sample
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.ops import attach_functions
-from edgedm.runtime import LocalRunner
+from edgedm.runtime import ExecRunner, LocalRunner
 from edgedm.runtime.library import Library
 
 SAME_FLOATS = 2e-5  # a dozen float32 operations on values of order 1, sums of up to 144 terms
@@ -287,6 +287,16 @@ def test_closing_twice_is_harmless(tiny_bundle):
     runner = LocalRunner(tiny_bundle)
     runner.close()
     runner.close()
+
+
+@pytest.mark.parametrize("kind", [LocalRunner, ExecRunner])
+def test_a_closed_runner_says_so(tiny_bundle, kind):
+    runner = kind(tiny_bundle)
+    runner.close()
+    calls = (runner.prepare, runner.reset, lambda: runner.sample(1), lambda: runner.normals(0, 0, 0, 4))
+    for call in calls:
+        with pytest.raises(UnsupportedError, match=r"bundle: the runner is closed; open the bundle again"):
+            call()
 
 
 def test_a_bundle_in_a_folder_whose_name_is_no_text_opens(tiny_bundle, tmp_path):

@@ -19,17 +19,27 @@ from edgedm.runtime.opening import require_native
 from edgedm.runtime.remote import _is_read, run_on
 
 SSH = """#!/bin/sh
-[ "$1 $2 $3 $4 $5" = "-o BatchMode=yes -o ConnectTimeout=15 --" ] || { echo "unexpected: $*" >&2; exit 255; }
-host=$6; line=$7
+unexpected() { echo "unexpected: $*" >&2; exit 255; }
+[ "$1 $2 $3 $4" = "-o BatchMode=yes -o ConnectTimeout=15" ] || unexpected "$@"
+[ "$5 $6 $7 $8 $9" = "-o ServerAliveInterval=15 -o ServerAliveCountMax=4 --" ] || unexpected "$@"
+ended() { echo; echo "edgedm-ended $1"; exit "$1"; }
+shift 9; host=$1; line=$2
 case $host in
   nowhere) echo "ssh: Could not resolve hostname nowhere" >&2; exit 255 ;;
-  foreign) case $line in */bin/edgedm-sample*) echo "Exec format error" >&2; exit 126 ;; esac ;;
+  foreign) case $line in */bin/edgedm-sample*) echo "Exec format error" >&2; ended 126 ;; esac ;;
   older) line=$(echo "$line" | sed "s,^[^ ]*/bin/edgedm-sample,$STAND_IN_ILLEGAL,") ;;
-  wrong) case $line in *--self-test*) cat "$STAND_IN_SAID"; exit 1 ;; esac ;;
-  broken) case $line in *--self-test*) echo "edgedm-sample: weights.bin: wrong hash" >&2; exit 2 ;; esac ;;
-  keeps) case $line in rm*) echo "rm: busy" >&2; exit 1 ;; esac ;;
+  wrong) case $line in *--self-test*) cat "$STAND_IN_SAID"; ended 1 ;; esac ;;
+  mistaken) case $line in *--self-test*) cat "$STAND_IN_SAID"; ended 0 ;; esac ;;
+  cut) case $line in *--self-test*) cat "$STAND_IN_SAID"; exit 0 ;; esac ;;
+  timeless) case $line in *--times*) ended 0 ;; esac ;;
+  cut-later) case $line in *--times*) exit 0 ;; esac ;;
+  cut-and-keeps) case $line in *--times*) exit 0 ;; rm*) echo "rm: busy" >&2; ended 1 ;; esac ;;
+  full-memory) case $line in *--times*) ended 137 ;; esac ;;
+  greets) echo "Welcome!" ;;
+  broken) case $line in *--self-test*) echo "edgedm-sample: weights.bin: wrong hash" >&2; ended 2 ;; esac ;;
+  keeps) case $line in rm*) echo "rm: busy" >&2; ended 1 ;; esac ;;
   gone) case $line in rm*) echo "connection lost" >&2; exit 255 ;; esac ;;
-  full) case $line in tar*) echo "tar: no space left" >&2; exit 2 ;; esac ;;
+  full) case $line in tar*) echo "tar: no space left" >&2; ended 2 ;; esac ;;
 esac
 echo "$line" >> "$STAND_IN_LOG"
 TMPDIR=$STAND_IN_ROOM exec python3 -c "$STAND_IN_LOGIN" "$line"
@@ -80,6 +90,7 @@ def test_it_brings_back_the_self_test_and_the_times(tiny_bundle, protocol, host)
     assert figures["bytes.peak_rss"] == figures["bytes.peak_rss.t1"]
     assert figures["cores"] >= 1
     assert outcome.details["machine"].startswith("Linux")
+    assert " x " in outcome.details["processor"]
     assert outcome.details["target"] == load(tiny_bundle).manifest.target.name
 
 
@@ -152,11 +163,43 @@ def test_a_failed_self_test_fails_the_check(tiny_bundle, tmp_path, said, worst):
     assert outcome.figures["self_test.steps"] == said.count("timestep")
 
 
-def test_a_self_test_without_a_verdict_is_no_failed_check(tiny_bundle, tmp_path):
-    """adb itself ends with 1 where the telephone has gone."""
-    (tmp_path / "said").write_text("adb: device offline\n")
-    with pytest.raises(ToolchainError, match="the self-test gave no verdict: adb: device offline"):
-        run_on("ssh", "wrong", tiny_bundle, threads=(1,))
+@pytest.mark.parametrize("host", ["wrong", "mistaken"])
+def test_a_self_test_without_a_verdict_is_neither_passed_nor_failed(tiny_bundle, tmp_path, host):
+    (tmp_path / "said").write_text("timestep  900  rela\n")
+    with pytest.raises(ToolchainError, match="the self-test gave no verdict: timestep  900  rela"):
+        run_on("ssh", host, tiny_bundle, threads=(1,))
+
+
+def test_the_verdict_counts_where_the_exit_code_is_another(tiny_bundle, tmp_path):
+    (tmp_path / "said").write_text("timestep  900  relative error 3.0e+00\nself-test FAILED\n")
+    assert not run_on("ssh", "mistaken", tiny_bundle, threads=(1,), steps=2, images=1).ok
+
+
+@pytest.mark.parametrize(("host", "at"), [("cut", "--self-test"), ("cut-later", "--times")])
+def test_a_connection_that_is_lost_is_no_result_though_it_ends_with_0(tiny_bundle, tmp_path, host, at):
+    """adb's does, where the telephone goes in the middle of a command."""
+    (tmp_path / "said").write_text("timestep  900  relative error 1.0e-09\nself-test passed\n")
+    with pytest.raises(ToolchainError, match=f"the connection was lost before `.*{at}.*` ended"):
+        run_on("ssh", host, tiny_bundle, threads=(1,), steps=2, images=1)
+
+
+def test_a_drawing_without_a_time_is_an_error(tiny_bundle):
+    with pytest.raises(EdgedmError, match="told no time of a step"):
+        run_on("ssh", "timeless", tiny_bundle, threads=(1,), steps=2, images=1)
+
+
+def test_what_stays_there_is_named_though_something_else_failed_first(tiny_bundle, room):
+    with pytest.raises(
+        ToolchainError, match=r"connection was lost .*; left behind there: .*edgedm\..*rm: busy"
+    ) as error:
+        run_on("ssh", "cut-and-keeps", tiny_bundle, threads=(1,), steps=2, images=1)
+    (left,) = room.iterdir()
+    assert str(left) in str(error.value)
+    shutil.rmtree(left)
+
+
+def test_a_login_may_print_something(tiny_bundle):
+    assert run_on("ssh", "greets", tiny_bundle, threads=(1,), steps=2, images=1).ok
 
 
 @pytest.mark.parametrize(("host", "reason"), [("keeps", "ended with 1: rm: busy"), ("gone", "connection lost")])
@@ -203,6 +246,7 @@ def test_standard_input_is_left_alone(tiny_bundle, monkeypatch):
         ("foreign", r"cannot run programs for .*Exec format error"),
         ("older", "signal 4"),
         ("full", "no space left"),
+        ("full-memory", r"signal 9 \(killed: perhaps its memory was full"),
     ],
 )
 def test_a_machine_that_cannot_is_an_error_that_says_why(tiny_bundle, host, message):

@@ -21,7 +21,7 @@ edm_status edm_fail(edm_status status, const char *format, ...) {
 }
 
 edm_status edm_busy(const char *function) {
-  return edm_fail(EDM_BAD_ARGUMENT, "%s: the session is drawing; a progress callback may not use it", function);
+  return edm_fail(EDM_BAD_ARGUMENT, "%s: the session is in use; neither a progress callback of its own nor another thread may call it", function);
 }
 
 edm_status edm_null(const char *function) {
