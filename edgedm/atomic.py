@@ -87,10 +87,10 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch(target)
     try:
-        with _naming(target):
+        with _naming(target, scratch):
             yield scratch
             _settle(scratch)
-        os.replace(scratch, target)
+            os.replace(scratch, target)
         sync_folder(target.parent)
     finally:
         scratch.unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def write_scratch(target: Path, data: bytes) -> Path:
     """Write `data` whole to a new file beside `target`, to be renamed to it; nothing is left where that fails."""
     scratch = _scratch(target)
     try:
-        with _naming(target):
+        with _naming(target, scratch):
             scratch.write_bytes(data)
             _settle(scratch)
     except BaseException:
@@ -127,7 +127,7 @@ def atomic_dir(target: str | os.PathLike[str], strangeness: Strangeness | None =
     with _naming(target):
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        with _naming(target):
+        with _naming(target, scratch):
             yield scratch
             for path in scratch.rglob("*"):
                 if path.is_dir() or (path.is_file() and not path.is_symlink()):
@@ -177,15 +177,18 @@ def _is_special(target: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def _naming(target: Path) -> Iterator[None]:
-    """Let a refusal name `target`: that of a full disk names no file, others the temporary one beside it."""
+def _naming(target: Path, scratch: Path | None = None) -> Iterator[None]:
+    """Let a refusal name `target`: that of a full disk names no file, that of `scratch` or a file in it a hidden one.
+
+    Without `scratch` it is what refuses to be made.
+    """
     try:
         yield
     except OSError as error:
-        parts = Path(str(error.filename)).parts
-        temporary = any(part.startswith(f".{target.name}.") for part in parts)
-        if temporary or (error.filename is None and error.errno in _OF_A_DISK):
+        if scratch is None or (error.filename is None and error.errno in _OF_A_DISK):
             error.filename = str(target)
+        elif error.filename is not None and Path(str(error.filename)).is_relative_to(scratch):
+            error.filename = str(target / Path(error.filename).relative_to(scratch))
         raise
 
 

@@ -44,5 +44,8 @@ def short(value: Any) -> str:
     """Return a value as it is written in Python, or so much of it as fits into a message."""
     if isinstance(value, int) and abs(value) >= 10**MOST_SHOWN:
         return f"a number of {int(math.log10(abs(value))) + 1} digits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # of a list with a number that Python writes for nobody
+        return f"a {type(value).__name__} with a number of thousands of digits"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

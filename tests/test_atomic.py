@@ -207,3 +207,13 @@ def test_a_folder_that_refuses_is_told_with_the_name_that_was_asked_for(tmp_path
     with pytest.raises(PermissionError) as refused, write(tmp_path / "model.onnx"):
         pass
     assert refused.value.filename == str(tmp_path / "model.onnx")
+
+
+def test_a_file_that_is_missing_inside_is_named_by_its_place_and_a_neighbour_by_its_own(tmp_path):
+    neighbour = tmp_path / ".model.d" / "input.json"
+    with pytest.raises(FileNotFoundError) as missing, atomic_dir(tmp_path / "model") as scratch:
+        (scratch / "src/kernels.o").read_bytes()
+    assert missing.value.filename == str(tmp_path / "model/src/kernels.o")
+    with pytest.raises(FileNotFoundError) as missing, atomic_dir(tmp_path / "model"):
+        neighbour.read_bytes()
+    assert missing.value.filename == str(neighbour)

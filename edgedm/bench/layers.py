@@ -47,8 +47,8 @@ Engine = Callable[[], object]
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("onnxruntime", ("onnxruntime", "onnx"), "pip install 'edgedm[compile]'"),
-        Peer("torch", ("torch",), "pip install 'edgedm[train]'"),
+        Peer("onnxruntime", ("onnxruntime", "onnx")),
+        Peer("torch", ("torch",)),
     )
 }
 

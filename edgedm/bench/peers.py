@@ -10,9 +10,11 @@ from edgedm.errors import ToolchainError, UnsupportedError
 from edgedm.targets import x86
 
 OURS = "edgedm"
-_PEERS_EXTRA = "pip install 'edgedm[peers,train]'"
-_TORCH = "pip install 'edgedm[train]'"
-_COMPILE = "pip install 'edgedm[compile,train]'"
+_EXTRA_OF = {
+    **dict.fromkeys(("onnxruntime", "onnx", "tvm"), "compile"),
+    **dict.fromkeys(("torch", "diffusers"), "train"),
+    **dict.fromkeys(("openvino", "ncnn", "pnnx"), "peers"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,6 @@ class Peer:
 
     name: str
     modules: tuple[str, ...]
-    install: str
     files: tuple[str, ...] = (FP32,)
     limits: tuple[str, ...] = ()
 
@@ -33,18 +34,25 @@ class Peer:
         """Python modules that it needs and that are not installed."""
         return [name for name in self.modules if find_spec(name) is None]
 
+    @property
+    def install(self) -> str:
+        """How to get what is missing of it, or all of it if nothing is."""
+        extras = dict.fromkeys(_EXTRA_OF[name] for name in self.missing() or self.modules)
+        compiler = ", and a C++ compiler" if self.name == "torch_compile" else ""
+        return f"pip install 'edgedm[{','.join(extras)}]'{compiler}"
+
 
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("onnxruntime_fp32", ("onnxruntime", "torch"), _COMPILE),
-        Peer("onnxruntime_int8", ("onnxruntime", "torch"), _COMPILE, (FP32, INT8)),
-        Peer("openvino_fp32", ("openvino", "torch"), _PEERS_EXTRA, limits=("onednn",)),
-        Peer("openvino_int8", ("openvino", "onnxruntime", "torch"), _PEERS_EXTRA, (FP32, INT8), ("onednn",)),
-        Peer("torch_eager", ("torch", "diffusers"), _TORCH, (), ("onednn", "aten")),
-        Peer("torch_compile", ("torch", "diffusers"), f"{_TORCH}, and a C++ compiler", (), ("onednn", "aten")),
-        Peer("ncnn_fp32", ("ncnn", "pnnx", "torch"), _PEERS_EXTRA),
-        Peer("tvm_default", ("tvm", "onnx", "torch"), _COMPILE, limits=("target",)),
+        Peer("onnxruntime_fp32", ("onnxruntime", "torch")),
+        Peer("onnxruntime_int8", ("onnxruntime", "torch"), (FP32, INT8)),
+        Peer("openvino_fp32", ("openvino", "torch"), limits=("onednn",)),
+        Peer("openvino_int8", ("openvino", "onnxruntime", "torch"), (FP32, INT8), ("onednn",)),
+        Peer("torch_eager", ("torch", "diffusers"), (), ("onednn", "aten")),
+        Peer("torch_compile", ("torch", "diffusers"), (), ("onednn", "aten")),
+        Peer("ncnn_fp32", ("ncnn", "pnnx", "torch")),
+        Peer("tvm_default", ("tvm", "onnx", "torch"), limits=("target",)),
     )
 }
 ALIASES = {"onnxruntime": "onnxruntime_fp32", "openvino": "openvino_fp32", "torch": "torch_eager", "ncnn": "ncnn_fp32"}

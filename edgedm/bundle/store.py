@@ -111,8 +111,11 @@ def _found(folder: Path) -> set[str]:
 
 def _empty(folder: Path) -> set[str]:
     """The names of empty folders in a folder: no signature is about them."""
-    found = (each for each in folder.rglob("*") if each.is_dir() and not each.is_symlink() and not any(each.iterdir()))
-    return {f"{each.relative_to(folder).as_posix()}/" for each in found}
+    folders = (each for each in folder.rglob("*") if each.is_dir() and not each.is_symlink())
+    try:
+        return {f"{each.relative_to(folder).as_posix()}/" for each in folders if not any(each.iterdir())}
+    except PermissionError as error:
+        raise InvalidModelError(f"{error.filename}: {error.strerror}; expected a folder that can be read") from error
 
 
 def _text(manifest: dict[str, Any]) -> str:

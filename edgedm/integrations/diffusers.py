@@ -9,6 +9,10 @@ from edgedm.integrations.diffusers import BundleUNet
 
 unet = BundleUNet("model.bundle")
 images = DDIMPipeline(unet, DDIMScheduler.from_config(unet.noise_schedule))(num_inference_steps=50).images
+
+It is given to a pipeline's constructor, or put into one that was loaded: `pipeline.unet = unet`. What `from_pretrained`
+is given, diffusers wants to be a module of its own. A pipeline that changes its scheduler's config when it is made
+(Stable Diffusion's does) gets the model's own back by `pipeline.scheduler = DDIMScheduler.from_config(...)`.
 """
 
 import inspect
@@ -34,7 +38,7 @@ from edgedm.runtime.opening import open_runner
 from edgedm.runtime.runner import Floats
 
 
-class BundleUNet(diffusers.ModelMixin):  # type: ignore[misc]  # diffusers is untyped
+class BundleUNet:
     """Stands in for a diffusers UNet: `config`, `dtype`, `device` and calls are those of the model that was compiled.
 
     It runs on the CPU in float32, image after image; what comes from another device or dtype goes back there. A
@@ -49,23 +53,13 @@ class BundleUNet(diffusers.ModelMixin):  # type: ignore[misc]  # diffusers is un
 
         Raises what that raises: UnsupportedError for a variant that is not there.
         """
-        super().__init__()
         opened = bundle if isinstance(bundle, Bundle) else os.fspath(bundle)
         self._runner = open_runner(opened, threads, variant=variant)
         self._manifest = self._runner.manifest
         self.config = FrozenDict(_config(self._manifest.config, self._manifest.image_shape))
+        self.dtype, self.device = torch.float32, torch.device("cpu")
         self._states: list[dict[str, Floats] | None] = []
         self._timestep = -1
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it computes in."""
-        return torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return torch.device("cpu")
 
     @property
     def in_channels(self) -> int:
@@ -99,15 +93,15 @@ class BundleUNet(diffusers.ModelMixin):  # type: ignore[misc]  # diffusers is un
         """Stay on the CPU in float32, whatever a pipeline asks."""
         return self
 
-    def save_pretrained(self, *_: Any, **__: Any) -> None:
-        """Raise UnsupportedError: a bundle has no weights that diffusers could read."""
-        raise UnsupportedError(f"{self._runner.bundle.path}: cannot be saved as a model of diffusers; copy the folder")
+    def eval(self) -> "BundleUNet":
+        """Nothing: there is no training mode."""
+        return self
 
     def reset(self) -> None:
         """Drop carried state: the next call begins a trajectory."""
         self._states, self._timestep = [], -1
 
-    def forward(
+    def __call__(
         self,
         sample: Tensor,
         timestep: Tensor | float | int,

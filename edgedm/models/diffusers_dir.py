@@ -92,7 +92,7 @@ def load_diffusers(
     tensors = _read(folder / WEIGHTS_FILE, names, _expected(config, folder / CONFIG_FILE, names))
     module, decoder = skeleton(config), _decoder(config, _decoder_folder(root))
     module.unet.load_state_dict(tensors)
-    check_runs(config, folder / CONFIG_FILE)
+    check_runs(config, folder / CONFIG_FILE, _decoder_folder(root) / CONFIG_FILE)
     return Checkpoint(config, module, decoder)
 
 

@@ -5,12 +5,12 @@ attention. diffusers' constructors mind neither; PyTorch's "meta" device tells i
 after minutes.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,13 +23,16 @@ from edgedm.models.decoder import empty_decoder
 from edgedm.models.denoiser import Denoiser
 
 MOST_BYTES = 4 << 30  # of one tensor
+_OF_SIZES = re.compile(r"[Ss]izes? of tensor|input size|[Oo]utput size")  # in what PyTorch says
 
 
-def check_runs(config: CheckpointConfig, place: Path | str) -> None:
-    """Raise `InvalidModelError` naming `place` unless the networks of `config` take images of its `sample_size`.
+def check_runs(config: CheckpointConfig, place: Path | str, decoder_place: Path | None = None) -> None:
+    """Raise `InvalidModelError` unless the networks of `config` take images of its `sample_size`.
 
-    Also where one tensor on the way would be of more than `MOST_BYTES`. To be called when the weights are known to be
-    those of `config`. A form that export refuses by name is left to it.
+    Also where one tensor on the way would be of more than `MOST_BYTES`. The message begins with `place`, where the
+    config is, or `decoder_place`, where the decoder's is in a file of its own. To be called when the weights are known
+    to be those of `config`. A network that fails for another reason than sizes, as one does that takes more inputs, is
+    left to export, which refuses it by name.
     """
     channels, size = config.in_channels, config.sample_size
     with torch.device("meta"):
@@ -38,11 +41,14 @@ def check_runs(config: CheckpointConfig, place: Path | str) -> None:
         if denoiser is not None:
             _try(f"{place}: architecture.config: images", size, denoiser.record, x, number, number)
         if config.decoder is not None:
-            _try(f"{place}: decoder.config: latents", size, empty_decoder(config.decoder, channels), x)
+            where = f"{place}: decoder.config" if decoder_place is None else str(decoder_place)
+            _try(f"{where}: latents", size, empty_decoder(config.decoder, channels), x)
 
 
 def _denoiser(config: CheckpointConfig) -> Denoiser | None:
     """The full-precision network, with attention written out as in an export; None for a form that has none."""
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
     unet: Any = config.float_unet()  # diffusers is untyped
     if not isinstance(unet, UNet2DModel | UNet2DConditionModel):
         return None
@@ -80,7 +86,8 @@ def _try(what: str, size: int, run: Callable[..., object], *inputs: Tensor) -> N
         raise InvalidModelError(f"{what} of {size} x {size} (sample_size) are too large: {error}") from error
     except REFUSALS as error:
         reason = str(error).partition("\n")[0]
-        raise InvalidModelError(
-            f"{what} of {size} x {size} (sample_size) do not pass: {reason}; expected sides that halve at every "
-            "downsampler"
-        ) from error
+        if _OF_SIZES.search(reason):
+            expected = "expected sides that halve at every downsampler"
+            raise InvalidModelError(
+                f"{what} of {size} x {size} (sample_size) do not pass: {reason}; {expected}"
+            ) from error

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -21,15 +22,17 @@ from edgedm.outcome import Outcome
 from edgedm.runtime.choice import as_variant
 
 _SHIPPED = ("bin/edgedm-sample", "weights.bin", "golden/golden.bin")
-_UNREACHABLE = 255  # ssh's own exit code; adb's is 1, as that of a check which fails
 _VERDICT = re.compile(r"^self-test (passed|FAILED)$", re.MULTILINE)
 _CONDITION = "condition.npy"  # zeros, which mean no text: how long a step takes does not depend on it
 _CANNOT_EXECUTE = (126, 127)
 _SECONDS_TO_CONNECT = 15
 _SECONDS_ALIVE, _TIMES_ALIVE = 15, 4  # a machine that is silent for a minute, when asked whether it is there, is gone
-_ENDED = "edgedm-ended"
+_BEGUN, _ENDED = "edgedm-began", "edgedm-ended"
+_END = re.compile(rf"\n{_ENDED} (\d+)\r?\n")
 _KILLED = {4: "an instruction that its processor lacks", 9: "killed: perhaps its memory was full"}
-_CORES = re.compile(r"^(?:model name|CPU part)\s*: (.+)$", re.MULTILINE)
+_CORE = re.compile(
+    r"^(?:CPU part|model name|uarch)\s*: (.+)$", re.MULTILINE
+)  # in the order of a block, the last counts
 _STARTUP = re.compile(r"^start-up ([\d.]+) ms", re.MULTILINE)
 _STEP = re.compile(r"^step ([\d.]+) ms", re.MULTILINE)
 _PEAK = re.compile(r"^peak memory (\d+) KiB", re.MULTILINE)
@@ -50,23 +53,25 @@ class Shell:
     def run(self, line: str, data: bytes | None = None) -> tuple[int, str, str]:
         """Run `line` there with `data` on its standard input, nothing if None: exit code, output, errors.
 
-        What it printed is whole: a connection that is lost on the way may end with 0, as adb's does.
+        What it printed is whole, and all of it its own: a connection that is lost on the way may end with 0, as adb's
+        does, and a login may print something before or behind.
         """
         # A shell becomes a lone command, and of a signal that ends that one ssh tells no more than 255.
-        marked = f"{line}; code=$?; echo; echo {_ENDED} $code; exit $code"
+        marked = f"echo {_BEGUN}; {line}; code=$?; echo; echo {_ENDED} $code; exit $code"
         call, stdin = [*self.call, marked], subprocess.DEVNULL if data is None else None
         try:
             done = subprocess.run(call, stdin=stdin, input=data, capture_output=True, check=False)
         except FileNotFoundError:
             raise ToolchainError(f"{self.call[0]} is missing: {self.missing}") from None
         out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
-        if done.returncode == _UNREACHABLE:
-            raise ToolchainError(f"{self.name}: {err.strip() or out.strip() or 'cannot be reached'} (at `{line}`)")
-        printed, mark, code = out.rpartition(f"\n{_ENDED} ")
-        if not mark:
-            said = (err or out).strip()[-500:]
-            raise ToolchainError(f"{self.name}: the connection was lost before `{line}` ended: {said or 'no output'}")
-        return int(code), printed, err
+        _, begun, printed = out.partition(f"{_BEGUN}\n")
+        ended = list(_END.finditer(printed))
+        if ended:
+            return int(ended[-1][1]), printed[: ended[-1].start()], err
+        said = (err or out).strip()[-500:] or "no output"
+        if not begun:
+            raise ToolchainError(f"{self.name}: cannot be reached, or has no POSIX shell (at `{line}`): {said}")
+        raise ToolchainError(f"{self.name}: the connection was lost before `{line}` ended: {said}")
 
     def must(self, line: str, data: bytes | None = None) -> str:
         """The output of a line that has to succeed."""
@@ -131,10 +136,9 @@ def run_on(
         )
     if variant is not None:
         opened = as_variant(opened, variant)
-    said = shell.must(f"mktemp -d {shell.room}/edgedm.XXXXXX").strip()
-    folder = said.rpartition("\n")[2]  # behind what a login prints
+    folder = shell.must(f"mktemp -d {shell.room}/edgedm.XXXXXX").strip()
     if not _SCRATCH.fullmatch(folder):
-        raise ToolchainError(f"{shell.name}: `mktemp -d` gave {said!r}, no folder")
+        raise ToolchainError(f"{shell.name}: `mktemp -d` gave {folder!r}, no folder")
     try:
         progress.stage(f"copying to {shell.name}:{folder}")
         shell.must(f"tar -x -f - -C {shlex.quote(folder)}", _archive(opened))
@@ -146,7 +150,7 @@ def run_on(
     except BaseException as error:
         left = _left_behind(shell, folder)
         if left and isinstance(error, EdgedmError):
-            raise type(error)(f"{error}; left behind there: {left}") from error
+            raise type(error)(f"left behind there: {left}; after: {error}") from error
         raise
     left = _left_behind(shell, folder)
     details |= {"bundle": str(opened.path), "host": shell.name, **({"left_behind": left} if left else {})}
@@ -205,7 +209,8 @@ def _examine(shell: Shell, program: str, bundle: Bundle) -> tuple[dict[str, floa
     code, out, _ = shell.run("nproc")
     if not code and out.strip().isdigit():
         figures["cores"] = float(out)
-    details["processor"] = _processor(shell)
+    _, cores, _ = shell.run("cat /proc/cpuinfo")
+    details |= {"processor": kinds} if (kinds := _kinds(cores)) else {}
     progress.stage("self-test")
     details["self_test"], passed = _run(shell, bundle, f"{program} --self-test")
     verdict = _VERDICT.search(details["self_test"])
@@ -220,10 +225,10 @@ def _examine(shell: Shell, program: str, bundle: Bundle) -> tuple[dict[str, floa
     return figures, details
 
 
-def _processor(shell: Shell) -> str:
-    """How many cores of each kind: by the name of the model, of ARM's by the number of the part."""
-    _, text, _ = shell.run("cat /proc/cpuinfo")
-    return ", ".join(f"{count} x {name}" for name, count in Counter(_CORES.findall(text)).items())
+def _kinds(cpuinfo: str) -> str:
+    """How many cores of each kind: by the number of the part on ARM, elsewhere by a name; "" where none is told."""
+    found = [_CORE.findall(block) for block in re.split(r"\n\s*\n", cpuinfo)]
+    return ", ".join(f"{count} x {name}" for name, count in Counter(each[-1] for each in found if each).items())
 
 
 def _time(shell: Shell, drawing: str, bundle: Bundle, threads: Sequence[int], images: int) -> dict[str, float]:
@@ -268,9 +273,15 @@ def _run(shell: Shell, bundle: Bundle, line: str) -> tuple[str, bool]:
         )
     if code > 128:
         raise ToolchainError(
-            f"{shell.name}: the program was ended by signal {code - 128} ({_KILLED.get(code - 128, 'a fault')}; the "
+            f"{shell.name}: the program was ended by signal {code - 128} ({_what_signal(code - 128)}; the "
             f"bundle is for {bundle.manifest.target.name}): {(err or out).strip()[-300:]}"
         )
     if code > 1:  # 0 and 1 are the verdict of a check
         raise EdgedmError(f"{shell.name}: `{line}` ended with {code}: {(err or out).strip()[-500:]}")
     return out + err, code == 0
+
+
+def _what_signal(number: int) -> str:
+    """What a signal says of the program that it ended."""
+    known = {each.value: each.name for each in signal.Signals}
+    return _KILLED.get(number, known.get(number, "unknown"))

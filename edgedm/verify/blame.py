@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_PACKED = tuple(op for op in LOW_BIT if op != "QuantMatMul")  # whose operands are both computed
+_PACKED = tuple(op for op in LOW_BIT if op != "QuantMatMul")  # QuantMatMul has no weights
 NOT_SEARCHED = "not looked for (--no-bisect)"
 
 MOST_REMEMBERED = 1 << 30
@@ -92,10 +92,12 @@ def blame_graph(examination: "GraphExamination", row: Row) -> str:
 
 
 def _kernel(row: Row) -> str:
-    what = "the constants that the kernel reads" if row.note.startswith(READS) else "the kernel"
-    # packed weights are in no form that the graph has: what they give is all that shows them
-    packed = ", or its weights as weights.bin packs them" if row.name.startswith(_PACKED) else ""
-    return f"{what} of {row.name}{packed}; the graph that it was compiled from is held to be right"
+    if row.note.startswith(READS):
+        what = f"the constants that the kernel reads of {row.name}"
+    else:  # packed weights are in no form that the graph has: what they give is all that shows them
+        packed = ", or its weights as weights.bin packs them" if row.name.startswith(_PACKED) else ""
+        what = f"the kernel of {row.name}{packed}"
+    return f"{what}; the graph that it was compiled from is held to be right"
 
 
 def _of_pass(row: Row) -> str:

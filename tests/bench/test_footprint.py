@@ -69,7 +69,7 @@ def test_the_high_water_mark_is_read_from_a_status():
 
 def test_a_bundles_figures_count_every_file_but_golden_data(monkeypatch):
     bundle = load(tiny_model.folder() / "model.bundle")
-    monkeypatch.setattr("edgedm.bench.sizes.float32_bytes", lambda _config: 1000)
+    monkeypatch.setattr("edgedm.bench.sizes.float32_bytes", lambda _config, _place: 1000)
     figures = footprint(bundle)
     whole = sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file())
     golden = sum(file.stat().st_size for file in (bundle.path / "golden").rglob("*"))

@@ -51,6 +51,9 @@ def test_a_missing_engine_that_was_asked_for_says_how_to_install_it(without):
     without("openvino")
     with pytest.raises(ToolchainError, match=r"openvino_int8 needs openvino: pip install 'edgedm\[peers\]'"):
         resolve_peers(("openvino_int8",))
+    without("onnxruntime", "torch")
+    with pytest.raises(ToolchainError, match=r"needs onnxruntime and torch: pip install 'edgedm\[compile,train\]'"):
+        resolve_peers(("onnxruntime",))
 
 
 def test_all_leaves_out_what_is_missing_and_says_so(without):

@@ -16,30 +16,34 @@ from edgedm.bundle import Variant, load
 from edgedm.bundle.store import MANIFEST
 from edgedm.errors import EdgedmError, InvalidModelError, ToolchainError, UnsupportedError
 from edgedm.runtime.opening import require_native
-from edgedm.runtime.remote import _is_read, run_on
+from edgedm.runtime.remote import _is_read, _kinds, run_on
 
 SSH = """#!/bin/sh
 unexpected() { echo "unexpected: $*" >&2; exit 255; }
 [ "$1 $2 $3 $4" = "-o BatchMode=yes -o ConnectTimeout=15" ] || unexpected "$@"
 [ "$5 $6 $7 $8 $9" = "-o ServerAliveInterval=15 -o ServerAliveCountMax=4 --" ] || unexpected "$@"
-ended() { echo; echo "edgedm-ended $1"; exit "$1"; }
+ended() { echo edgedm-began; cat "$STAND_IN_SAID" 2>/dev/null; echo; echo "edgedm-ended $1"; exit "$1"; }
 shift 9; host=$1; line=$2
 case $host in
   nowhere) echo "ssh: Could not resolve hostname nowhere" >&2; exit 255 ;;
   foreign) case $line in */bin/edgedm-sample*) echo "Exec format error" >&2; ended 126 ;; esac ;;
-  older) line=$(echo "$line" | sed "s,^[^ ]*/bin/edgedm-sample,$STAND_IN_ILLEGAL,") ;;
-  wrong) case $line in *--self-test*) cat "$STAND_IN_SAID"; ended 1 ;; esac ;;
-  mistaken) case $line in *--self-test*) cat "$STAND_IN_SAID"; ended 0 ;; esac ;;
-  cut) case $line in *--self-test*) cat "$STAND_IN_SAID"; exit 0 ;; esac ;;
+  older) line=$(echo "$line" | sed "s,[^ ]*/bin/edgedm-sample,$STAND_IN_ILLEGAL,") ;;
+  wrong) case $line in *--self-test*) ended 1 ;; esac ;;
+  mistaken) case $line in *--self-test*) ended 0 ;; esac ;;
+  cut) case $line in *--self-test*) echo edgedm-began; cat "$STAND_IN_SAID"; exit 0 ;; esac ;;
+  cut-in-the-mark) case $line in *--self-test*) ended 1 | head -c -2; exit 0 ;; esac ;;
   timeless) case $line in *--times*) ended 0 ;; esac ;;
-  cut-later) case $line in *--times*) exit 0 ;; esac ;;
-  cut-and-keeps) case $line in *--times*) exit 0 ;; rm*) echo "rm: busy" >&2; ended 1 ;; esac ;;
+  cut-later) case $line in *--times*) echo edgedm-began; exit 0 ;; esac ;;
+  cut-and-keeps) case $line in
+      *--times*) echo edgedm-began; exit 0 ;;
+      *"rm -rf"*) echo "rm: busy" >&2; ended 1 ;;
+    esac ;;
   full-memory) case $line in *--times*) ended 137 ;; esac ;;
-  greets) echo "Welcome!" ;;
+  greets) echo "Welcome!"; sh -c "TMPDIR=$STAND_IN_ROOM; export TMPDIR; $line"; code=$?; echo "Goodbye!"; exit $code ;;
   broken) case $line in *--self-test*) echo "edgedm-sample: weights.bin: wrong hash" >&2; ended 2 ;; esac ;;
-  keeps) case $line in rm*) echo "rm: busy" >&2; ended 1 ;; esac ;;
-  gone) case $line in rm*) echo "connection lost" >&2; exit 255 ;; esac ;;
-  full) case $line in tar*) echo "tar: no space left" >&2; ended 2 ;; esac ;;
+  keeps) case $line in *"rm -rf"*) echo "rm: busy" >&2; ended 1 ;; esac ;;
+  gone) case $line in *"rm -rf"*) echo "connection lost" >&2; exit 255 ;; esac ;;
+  full) case $line in *"tar -x"*) echo "tar: no space left" >&2; ended 2 ;; esac ;;
 esac
 echo "$line" >> "$STAND_IN_LOG"
 TMPDIR=$STAND_IN_ROOM exec python3 -c "$STAND_IN_LOGIN" "$line"
@@ -175,7 +179,9 @@ def test_the_verdict_counts_where_the_exit_code_is_another(tiny_bundle, tmp_path
     assert not run_on("ssh", "mistaken", tiny_bundle, threads=(1,), steps=2, images=1).ok
 
 
-@pytest.mark.parametrize(("host", "at"), [("cut", "--self-test"), ("cut-later", "--times")])
+@pytest.mark.parametrize(
+    ("host", "at"), [("cut", "--self-test"), ("cut-in-the-mark", "--self-test"), ("cut-later", "--times")]
+)
 def test_a_connection_that_is_lost_is_no_result_though_it_ends_with_0(tiny_bundle, tmp_path, host, at):
     """adb's does, where the telephone goes in the middle of a command."""
     (tmp_path / "said").write_text("timestep  900  relative error 1.0e-09\nself-test passed\n")
@@ -190,7 +196,7 @@ def test_a_drawing_without_a_time_is_an_error(tiny_bundle):
 
 def test_what_stays_there_is_named_though_something_else_failed_first(tiny_bundle, room):
     with pytest.raises(
-        ToolchainError, match=r"connection was lost .*; left behind there: .*edgedm\..*rm: busy"
+        ToolchainError, match=r"left behind there: .*edgedm\..*rm: busy; after: .*connection was lost"
     ) as error:
         run_on("ssh", "cut-and-keeps", tiny_bundle, threads=(1,), steps=2, images=1)
     (left,) = room.iterdir()
@@ -199,7 +205,23 @@ def test_what_stays_there_is_named_though_something_else_failed_first(tiny_bundl
 
 
 def test_a_login_may_print_something(tiny_bundle):
-    assert run_on("ssh", "greets", tiny_bundle, threads=(1,), steps=2, images=1).ok
+    outcome = run_on("ssh", "greets", tiny_bundle, threads=(1,), steps=2, images=1)
+    assert outcome.ok and outcome.figures["cores"] >= 1
+    assert outcome.details["machine"].startswith("Linux")
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("processor: 0\nmodel name\t: EPYC\n\nprocessor: 1\nmodel name\t: EPYC\n", "2 x EPYC"),
+        ("model name\t: ARMv7 rev 4\nCPU part\t: 0xd03\n\nmodel name\t: ARMv7 rev 4\nCPU part\t: 0xd03\n", "2 x 0xd03"),
+        ("CPU part\t: 0xd03\n\nCPU part\t: 0xd09\n\nHardware\t: board\n", "1 x 0xd03, 1 x 0xd09"),
+        ("hart\t: 0\nuarch\t: sifive,u74\n", "1 x sifive,u74"),
+        ("", ""),
+    ],
+)
+def test_cores_are_counted_by_kind(text, kinds):
+    assert _kinds(text) == kinds
 
 
 @pytest.mark.parametrize(("host", "reason"), [("keeps", "ended with 1: rm: busy"), ("gone", "connection lost")])

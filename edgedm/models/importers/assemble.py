@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from edgedm.errors import InvalidModelError
+from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.models.attention import ExplicitAttention
 from edgedm.models.checkpoint import Checkpoint, skeleton
 from edgedm.models.config import CheckpointConfig
@@ -70,6 +70,10 @@ def assemble(
     missing, misshapen, not finite, or left over.
     """
     check_weights(tensors, naming, config)
+    try:
+        check_runs(config, tensors.file)
+    except InvalidModelError as error:  # the file says nothing of images
+        raise UnsupportedError(f"{error}; name another image_size") from error
     denoiser = skeleton(config)
     state: dict[str, Tensor] = dict(tables or {})
     shapes = float_shapes(config)
@@ -86,7 +90,6 @@ def assemble(
                 state |= _prefixed(f"{path}.quantizers.{operand}", operands(operand, quantizer, at_block))
     tensors.finish()
     _load(denoiser, state)
-    check_runs(config, tensors.file)
     return Checkpoint(config, denoiser)
 
 

@@ -248,7 +248,9 @@ def test_assumed_betas_are_reported(tmp_path):
     assert any("beta_start=0.0015" in note and "beta_end" not in note for note in notes)
 
 
-def test_images_that_the_network_cannot_draw_are_refused_by_file(tmp_path):
+def test_images_that_the_network_cannot_draw_are_refused_by_option(tmp_path):
     path = write(tmp_path, lightning(float_state(modules(Arch()))))
-    with pytest.raises(InvalidModelError, match=r"x\.ckpt: architecture\.config: images of 7 x 7 .* do not pass"):
+    with pytest.raises(
+        UnsupportedError, match=r"x\.ckpt: .* images of 7 x 7 .* do not pass.*; name another image_size"
+    ):
         import_checkpoint(path, "ldm", **{**OPTIONS, "image_size": 7})
