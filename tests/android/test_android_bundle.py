@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow  # its bundle takes most of a minute to build
 CLOSE = 1e-4  # of images in -1..1 after four steps of a model whose decisions no rounding flips here
 ADB = """#!/bin/sh
 [ "$1 $2 $3 $4" = "-s phone shell -T" ] || { echo "adb: device '$2' not found" >&2; exit 255; }
-line=$(echo "$5" | sed "s,/data/local/tmp,$STAND_IN_ROOM,g; s,^[^ ]*/bin/edgedm-sample,$STAND_IN_CPU &,")
+line=$(echo "$5" | sed "s,/data/local/tmp,$STAND_IN_ROOM,g; s,[^ ]*/bin/edgedm-sample,$STAND_IN_CPU &,")
 exec sh -c "$line"
 """
 
