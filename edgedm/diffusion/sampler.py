@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edgedm.diffusion.noise_schedule import NoiseSchedule
 from edgedm.diffusion.philox import normals
-from edgedm.diffusion.steps import advance, estimate, step_coefficients
+from edgedm.diffusion.steps import advance, estimate, level_and_deviation, step_coefficients
 from edgedm.errors import UnsupportedError
 
 Array = NDArray[np.float32]
@@ -34,10 +34,10 @@ def first_step(steps: int, strength: float) -> int:
     return steps - executed
 
 
-def add_noise(schedule: NoiseSchedule, timestep: int, image: Array, noise: Array) -> Array:
+def add_noise(schedule: NoiseSchedule, timestep: int, image: Array, noise: Array, sampler: str = "ddim") -> Array:
     """The image f32[...] as it is at `timestep` with this noise: sqrt(a) * image + sqrt(1 - a) * noise."""
-    bar = np.float32(schedule.alphas_cumprod()[timestep])
-    noisy: Array = np.sqrt(bar) * image + np.sqrt(np.float32(1.0) - bar) * noise
+    level, deviation = level_and_deviation(sampler, np.float32(schedule.alphas_cumprod()[timestep]))
+    noisy: Array = level * image + deviation * noise
     return noisy
 
 
@@ -92,7 +92,7 @@ def trajectory(
     clip, count = schedule.clip(sampler), math.prod(shape)
     x = normals(seed, image, 0, count).reshape(shape)
     if start is not None:
-        x = add_noise(schedule, timesteps[first], np.asarray(start, np.float32), x)
+        x = add_noise(schedule, timesteps[first], np.asarray(start, np.float32), x, sampler)
     yield x
     before: Array | None = None
     for step in range(first, steps):

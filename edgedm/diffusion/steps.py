@@ -66,7 +66,7 @@ def step_coefficients(
     rows = []
     for step, timestep in enumerate(timesteps):
         now = alphas[timestep]
-        level, deviation = np.sqrt(now), np.sqrt(_ONE - now)
+        level, deviation = level_and_deviation(sampler, now)
         if sampler == "ddim":
             before = timestep - schedule.num_train_timesteps // steps
             last = _ONE if schedule.set_alpha_to_one else alphas[0]
@@ -75,10 +75,19 @@ def step_coefficients(
             following = alphas[timesteps[step + 1]] if step + 1 < steps else _ONE
             tail = _ddpm(now, following, schedule.variance_type, noise=timestep > 0)
         else:
-            level, deviation = _level_and_deviation(_sigma(now))
             tail = _solver(schedule, alphas, timesteps, step, first)
         rows.append(StepCoefficients(*_prediction(schedule.prediction_type, level, deviation), *tail))
     return rows
+
+
+def level_and_deviation(sampler: str, bar: np.float32) -> tuple[np.float32, np.float32]:
+    """sqrt(bar) and sqrt(1 - bar), the shares of image and noise at an alphas_cumprod, as the sampler computes them.
+
+    DPM-Solver++ goes through sigma: the last bits differ.
+    """
+    if sampler == "dpm-solver++":
+        return _of_sigma(_sigma(bar))
+    return np.sqrt(bar), np.sqrt(_ONE - bar)
 
 
 _Head = tuple[np.float32, np.float32, np.float32, np.float32, np.float32, np.float32]
@@ -119,13 +128,13 @@ def _sigma(bar: np.float32) -> np.float32:
     return np.float32(np.sqrt((_ONE - bar) / bar))
 
 
-def _level_and_deviation(sigma: np.float32) -> tuple[np.float32, np.float32]:
+def _of_sigma(sigma: np.float32) -> tuple[np.float32, np.float32]:
     level = _ONE / np.sqrt(sigma * sigma + _ONE)
     return level, sigma * level
 
 
 def _lambda(sigma: np.float32) -> np.float32:
-    level, deviation = _level_and_deviation(sigma)
+    level, deviation = _of_sigma(sigma)
     return np.float32(natural_log(float(level))) - np.float32(natural_log(float(deviation)))
 
 
@@ -139,8 +148,8 @@ def _solver(schedule: NoiseSchedule, alphas: list[np.float32], timesteps: list[i
     now, last = _sigma(alphas[timesteps[step]]), step + 1 == len(timesteps)
     end = _ZERO if schedule.final_sigmas_type == "zero" else _sigma(alphas[0])
     following = end if last else _sigma(alphas[timesteps[step + 1]])
-    alpha, deviation = _level_and_deviation(following)
-    to_sample = deviation / _level_and_deviation(now)[1]
+    alpha, deviation = _of_sigma(following)
+    to_sample = deviation / _of_sigma(now)[1]
     if following == 0.0:
         return alpha, _ZERO, to_sample, _ZERO, _ZERO, _ZERO
     h = _lambda(following) - _lambda(now)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from edgedm.diffusion import NoiseSchedule, advance, estimate, first_step, step_coefficients
+from edgedm.diffusion import NoiseSchedule, add_noise, advance, estimate, first_step, step_coefficients
 from edgedm.diffusion.logarithm import natural_exp, natural_log
 from edgedm.errors import InvalidModelError, UnsupportedError
 
@@ -27,9 +27,14 @@ DDIM_ONLY, UNKNOWN_TO_SOLVER = ("set_alpha_to_one",), ("set_alpha_to_one", "clip
 
 
 class Recorded:
-    """What a model that knows the image, but not well, answers along diffusers' own run; and every run of it."""
+    """What a model that knows the image, but not well, answers along diffusers' own run; and every run of it.
 
-    def __init__(self, config: dict, sampler: str, steps: int, eta: float = 0.0, start: int = 0) -> None:
+    `start` is the first step that is executed. The run begins there with noise, or `at_image` with an image under it.
+    """
+
+    def __init__(
+        self, config: dict, sampler: str, steps: int, eta: float = 0.0, start: int = 0, at_image: bool = False
+    ) -> None:
         self.schedule, self.sampler, self.steps, self.eta, self.start = (
             NoiseSchedule.from_config(config), sampler, steps, eta, start,
         )  # fmt: skip
@@ -39,10 +44,11 @@ class Recorded:
         self.bars = theirs.alphas_cumprod.double().numpy()
         rng = np.random.default_rng(steps)
         self.noises = rng.standard_normal((steps, *SHAPE)).astype(np.float32)
-        self.first = rng.standard_normal(SHAPE).astype(np.float32)
+        self.noise = rng.standard_normal(SHAPE).astype(np.float32)
         clean = rng.uniform(-1, 1, SHAPE)
+        self.image = clean.astype(np.float32) if at_image else None
         self.outputs: list[np.ndarray] = []
-        self.diffusers = [self.first]
+        self.diffusers = [self._first(theirs)]
         for step in range(start, steps):
             x, bar = self.diffusers[-1], self.bars[self.timesteps[step]]
             self.outputs.append(self._answer(x, bar, clean + 0.3 * rng.standard_normal(SHAPE)))
@@ -55,6 +61,12 @@ class Recorded:
         if self.start:  # diffusers' pipelines say where they begin; only the solver listens
             getattr(scheduler, "set_begin_index", lambda _: None)(self.start)
         return scheduler
+
+    def _first(self, theirs) -> np.ndarray:
+        if self.image is None:
+            return self.noise
+        image, noise = torch.from_numpy(self.image), torch.from_numpy(self.noise)
+        return theirs.add_noise(image, noise, torch.tensor([self.timesteps[self.start]])).numpy()
 
     def _answer(self, x: np.ndarray, bar: float, guess: np.ndarray) -> np.ndarray:
         level, deviation = math.sqrt(bar), math.sqrt(1 - bar)
@@ -74,14 +86,18 @@ class Recorded:
     def rounded(self) -> list[np.ndarray]:
         """Diffusers' run of the same outputs with functions that round to nearest."""
         with _rounding_to_nearest():
-            theirs, xs = self.scheduler(), [self.first]
+            theirs = self.scheduler()
+            xs = [self._first(theirs)]
             for step in range(self.start, self.steps):
                 xs.append(self._following(theirs, step, xs[-1]))
         return xs
 
     def ours(self) -> list[np.ndarray]:
         rows = step_coefficients(self.schedule, self.steps, self.sampler, self.eta, self.start)
-        clip, before, xs = self.schedule.clip(self.sampler), None, [self.first]
+        x, begin = self.noise, self.timesteps[self.start]
+        if self.image is not None:
+            x = add_noise(self.schedule, begin, self.image, x, self.sampler)
+        clip, before, xs = self.schedule.clip(self.sampler), None, [x]
         for step, output in enumerate(self.outputs, self.start):
             row, noise = rows[step], self.noises[step] if rows[step].to_noise else None
             x0 = estimate(row, clip, xs[-1], output)
@@ -92,7 +108,10 @@ class Recorded:
     def exact(self) -> list[np.ndarray]:
         """The papers' formulas in float64, with exp and log."""
         limit = self.schedule.clip(self.sampler) or math.inf
-        before, xs = None, [self.first.astype(np.float64)]
+        x, bar = self.noise.astype(np.float64), self.bars[self.timesteps[self.start]]
+        if self.image is not None:
+            x = math.sqrt(bar) * self.image + math.sqrt(1 - bar) * x
+        before, xs = None, [x]
         for step, output in enumerate(self.outputs, self.start):
             x, now = xs[-1], self.bars[self.timesteps[step]]
             level, deviation = math.sqrt(now), math.sqrt(1 - now)
@@ -246,6 +265,15 @@ def test_runs_over_all_timesteps(sampler, prediction, spacing):
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm-solver++"])
 def test_runs_that_start_late(sampler, strength):
     Recorded({"timestep_spacing": "leading"}, sampler, 20, start=first_step(20, strength)).check()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.02])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm-solver++"])
+def test_runs_that_begin_at_an_image(sampler, betas, strength):
+    for spacing, steps in itertools.product(SPACINGS, (50, 200)):
+        config = {"timestep_spacing": spacing, "beta_schedule": betas, "clip_sample": sampler == "ddim"}
+        Recorded(config, sampler, steps, start=first_step(steps, strength), at_image=True).check()
 
 
 def test_a_step_of_no_length_is_of_first_order():

@@ -155,16 +155,16 @@ def test_a_step_has_the_same_bits(library, config, sampler):
     assert got_x0.tobytes() == want_x0.tobytes()
 
 
-def test_an_image_under_noise_has_the_same_bits(library):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_under_noise_has_the_same_bits(library, sampler):
     image, noise = np.random.default_rng(1).standard_normal((2, 999)).astype(np.float32)
     schedule = NoiseSchedule()
     for timestep in (0, 500, 999):
         got = noise.copy()
         described = _c_schedule(schedule)
-        library.edm_add_noise(
-            c.byref(described), c.c_int64(timestep), _pointer(image), c.c_uint64(image.size), _pointer(got)
-        )
-        assert got.tobytes() == add_noise(schedule, timestep, image, noise).tobytes()
+        begins = c.byref(described), SAMPLERS.index(sampler), c.c_int64(timestep)
+        library.edm_add_noise(*begins, _pointer(image), c.c_uint64(image.size), _pointer(got))
+        assert got.tobytes() == add_noise(schedule, timestep, image, noise, sampler).tobytes()
 
 
 def test_guidance_has_the_same_bits(library):

@@ -36,7 +36,8 @@ void edm_begin_image(const edm_session *session, edm_lane *lane, const edm_sampl
   edm_lane_reset(lane);
   edm_normals(options->seed, options->first_image + index, 0, floats, lane->x);
   if (options->start)
-    edm_add_noise(&edm_compiled.noise, session->timesteps[first], options->start + index * floats, floats, lane->x);
+    edm_add_noise(&edm_compiled.noise, session->schedule.sampler, session->timesteps[first],
+                  options->start + index * floats, floats, lane->x);
 }
 
 edm_status edm_step_image(const edm_session *session, edm_lane *lane, const edm_sample_options *options,

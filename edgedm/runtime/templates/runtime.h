@@ -215,7 +215,8 @@ void edm_advance(const edm_coefficients *row, float clip, const float *output, c
                  float *x, float *x0);
 void edm_guide(const float *conditional, const float *unconditional, float guidance, uint64_t count, float *output);
 /* x holds noise, and then the image as it is at `timestep` under that noise. */
-void edm_add_noise(const edm_noise_schedule *noise, int64_t timestep, const float *image, uint64_t count, float *x);
+void edm_add_noise(const edm_noise_schedule *noise, edm_sampler sampler, int64_t timestep, const float *image,
+                   uint64_t count, float *x);
 
 /* --- session.c ------------------------------------------------------------------------------------------- */
 enum { EDM_CONDITIONAL = 0, EDM_UNCONDITIONAL = 1, EDM_PASSES = 2 };

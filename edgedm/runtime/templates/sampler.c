@@ -77,6 +77,16 @@ static float sigma_of(float bar) { return sqrtf((1.0F - bar) / bar); }
 
 static float level_of(float sigma) { return 1.0F / sqrtf(sigma * sigma + 1.0F); }
 
+/* The shares of image and noise at a timestep, sqrt(bar) and sqrt(1 - bar), as the sampler computes them. */
+static void shares(edm_sampler sampler, float bar, float *level, float *deviation) {
+  if (sampler == EDM_DPM_SOLVER_PP) {
+    float sigma = sigma_of(bar);
+    *level = level_of(sigma), *deviation = sigma * *level;
+  } else {
+    *level = sqrtf(bar), *deviation = sqrtf(1.0F - bar);
+  }
+}
+
 static float lambda_of(float sigma) {
   float level = level_of(sigma);
   return (float)natural_log((double)level) - (float)natural_log((double)(sigma * level));
@@ -100,7 +110,8 @@ static void solver(bool heun, float earlier, float now, float following, edm_coe
 void edm_step_coefficients(const edm_noise_schedule *noise, const edm_schedule *schedule, const int64_t *timesteps,
                            int first, int step, edm_coefficients *row) {
   const float *alphas = noise->alphas_cumprod;
-  float now = alphas[timesteps[step]], level = sqrtf(now), deviation = sqrtf(1.0F - now);
+  float now = alphas[timesteps[step]], level, deviation;
+  shares(schedule->sampler, now, &level, &deviation);
   bool last = step + 1 == schedule->steps;
   memset(row, 0, sizeof *row);
   if (schedule->sampler == EDM_DDPM) {
@@ -111,12 +122,11 @@ void edm_step_coefficients(const edm_noise_schedule *noise, const edm_schedule *
     float end = noise->alpha_to_one ? 1.0F : alphas[0];
     ddim(now, previous >= 0 ? alphas[previous] : end, (float)schedule->eta, row);
   } else {
-    float sigma = sigma_of(now), end = noise->end_at_zero ? 0.0F : sigma_of(alphas[0]);
+    float end = noise->end_at_zero ? 0.0F : sigma_of(alphas[0]);
     bool few = noise->lower_order_final && schedule->steps < FEW_STEPS;
     bool lower = last && (noise->euler_at_final || few);
     bool second = noise->solver_order > 1 && step > first && !lower;
-    level = level_of(sigma), deviation = sigma * level;
-    solver(noise->heun, second ? sigma_of(alphas[timesteps[step - 1]]) : 0.0F, sigma,
+    solver(noise->heun, second ? sigma_of(alphas[timesteps[step - 1]]) : 0.0F, sigma_of(now),
            last ? end : sigma_of(alphas[timesteps[step + 1]]), row);
   }
   predict((edm_prediction)noise->prediction, level, deviation, row);
@@ -144,7 +154,9 @@ void edm_guide(const float *conditional, const float *unconditional, float guida
     output[i] = unconditional[i] + guidance * (conditional[i] - unconditional[i]);
 }
 
-void edm_add_noise(const edm_noise_schedule *noise, int64_t timestep, const float *image, uint64_t count, float *x) {
-  float bar = noise->alphas_cumprod[timestep], level = sqrtf(bar), deviation = sqrtf(1.0F - bar);
+void edm_add_noise(const edm_noise_schedule *noise, edm_sampler sampler, int64_t timestep, const float *image,
+                   uint64_t count, float *x) {
+  float level, deviation;
+  shares(sampler, noise->alphas_cumprod[timestep], &level, &deviation);
   for (uint64_t i = 0; i < count; ++i) x[i] = level * image[i] + deviation * x[i];
 }
