@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgedm.bundle import load
-from edgedm.errors import UnsupportedError
+from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.runtime import library as lib
 from edgedm.runtime.library import Library
 
@@ -128,6 +128,33 @@ def test_null_is_refused_by_the_name_of_the_function(library, model, session, tm
     assert library.call("steps_left", None) == 0
     assert library.call("session_bytes", None) == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"lanes": 2**31 - 1, "threads": 2}, {"threads": 1025}, {"lanes": -1}])
+def test_a_session_that_cannot_be_needs_no_bytes(library, model, options):
+    options = lib.SessionOptions(**options)
+    assert library.call("session_bytes", ctypes.byref(options)) == 0
+    with pytest.raises(UnsupportedError, match=r"threads and lanes: expected 0\.\.1024"):
+        library.check("session_create", model, ctypes.byref(options), ctypes.byref(ctypes.c_void_p()))
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "message"),
+    [
+        (0, 1, r"expected {} bytes of weights, found 1$"),
+        (0, 2**63, r"9223372036854775808 bytes at offset 0 go beyond its end"),
+        (1, 0, r"expected {} bytes of weights, found {less}$"),
+        (1, None, r"{} bytes at offset 1 go beyond its end"),
+        (2**40, 0, r"offset 1099511627776 is beyond its end"),
+    ],
+)
+def test_a_part_of_a_file_that_holds_no_weights_is_refused(tiny_bundle, library, offset, length, message):
+    file = tiny_bundle / "weights.bin"
+    size = file.stat().st_size
+    source = lib.source_of(None, path=bytes(file))
+    source.offset, source.length = offset, size if length is None else length
+    with pytest.raises(InvalidModelError, match=message.format(size, less=size - 1)):
+        library.check("open", ctypes.byref(source), ctypes.byref(ctypes.c_void_p()))
 
 
 @pytest.mark.parametrize("images", [1, 2])  # with parallel kernels, and in lanes

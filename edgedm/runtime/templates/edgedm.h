@@ -60,7 +60,7 @@ typedef struct edm_session edm_session;
  * if `offset` is a multiple of 64, or else what the variant reads of it is copied.
  * `variant` is the name of the variant to run, see edm_variant_name; NULL: the one that the environment variable
  * EDGEDM_FEATURES names (then no other thread may change the environment meanwhile), without it the best that this
- * machine can run. */
+ * machine can run, which "" asks for whatever the environment says. */
 typedef struct {
   const char *path;
   int fd;
@@ -121,7 +121,7 @@ EDM_API void edm_image_shape(int64_t shape[3]);                           /* cha
 EDM_API void edm_decoded_shape(int64_t shape[3]);                         /* of edm_decode's images; or zeros */
 EDM_API void edm_condition_shape(int64_t shape[2]);                       /* tokens and their size; or zeros */
 
-EDM_API size_t edm_session_bytes(const edm_session_options *options); /* enough for any variant */
+EDM_API size_t edm_session_bytes(const edm_session_options *options); /* enough for any variant; 0: no such session */
 EDM_API edm_status edm_session_create(edm_model *model, const edm_session_options *options, edm_session **session);
 EDM_API void edm_session_free(edm_session *session);
 

@@ -10,6 +10,10 @@
 
 #include "program.h"
 
+#ifndef EDM_PROBE
+#error "this program runs single calls of the model: compile it and the library with -DEDM_PROBE"
+#endif
+
 enum { NAME_ROOM = 512, MOST_TENSORS = 256, CODE_FLOAT = 2, FORGIVEN = 1000 };
 
 /* A kernel adds in another order than the reference; a value at a threshold may then fall on its other side. */

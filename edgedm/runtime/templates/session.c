@@ -90,9 +90,15 @@ static size_t bytes_of(const edm_variant *variant, const edm_session_options *op
   return block.used;
 }
 
+enum { MOST_THREADS = 1024 }; /* and lanes */
+
+static bool may_be(const edm_session_options *options) {
+  return options->threads >= 0 && options->threads <= MOST_THREADS && options->lanes >= 0 && options->lanes <= MOST_THREADS;
+}
+
 size_t edm_session_bytes(const edm_session_options *options) {
   size_t most = 0;
-  if (!options) return 0; /* edm_session_create says why */
+  if (!options || !may_be(options)) return 0; /* edm_session_create says why */
   for (uint32_t i = 0; i < edm_compiled.variant_count; ++i) {
     size_t bytes = bytes_of(&edm_compiled.variants[i], options);
     if (bytes > most) most = bytes;
@@ -121,8 +127,8 @@ edm_status edm_session_create(edm_model *model, const edm_session_options *optio
   if (created) *created = NULL;
   if (!model || !options || !created) return edm_null("edm_session_create");
   edm_enter_thread();
-  if (options->threads < 0 || options->threads > 1024 || options->lanes < 0 || options->lanes > 1024)
-    return edm_fail(EDM_BAD_ARGUMENT, "threads and lanes: expected 0..1024, got %d and %d", options->threads,
+  if (!may_be(options))
+    return edm_fail(EDM_BAD_ARGUMENT, "threads and lanes: expected 0..%d, got %d and %d", MOST_THREADS, options->threads,
                     options->lanes);
   if (options->core_count < 0 || (options->core_count > 0 && !options->cores))
     return edm_fail(EDM_BAD_ARGUMENT, "cores: expected a list and its length, got length %d", options->core_count);

@@ -22,10 +22,12 @@ static edm_status map_file(edm_model *model, int fd, uint64_t offset, uint64_t l
     return edm_fail(EDM_BAD_FILE, "%s: offset %llu is beyond its end", name, (unsigned long long)offset);
   uint64_t rest = (uint64_t)status.st_size - offset;
   uint64_t wanted = length ? length : rest;
-  if (wanted != edm_compiled.weights_bytes || rest < wanted)
+  if (wanted > rest)
+    return edm_fail(EDM_BAD_FILE, "%s: %llu bytes at offset %llu go beyond its end", name, (unsigned long long)wanted,
+                    (unsigned long long)offset);
+  if (wanted != edm_compiled.weights_bytes)
     return edm_fail(EDM_BAD_FILE, "%s: expected %llu bytes of weights, found %llu", name,
-                    (unsigned long long)edm_compiled.weights_bytes,
-                    (unsigned long long)(wanted < rest ? wanted : rest));
+                    (unsigned long long)edm_compiled.weights_bytes, (unsigned long long)wanted);
   if (wanted == 0) return EDM_OK; /* a model without constants: nothing to map */
   if (wanted > SIZE_MAX / 2)
     return edm_fail(EDM_NO_MEMORY, "%s: %llu bytes are more than this machine can address", name,

@@ -14,6 +14,10 @@
 
 #include "runtime.h"
 
+#ifndef EDM_PROBE
+#error "this program runs single calls of the model: compile it and the library with -DEDM_PROBE"
+#endif
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "arrays travel as they lie in memory");
 
 enum { FAILED = 2 };

@@ -3,6 +3,7 @@ package org.edgedm;
 import java.nio.ByteBuffer;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.Objects;
 
 /** What the C library does; see jni.c. Every long is a pointer of it: a library's functions, a model or session. */
 final class Native {
@@ -17,6 +18,7 @@ final class Native {
 
   /** The functions of the model called {@code name}, whose library is loaded if it is not yet. */
   static synchronized long library(String name) {
+    Objects.requireNonNull(name, "name of the model");
     Long known = LIBRARIES.get(name);
     if (known != null) return known;
     loadedLibrary = 0;
