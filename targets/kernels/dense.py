@@ -20,12 +20,13 @@ from edgedm.targets.kernels.builder import (
     store,
     sum_lanes,
 )
-from edgedm.targets.kernels.mathematics import exp
+from edgedm.targets.kernels.mathematics import inverse_exp
 
 F32 = "float32"
 PARALLEL_MACS = 1 << 19  # about 9 us of one core
 PARALLEL_ELEMENTS = 1 << 18
 VECTORS = 2  # of a product's register tile
+MAXIMA = 4  # vectors: a maximum waits for the one before it, and there are as many of them as cycles to wait
 
 
 def matmul(
@@ -87,28 +88,30 @@ def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:
 
     Divisions would be half of the work. The sum is 1 at least, so its reciprocal neither overflows nor vanishes.
     """
+    wide = MAXIMA * lanes
     with parallel(rows, rows * size >= PARALLEL_ELEMENTS // 4) as row, block():
-        most, total = local(lanes, F32), local(lanes, F32)
+        most, total = local(wide, F32), local(lanes, F32)
 
         def at(index: Expr) -> Expr:
             return row * size + index
 
-        store(most, splat(load(x, at(0)), lanes), 0, lanes)
+        store(most, splat(load(x, at(0)), wide), 0, wide)
         store(total, const(0.0, F32, lanes), 0, lanes)
 
         def find(index: Expr, count: int) -> None:
             store(most, tirx.max(load(most, 0, count), load(x, at(index), count)), 0, count)
 
         def power(index: Expr, count: int) -> None:
-            value = hold(exp(load(x, at(index), count) - splat(largest, count), count), count)
+            value = hold(inverse_exp(splat(largest, count) - load(x, at(index), count), count), count)
             store(y, value, at(index), count)
             store(total, load(total, 0, count) + value, 0, count)
 
         def scale(index: Expr, count: int) -> None:
             store(y, load(y, at(index), count) * splat(share, count), at(index), count)
 
-        in_lanes(size, lanes, find)
-        largest = max_lanes(load(most, 0, lanes), lanes)
+        in_lanes(size // wide * wide, wide, find)
+        in_lanes(size % wide, lanes, lambda index, count: find(size // wide * wide + index, count))
+        largest = max_lanes(load(most, 0, wide), wide)
         in_lanes(size, lanes, power)
         share = hold(const(1.0, F32) / sum_lanes(load(total, 0, lanes), lanes), 1)
         in_lanes(size, lanes, scale)

@@ -1,8 +1,8 @@
 """Float functions that kernels need, in plain vector operations: no libm on any target.
 
-`exp` is 2^n * p(f): n = round(x / ln 2), f = x - n ln 2 in two parts, p of degree 6 (Cephes' coefficients).
-Largest relative error on [-87.3, 88.7]: 2 units in the last place (tested); 0 below -103.9, infinite above 88.73,
-NaN for NaN.
+e^-x is 2^n * p(f): n = round(-x / ln 2), f = -x - n ln 2 in two parts, p of degree 6. Largest relative error on
+[-88, 87]: 2 units in the last place (tested). One power of two reaches from 0, above x = 88, to infinity, below -88.4;
+float32 still has values beyond, down to 1e-45, and 0 stands for those.
 """
 
 from edgedm.targets.kernels.builder import Expr, cast, const, hold, reinterpret, where
@@ -10,67 +10,43 @@ from edgedm.targets.kernels.builder import Expr, cast, const, hold, reinterpret,
 _LOG2E = 1.44269504088896341
 _LN2_HIGH = 0.693359375  # few bits, so that its product with n is exact
 _LN2_LOW = -2.12194440e-4
-_TAYLOR = (
-    1.9875691500e-4,
-    1.3981999507e-3,
-    8.3334519073e-3,
-    4.1665795894e-2,
-    1.6666665459e-1,
-    5.0000001201e-1,
-)
-# e^f for |f| <= ln 2 / 2 by degree 5: the relative minimax polynomial with its last two coefficients rounded to 1
-_SHORT = (8.2976479589e-3, 4.1915431434e-2, 1.6667575091e-1, 4.9998894413e-1, 1.0, 1.0)
-_SILU_LOWEST, _SILU_HIGHEST = -88.0, 89.0  # 2^n is 0 or infinite there
+# e^f for |f| <= ln 2 / 2: the relative minimax polynomial whose last two coefficients are 1, within 3.1e-9
+_COEFFICIENTS = (1.3814540074e-3, 8.3687451079e-3, 4.1668390786e-2, 1.6666520399e-1, 4.9999993432e-1, 1.0, 1.0)
+_LOWEST, _HIGHEST = -89.0, 88.0  # 2^n of minus them is infinite or 0
 _ROUND_MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer (ties to even) in the low bits
 _ROUND_MAGIC_BITS = 0x4B400000
-_LOWEST, _HIGHEST = -104.0, 89.0  # beyond these the result is 0 or infinite
 _EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
 
 
-def exp(x: Expr, lanes: int) -> Expr:
-    """e^x for float32 lanes."""
+def inverse_exp(x: Expr, lanes: int) -> Expr:
+    """e^-x for float32 lanes, NaN for NaN."""
 
     def number(value: float) -> Expr:
         return const(value, "float32", lanes)
 
     # The comparisons keep a NaN: it fails both and stays.
     x = hold(x, lanes)
-    x = hold(where(x > number(_HIGHEST), number(_HIGHEST), where(x < number(_LOWEST), number(_LOWEST), x)), lanes)
-    whole = hold(nearest(x * number(_LOG2E), lanes), lanes)
-    n = cast(whole, "float32", lanes)
-    f = hold((x - n * number(_LN2_HIGH)) - n * number(_LN2_LOW), lanes)
-    p = number(_TAYLOR[0])
-    for coefficient in _TAYLOR[1:]:
-        p = p * f + number(coefficient)
-    p = p * (f * f) + f + number(1.0)
-    # n reaches -150 and 128, past what one exponent holds: two factors, each 2^(n/2).
-    half = whole >> const(1, "int32", lanes)
-    return (p * _power_of_two(half, lanes)) * _power_of_two(whole - half, lanes)
+    x = hold(where(x < number(_LOWEST), number(_LOWEST), x), lanes)
+    x = hold(where(x > number(_HIGHEST), number(_HIGHEST), x), lanes)
+    # -x = n ln 2 - f; n is taken from the sum as a float and as an exponent, without a conversion between the two
+    shifted = hold(x * number(-_LOG2E) + number(_ROUND_MAGIC), lanes)
+    n = hold(shifted - number(_ROUND_MAGIC), lanes)
+    f = hold((x + n * number(_LN2_HIGH)) + n * number(_LN2_LOW), lanes)
+    p = number(_COEFFICIENTS[0])
+    for index, coefficient in enumerate(_COEFFICIENTS[1:]):  # of e^-f: every other coefficient changes its sign
+        p = p * f + number(coefficient if index % 2 else -coefficient)
+    whole = hold(reinterpret(shifted, _lanes("int32", lanes)) - const(_ROUND_MAGIC_BITS, "int32", lanes), lanes)
+    return p * _power_of_two(whole, lanes)
 
 
 def silu(v: Expr, lanes: int) -> Expr:
     """v * sigmoid(v) = v / (1 + e^-v) for float32 lanes, one division.
 
-    e^-v is within 2e-7 of its value, which the 1 beside it hides or halves, and takes half of the operations of
-    `exp`: one power of two reaches from 0, below -88, to infinity, above 88.4. So SiLU is -0 below v = -88.4, where
-    float32 still has values, from -3.6e-37 up: SiLU(-88.5) is -3.2e-37. NaN gives NaN.
+    The 1 hides or halves the error of e^-v. SiLU is -0 below v = -88.4, where float32 still has values, from -3.6e-37
+    up: SiLU(-88.5) is -3.2e-37. NaN gives NaN.
     """
-
-    def number(value: float) -> Expr:
-        return const(value, "float32", lanes)
-
     v = hold(v, lanes)
-    x = hold(where(v < number(-_SILU_HIGHEST), number(-_SILU_HIGHEST), v), lanes)
-    x = hold(where(x > number(-_SILU_LOWEST), number(-_SILU_LOWEST), x), lanes)
-    # -x = n ln 2 - f; n is taken from the sum as a float and as an exponent, without a conversion between the two
-    shifted = hold(x * number(-_LOG2E) + number(_ROUND_MAGIC), lanes)
-    n = hold(shifted - number(_ROUND_MAGIC), lanes)
-    f = hold((x + n * number(_LN2_HIGH)) + n * number(_LN2_LOW), lanes)
-    p = number(-_SHORT[0])
-    for degree, coefficient in enumerate(_SHORT[1:]):  # of e^-f: every other coefficient changes its sign
-        p = p * f + number(-coefficient if degree % 2 else coefficient)
-    whole = hold(reinterpret(shifted, _lanes("int32", lanes)) - const(_ROUND_MAGIC_BITS, "int32", lanes), lanes)
-    return v / (number(1.0) + p * _power_of_two(whole, lanes))
+    return v / (const(1.0, "float32", lanes) + inverse_exp(v, lanes))
 
 
 def nearest(x: Expr, lanes: int) -> Expr:
