@@ -62,6 +62,11 @@ class Target:
             return 64
         return 32 if "avx2" in self.features else 16
 
+    @property
+    def fused(self) -> bool:
+        """Whether it has fused multiply-adds of float vectors."""
+        return "fma" in self.features or self.isa == "aarch64"
+
     def tvm(self) -> Any:
         """Return the `tvm.target.Target` that compiles for this machine."""
         import tvm.target

@@ -149,6 +149,11 @@ def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, name, *args)
 
 
+def fma(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
+    """a * b + c of float32 lanes, rounded once; for targets that have it as an instruction."""
+    return intrinsic("float32" if lanes == 1 else f"float32x{lanes}", "llvm.fma", a, b, c)
+
+
 def where(condition: Expr, yes: Expr, no: Expr) -> Expr:
     """Lane-wise selection; both sides are evaluated."""
     return tirx.Select(condition, yes, no)

@@ -53,10 +53,11 @@ def _quantize(request: Request) -> Draft:
     attrs = request.attrs
     low, high = attrs.get("low", -8), attrs.get("high", 7)
     shape = request.operands["x"].shape
-    lanes = tiling.float_lanes(request.target)
+    lanes, fused = tiling.float_lanes(request.target), request.target.fused
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        pack.quantize_codes(inputs["x"], inputs["step"], outs[0], low, high, lanes)
+        grid = quantize.Signed(inputs["step"], low, high, fused)
+        quantize.quantize_codes(inputs["x"], grid, outs[0], lanes)
 
     return Draft(f"quantize {lanes}", body, _specs(request), [TensorSpec(shape, "int8")])
 
@@ -92,9 +93,9 @@ def _norm(request: Request) -> Draft:
             form.pack(operands, inputs["threshold"], *outs)
         elif request.op == "GroupNormSiluQuantize":
             low, high = request.attrs.get("low", -8), request.attrs.get("high", 7)
-            form.quantize(operands, inputs["step"], outs[0], low, high)
+            form.quantize(operands, quantize.Signed(inputs["step"], low, high, fused=False), outs[0])
         elif request.op == "GroupNormSiluQuantizeUniform":
-            grid = quantize.Uniform(inputs["step"], inputs["zero"], inputs.get("divisor"), divisors, top)
+            grid = quantize.Uniform(inputs["step"], inputs["zero"], inputs.get("divisor"), divisors, top, fused=False)
             form.quantize_uniform(operands, grid, outs[0])
         else:
             form.write(operands, outs[0])

@@ -5,8 +5,11 @@ e^-x is 2^n * p(f): n = round(-x / ln 2), f = -x - n ln 2 in two parts, p of deg
 float32 still has values beyond, down to 1e-45, and 0 stands for those.
 """
 
-from edgedm.targets.kernels.builder import Expr, cast, const, hold, reinterpret, where
+from collections.abc import Callable
 
+from edgedm.targets.kernels.builder import Expr, const, fma, hold, reinterpret, splat, where
+
+F32 = "float32"
 _LOG2E = 1.44269504088896341
 _LN2_HIGH = 0.693359375  # few bits, so that its product with n is exact
 _LN2_LOW = -2.12194440e-4
@@ -15,6 +18,8 @@ _COEFFICIENTS = (1.3814540074e-3, 8.3687451079e-3, 4.1668390786e-2, 1.6666520399
 _LOWEST, _HIGHEST = -89.0, 88.0  # 2^n of minus them is infinite or 0
 _ROUND_MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer (ties to even) in the low bits
 _ROUND_MAGIC_BITS = 0x4B400000
+_TINIEST, _LARGEST = 2.0**-149, (2.0 - 2.0**-23) * 2.0**127  # of float32
+_USUAL, _SHIFT = 100, 60  # steps within 2^-100..2^100 stay as they are
 _EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
 
 
@@ -22,7 +27,7 @@ def inverse_exp(x: Expr, lanes: int) -> Expr:
     """e^-x for float32 lanes, NaN for NaN."""
 
     def number(value: float) -> Expr:
-        return const(value, "float32", lanes)
+        return const(value, F32, lanes)
 
     # The comparisons keep a NaN: it fails both and stays.
     x = hold(x, lanes)
@@ -46,7 +51,7 @@ def silu(v: Expr, lanes: int) -> Expr:
     up: SiLU(-88.5) is -3.2e-37. NaN gives NaN.
     """
     v = hold(v, lanes)
-    return v / (const(1.0, "float32", lanes) + inverse_exp(v, lanes))
+    return v / (const(1.0, F32, lanes) + inverse_exp(v, lanes))
 
 
 def nearest(x: Expr, lanes: int) -> Expr:
@@ -55,38 +60,67 @@ def nearest(x: Expr, lanes: int) -> Expr:
     Read from the bits of a sum: no conversion that a NaN would make undefined, and nothing that TVM's simplifier,
     which takes (x + c) - c for x, could see through.
     """
-    magic = const(_ROUND_MAGIC, "float32", lanes)
+    magic = const(_ROUND_MAGIC, F32, lanes)
     return reinterpret(x + magic, _lanes("int32", lanes)) - const(_ROUND_MAGIC_BITS, "int32", lanes)
 
 
-def codes(x: Expr, step: Expr, low: int, high: int, lanes: int) -> Expr:
-    """int8 lanes clip(round_half_even(x / step), low, high), NaN to `low`; `step` is a float32 of `lanes`.
+def rounder(step: Expr, low: Expr, high: Expr, fused: bool) -> Callable[[Expr, int], Expr]:
+    """Return what makes int32 lanes clip(round_half_even(x / step), low, high) of float32 lanes x, NaN to `low`.
 
-    It clips before it rounds, which is the same for whole bounds and keeps the rounding in its range.
+    `step` and the bounds, which are whole, are float32 scalars; a step that is 0 or not finite gives a code of some
+    kind. It clips before it rounds, which is the same and keeps the rounding in its range.
     """
-    lowest, highest = const(low, "float32", lanes), const(high, "float32", lanes)
-    q = hold(x / step, lanes)
-    q = hold(where(q > lowest, q, lowest), lanes)  # false for NaN; > and not >=: one instruction on x86
-    q = where(q < highest, q, highest)
-    return cast(nearest(q, lanes), "int8", lanes)
+    return _by_reciprocal(step, low, high) if fused else _by_division(step, low, high)
 
 
-def uniform_codes(x: Expr, step: Expr, zero: Expr, top: int, lanes: int) -> Expr:
-    """uint8 lanes clamp(round_half_even(x / step) + zero, 0, top), NaN to 0; `step`, `zero` are float32 of `lanes`.
+def _by_division(step: Expr, low: Expr, high: Expr) -> Callable[[Expr, int], Expr]:
+    def whole(x: Expr, lanes: int) -> Expr:
+        lowest, highest = splat(low, lanes), splat(high, lanes)
+        q = hold(x / splat(step, lanes), lanes)
+        q = hold(where(q > lowest, q, lowest), lanes)  # false for NaN; > and not >=: one instruction on x86
+        q = hold(where(q < highest, q, highest), lanes)
+        return nearest(q, lanes)
 
-    It clips to -zero..top - zero before it rounds, which is the same for a whole zero point.
+    return whole
+
+
+def _by_reciprocal(step: Expr, low: Expr, high: Expr) -> Callable[[Expr, int], Expr]:
+    """Divide by fused multiply-adds, which is exact and takes a quarter of a division's time.
+
+    Of q within some units of x / s, fma(fma(-s, q, x), 1 / s, q) is within one, and once more is x / s rounded to
+    nearest (Markstein's theorem: Muller et al., Handbook of Floating-Point Arithmetic, 2nd ed., section 4.7), unless
+    something over- or underflows. So x is clipped where the code is, and tiny and huge steps are scaled, x with them.
     """
-    lowest = hold(const(0.0, "float32", lanes) - zero, lanes)
-    highest = const(top, "float32", lanes) - zero
-    q = hold(x / step, lanes)
-    q = hold(where(q > lowest, q, lowest), lanes)  # false for NaN
-    q = hold(where(q < highest, q, highest), lanes)
-    return cast(nearest(q, lanes) + cast(zero, "int32", lanes), "uint8", lanes)
+
+    def number(value: float) -> Expr:
+        return const(value, F32)
+
+    size = hold(where(step < number(0.0), number(0.0) - step, step), 1)
+    size = hold(where(size >= number(_TINIEST), size, number(_TINIEST)), 1)  # false for NaN
+    size = hold(where(size <= number(_LARGEST), size, number(_LARGEST)), 1)
+    small, large = size < number(2.0**-_USUAL), size > number(2.0**_USUAL)
+    scale = hold(where(small, number(2.0**_SHIFT), where(large, number(2.0**-_SHIFT), number(1.0))), 1)
+    signed = hold(where(step < number(0.0), number(0.0) - scale, scale), 1)
+    divisor = hold(size * scale, 1)
+    negative, reciprocal = hold(number(0.0) - divisor, 1), hold(number(1.0) / divisor, 1)
+    first, last = hold(low * divisor, 1), hold(high * divisor, 1)
+
+    def whole(x: Expr, lanes: int) -> Expr:
+        x = hold(x * splat(signed, lanes), lanes)
+        x = hold(where(x > splat(first, lanes), x, splat(first, lanes)), lanes)  # false for NaN
+        x = hold(where(x < splat(last, lanes), x, splat(last, lanes)), lanes)
+        s, r = splat(negative, lanes), splat(reciprocal, lanes)
+        q = hold(x * r, lanes)
+        for _ in range(2):
+            q = hold(fma(fma(s, q, x, lanes), r, q, lanes), lanes)
+        return nearest(q, lanes)
+
+    return whole
 
 
 def _power_of_two(n: Expr, lanes: int) -> Expr:
     bits = (n + const(_EXPONENT_BIAS, "int32", lanes)) * const(1 << _MANTISSA_BITS, "int32", lanes)
-    return reinterpret(bits, _lanes("float32", lanes))
+    return reinterpret(bits, _lanes(F32, lanes))
 
 
 def _lanes(dtype: str, lanes: int) -> str:

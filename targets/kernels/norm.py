@@ -30,12 +30,11 @@ from edgedm.targets.kernels.builder import (
     local,
     loop,
     parallel,
-    splat,
     store,
 )
-from edgedm.targets.kernels.mathematics import codes, silu
+from edgedm.targets.kernels.mathematics import silu
 from edgedm.targets.kernels.pack import pack_row
-from edgedm.targets.kernels.quantize import Uniform
+from edgedm.targets.kernels.quantize import Signed, Uniform
 
 F32 = "float32"
 STRIP_VECTORS = 8  # accumulators of a pass down the pixels
@@ -125,22 +124,20 @@ class Norm:
 
             pack_row(written, threshold, bits, mean_abs, row, self.channels, self.lanes)
 
-    def quantize(self, inputs: Sequence[Buffer], step: Buffer, out: Buffer, low: int, high: int) -> None:
+    def quantize(self, inputs: Sequence[Buffer], grid: Signed, out: Buffer) -> None:
         """The last pass of GroupNormSiluQuantize."""
         with parallel(self.rows, self.worthwhile) as row:
-            value = self.value(inputs, row)
+            value, code = self.value(inputs, row), grid.codes()
 
             def emit(channel: Expr, lanes: int) -> None:
-                code = codes(value(channel, lanes), splat(load(step, 0), lanes), low, high, lanes)
-                store(out, code, row * self.channels + channel, lanes)
+                store(out, code(value(channel, lanes), channel, lanes), row * self.channels + channel, lanes)
 
             in_lanes(self.channels, self.lanes, emit)
 
     def quantize_uniform(self, inputs: Sequence[Buffer], grid: Uniform, out: Buffer) -> None:
         """The last pass of GroupNormSiluQuantizeUniform."""
         with parallel(self.rows, self.worthwhile) as row:
-            value = self.value(inputs, row)
-            code = grid.codes(0)
+            value, code = self.value(inputs, row), grid.codes(0)
 
             def emit(channel: Expr, lanes: int) -> None:
                 store(out, code(value(channel, lanes), channel, lanes), row * self.channels + channel, lanes)

@@ -1,4 +1,4 @@
-"""PackBits, PackBitsMeanAbs, QuantizeCodes: activations to signs or codes, vectors of `lanes` along the channels.
+"""PackBits, PackBitsMeanAbs: activations to signs, vectors of `lanes` along the channels.
 
 A comparison leaves one bit a lane, which is a part of the packed word. It is taken as x >= -threshold: for every
 finite threshold the same as x + threshold >= 0 (a sum of floats is 0 only where it is exactly 0), false for NaN,
@@ -7,13 +7,11 @@ and no sum that could be contracted with a product before it.
 One load and one comparison for `lanes` channels: these kernels stand at the cache's bandwidth.
 """
 
-import math
 from collections.abc import Callable
 
 from tvm import tirx
 
 from edgedm.targets.kernels.builder import (
-    FEWEST_UNITS,
     Buffer,
     Expr,
     block,
@@ -26,16 +24,13 @@ from edgedm.targets.kernels.builder import (
     loop,
     mask_bits,
     parallel,
-    splat,
     store,
     sum_lanes,
 )
-from edgedm.targets.kernels.mathematics import codes
 
 WORD_BITS = 64
 F32 = "float32"
 PARALLEL_ELEMENTS = 1 << 18  # packed: about 9 us of one core
-PARALLEL_CODES = 1 << 16  # divided by a step: about 7 us of one core
 
 # value(channel, lanes) is called once for every channel of a row, in order
 Value = Callable[[Expr, int], Expr]
@@ -92,25 +87,3 @@ def pack_row(
             store(bits, load(last, 0), row * words + whole)
         if mean_abs is not None:
             store(mean_abs, sum_lanes(load(total, 0, lanes), lanes) / const(channels, F32), row)
-
-
-def quantize_codes(x: Buffer, step: Buffer, out: Buffer, low: int, high: int, lanes: int) -> None:
-    """QuantizeCodes."""
-
-    def emit(at: Expr, count: int) -> None:
-        store(out, codes(load(x, at, count), splat(load(step, 0), count), low, high, count), at, count)
-
-    chunked(math.prod(x.shape), lanes, emit)
-
-
-def chunked(count: int, lanes: int, emit: Callable[[Expr, int], None]) -> None:
-    """Emit `emit(start, lanes)` over `count` elements, in FEWEST_UNITS parts over threads where that is worthwhile.
-
-    A count that does not make as many parts of whole vectors is left to one thread, however large.
-    """
-    if count < PARALLEL_CODES or count % (FEWEST_UNITS * lanes):
-        in_lanes(count, lanes, emit)
-        return
-    part = count // FEWEST_UNITS
-    with parallel(FEWEST_UNITS) as index:
-        in_lanes(part, lanes, lambda at, size: emit(index * part + at, size))

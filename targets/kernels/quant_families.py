@@ -29,10 +29,10 @@ def quantizer(request: Request) -> Draft:
     rows = x.spec.size // channels // count
     specs, divisors = grid_specs(request, count, channels)
     top = top_code(request, "bits")
-    lanes = tiling.float_lanes(request.target)
+    lanes, fused = tiling.float_lanes(request.target), request.target.fused
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        grid = quantize.Uniform(inputs["step"], inputs["zero"], inputs.get("divisor"), divisors, top)
+        grid = quantize.Uniform(inputs["step"], inputs["zero"], inputs.get("divisor"), divisors, top, fused)
         quantize.quantize(inputs["x"], grid, outs[0], (count, rows, channels), lanes)
 
     return Draft(f"quantize {lanes}", body, specs, [TensorSpec(x.shape, "uint8")])

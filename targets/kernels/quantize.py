@@ -1,56 +1,96 @@
-"""Uniform quantisers: QuantizeUniform, QuantizeHeads, and the grid that GroupNormSiluQuantizeUniform ends in.
+"""Quantisers and the grids that norms end in. QuantizeCodes, GroupNormSiluQuantize:
+
+    clip(round_half_even(x / step), low, high), NaN to low
+
+QuantizeUniform, QuantizeHeads, GroupNormSiluQuantizeUniform, with a run-time step and zero point:
 
     clamp(round_half_even((x / divisor) / step) + zero, 0, 2^bits - 1), NaN to 0
 
-with a run-time step and zero point. Both divisions stay: a product with a reciprocal would move codes at ties. They
-are the limit: about 10 cycles for 16 values each on a 512-bit divider of half width.
+A product with a reciprocal would move codes at ties, so x / step is rounded as a division is (`mathematics.rounder`).
+A divisor a channel is a division, which is the limit where there is one: about 10 cycles for 16 values on a 512-bit
+divider of half width.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgedm.targets.kernels.builder import Buffer, Expr, cast, hold, in_lanes, let, load, parallel, splat, store
-from edgedm.targets.kernels.mathematics import uniform_codes
-from edgedm.targets.kernels.pack import PARALLEL_CODES, chunked
+from edgedm.targets.kernels.builder import (
+    FEWEST_UNITS,
+    Buffer,
+    Expr,
+    cast,
+    const,
+    hold,
+    in_lanes,
+    let,
+    load,
+    parallel,
+    splat,
+    store,
+)
+from edgedm.targets.kernels.mathematics import rounder
 
 F32 = "float32"
+PARALLEL_CODES = 1 << 16  # divided by a step: about 7 us of one core
 
 # code(value, channel, lanes)
 Code = Callable[[Expr, Expr, int], Expr]
 
 
 @dataclass(frozen=True)
+class Signed:
+    """A grid of int8 codes low..high around 0; `fused` is the target's."""
+
+    step: Buffer
+    low: int
+    high: int
+    fused: bool
+
+    def codes(self) -> Code:
+        """Load the step; return what quantises with it."""
+        whole = rounder(let(load(self.step, 0)), const(self.low, F32), const(self.high, F32), self.fused)
+        return lambda value, _channel, lanes: cast(whole(value, lanes), "int8", lanes)
+
+
+@dataclass(frozen=True)
 class Uniform:
-    """A grid of codes 0..top; `divisor` is absent, of one value, or of one a channel."""
+    """A grid of uint8 codes 0..top; `divisor` is absent, of one value, or of one a channel; `fused` is the target's."""
 
     step: Buffer
     zero: Buffer
     divisor: Buffer | None
     divisors: int
     top: int
+    fused: bool
 
     def codes(self, index: Expr) -> Code:
         """Load step and zero point number `index`; return what quantises one row with them."""
-        step = let(load(self.step, index))
-        zero = let(cast(load(self.zero, index), F32))
+        zero = let(cast(load(self.zero, index), "int32"))
+        lowest = let(cast(const(0, "int32") - zero, F32))
+        highest = let(cast(const(self.top, "int32") - zero, F32))
+        whole = rounder(let(load(self.step, index)), lowest, highest, self.fused)
 
         def code(value: Expr, channel: Expr, lanes: int) -> Expr:
             if self.divisor is not None and self.divisors == 1:
                 value = hold(value / splat(load(self.divisor, 0), lanes), lanes)
             elif self.divisor is not None:
                 value = hold(value / load(self.divisor, channel, lanes), lanes)
-            return uniform_codes(value, splat(step, lanes), splat(zero, lanes), self.top, lanes)
+            return cast(whole(value, lanes) + splat(zero, lanes), "uint8", lanes)
 
         return code
+
+
+def quantize_codes(x: Buffer, grid: Signed, out: Buffer, lanes: int) -> None:
+    """QuantizeCodes."""
+    _each(x, out, lanes, grid.codes)
 
 
 def quantize(x: Buffer, grid: Uniform, out: Buffer, size: tuple[int, int, int], lanes: int) -> None:
     """Quantise x f32[heads, rows, channels]; each head has its own step and zero point, `size` is its shape."""
     heads, rows, channels = size
     if heads == 1 and grid.divisors == 1:
-        one = grid.codes(0)
-        chunked(math.prod(size), lanes, lambda at, count: store(out, one(load(x, at, count), 0, count), at, count))
+        _each(x, out, lanes, lambda: grid.codes(0))
         return
     with parallel(heads * rows, heads * rows * channels >= PARALLEL_CODES) as row:
         code = grid.codes(row // rows if heads > 1 else 0)
@@ -60,3 +100,20 @@ def quantize(x: Buffer, grid: Uniform, out: Buffer, size: tuple[int, int, int], 
             store(out, code(load(x, at, count), channel, count), at, count)
 
         in_lanes(channels, lanes, emit)
+
+
+def _each(x: Buffer, out: Buffer, lanes: int, begin: Callable[[], Code]) -> None:
+    """Quantise every element with what `begin` returns, in FEWEST_UNITS parts over threads where that is worthwhile.
+
+    A count that does not make as many parts of whole vectors is left to one thread, however large.
+    """
+    count = math.prod(x.shape)
+    parts = 1 if count < PARALLEL_CODES or count % (FEWEST_UNITS * lanes) else FEWEST_UNITS
+    with parallel(parts, parts > 1) as part:
+        code = begin()
+
+        def emit(index: Expr, size: int) -> None:
+            at = part * (count // parts) + index
+            store(out, code(load(x, at, size), 0, size), at, size)
+
+        in_lanes(count // parts, lanes, emit)

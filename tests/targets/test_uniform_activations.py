@@ -43,6 +43,23 @@ def test_each_head_has_its_own_grid(target):
         np.testing.assert_array_equal(got, reference(case)[0])
 
 
+def test_codes_next_to_every_bound_of_any_step(target):
+    """Where a quotient that is not rounded as a division is moves a code: some floats at (k + 1/2) step, both signs."""
+    rng = np.random.default_rng(3)
+    edges = [1.0, np.nextafter(2, 1), 1 + 2**-23, 2.0**-149, 1e-40, 2.0**-126, 3.4e38, -0.7]
+    factors = [sign * edge for sign in (-1, 1) for edge in (1 - 2**-24, 1, 1 + 2**-23)]
+    limits = [2.0**power * factor for power in (-100, 100) for factor in factors]
+    drawn = rng.uniform(1, 2, 200) * np.exp2(rng.integers(-126, 127, 200))
+    step = np.concatenate([edges, limits, drawn, rng.uniform(1, 2, 100)]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        bounds = np.outer(step.astype(np.float64), np.arange(-129, 129) + 0.5).astype(np.float32)
+    below, above = (np.nextafter(bounds, np.float32(way)) for way in (-np.inf, np.inf))
+    beyond = [np.nextafter(below, np.float32(-np.inf)), np.nextafter(above, np.float32(np.inf))]
+    x = np.stack([bounds, below, above, *beyond], 1)[None]
+    case = Case("QuantizeHeads", [x, step, np.full(len(step), 128, np.uint8)], {"bits": 8}, frozenset({0, 1, 2}))
+    np.testing.assert_array_equal(run_kernels([case], target)[0][0], reference(case)[0])
+
+
 def test_codes_of_a_norm_are_the_codes_of_the_norm_that_is_written(target):
     """GroupNormSilu and GroupNormSiluQuantizeUniform compute the same y, so the codes must follow from it."""
     rng = np.random.default_rng(2)
