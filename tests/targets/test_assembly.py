@@ -31,8 +31,11 @@ def activation(op):
 
 
 def uniform(op):
-    """Products of 4-bit codes."""
+    """4-bit codes, or their products."""
     codes, number = np.zeros((1, 16, 16, 64), np.uint8), np.zeros((), np.uint8)
+    if op == "QuantizeUniform":
+        step = np.float32(1).reshape(())
+        return Case(op, [codes.astype(np.float32), np.ones(1, np.float32), step, number], runtime=frozenset({0, 2, 3}))
     if op == "QuantMatMul":
         heads = [np.zeros(1, np.uint8), np.ones(1, np.float32)]
         return Case(op, [codes, *(np.tile(x, 16) for x in heads), codes, *(np.tile(x, 16) for x in heads)])
@@ -51,10 +54,12 @@ def gemm(pixels, bits):
     return Case("QuantGemm", operands, {"bits": bits, "weight_bits": bits}, frozenset({0, 1}))
 
 
+# by the runtime, by C, or by the compiler: ARMv7 need not divide integers
+SUPPLIED = r"TVM|__TVM|__tvm|memset|memcpy|.*_compute_|__aeabi_idiv"
 MEANT = {"BinaryWeightConv": "lookup", "QuantConv": "dot"}  # families, whichever is fastest for so small a shape
 CASES = {op: conv(op) for op in ("BinaryConv", "BinaryWeightConv")}
 CASES |= {op: activation(op) for op in ("PackBits", "GroupNormSilu")}
-CASES |= {op: uniform(op) for op in ("QuantConv", "QuantMatMul")}
+CASES |= {op: uniform(op) for op in ("QuantConv", "QuantMatMul", "QuantizeUniform")}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,9 @@ CASES |= {op: uniform(op) for op in ("QuantConv", "QuantMatMul")}
         ("QuantConv", "x86-64-v3", r"vpmaddubsw.*%ymm"),
         ("QuantConv", "x86-64-v2", r"\tpmaddubsw.*%xmm"),
         ("QuantMatMul", FULL, r"vpdpbusd.*%zmm"),
+        ("QuantizeUniform", FULL, r"vfn?madd\w+ps.*%zmm"),
+        ("QuantizeUniform", "x86-64-v3", r"vfn?madd\w+ps.*%ymm"),
+        ("QuantizeUniform", "x86-64-v2", r"\tdivps.*%xmm"),
         ("PackBits", FULL, r"vcmp\w+ps.*%k"),
         ("PackBits", "x86-64-v3", r"v(p|)movmsk"),
         ("PackBits", "x86-64", r"p?movmsk"),
@@ -148,13 +156,14 @@ def test_tiles_of_few_pixels_fit_the_registers(target, pixels, bits):
     assert len(stack) <= 2 * waiting, stack
 
 
-def test_no_kernel_calls_a_library_function():
+@pytest.mark.parametrize("target", ["x86-64", "x86-64-v3", "aarch64", "armv7+neon", "riscv64"])
+def test_no_kernel_calls_a_library_function(target):
     """The runtime supplies memory and threads, no libm."""
-    resolved = resolve("x86-64")
+    resolved = resolve(target)
     for case in CASES.values():
         text = assembly(select_case(case, resolved), resolved)
-        calls = set(re.findall(r"\tcall\w*\s+([A-Za-z_]\w*)", text))
-        assert not {name for name in calls if not re.match(r"TVM|__TVM|__tvm|memset|memcpy|.*_compute_", name)}, calls
+        calls = set(re.findall(r"\t(?:call\w*|bl)\s+([A-Za-z_]\w*)", text))
+        assert not {name for name in calls if not re.match(SUPPLIED, name)}, calls
 
 
 @pytest.mark.parametrize("op", ["GroupNormSilu", "Softmax"])
