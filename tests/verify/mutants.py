@@ -197,8 +197,8 @@ def addend_before_the_multiplier(patch: pytest.MonkeyPatch) -> None:
 
 
 def clip_one_code_short(patch: pytest.MonkeyPatch) -> None:
-    codes = quantize.uniform_codes
-    patch.setattr(quantize, "uniform_codes", lambda x, step, zero, top, lanes: codes(x, step, zero, top - 1, lanes))
+    codes = quantize.Uniform.codes
+    patch.setattr(quantize.Uniform, "codes", lambda self, index: codes(replace(self, top=self.top - 1), index))
 
 
 def no_epsilon(patch: pytest.MonkeyPatch) -> None:
