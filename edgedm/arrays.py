@@ -45,6 +45,8 @@ def read_array(path: str | os.PathLike[str], what: str, *shapes: tuple[int | Non
     if array.dtype != np.dtype("<f4") or not any(_fits(array.shape, shape) for shape in shapes):
         wanted = ", ".join("N" if length is None else str(length) for length in shapes[0])
         raise InvalidModelError(f"{what}: {path}: expected float32[{wanted}], got {array.dtype}{list(array.shape)}")
+    if isinstance(array, np.memmap) and array.offset + array.nbytes != os.path.getsize(path):
+        raise InvalidModelError(f"{what}: {path}: holds more bytes than its shape says")
     values = np.array(array, np.float32)
     if not np.isfinite(values).all():
         raise InvalidModelError(f"{what}: {path}: holds NaN or infinity; expected finite numbers")

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from edgedm import progress
 from edgedm.atomic_files import write_together
-from edgedm.diffusion import SAMPLERS, NoiseSchedule
+from edgedm.diffusion import SAMPLERS
 from edgedm.errors import InvalidModelError, ParityError, UnsupportedError
 from edgedm.export.decoder_file import decoder_path, load_decoder
-from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, save_graph, serialize_graph
+from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, noise_schedule, save_graph, serialize_graph
 from edgedm.golden_file import read_golden
 from edgedm.outcome import Outcome
 from edgedm.passes.base import GraphPass, Report
@@ -55,7 +55,7 @@ def optimize(
     decoder = load_decoder(graph_path, info.config)
     if info.level != "exported":
         raise InvalidModelError(f"{graph_path}: level {info.level!r}; expected a graph from `edgedm export`")
-    schedule = _schedule(info, steps, sampler)
+    schedule = _schedule(model, steps, sampler)
     golden = Path(graph_path).with_suffix(".golden.safetensors")
     checker = Checker(_feeds(model, info, golden, schedule)) if check else None
     figures: dict[str, float] = {"nodes.exported": float(len(model.graph))}
@@ -128,13 +128,10 @@ class _Watch:
             save_graph(model, self.dump / f"{name}.onnx")
 
 
-def _schedule(info: GraphInfo, steps: int, sampler: str) -> Schedule:
+def _schedule(model: ir.Model, steps: int, sampler: str) -> Schedule:
     if sampler not in SAMPLERS:
         raise UnsupportedError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    config = info.config.get("noise_schedule")
-    if not isinstance(config, dict):
-        raise InvalidModelError("the graph's config has no noise_schedule; write it with `edgedm export`")
-    noise = NoiseSchedule.from_config(config)
+    noise = noise_schedule(model)
     return Schedule(noise.timesteps(steps, sampler), noise.num_train_timesteps)
 
 

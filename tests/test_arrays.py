@@ -53,6 +53,16 @@ def test_a_missing_file_and_an_archive_are_refused_by_name(tmp_path):
         read_array(tmp_path / "two.npz", "start", (2, 3))
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_bytes_beyond_the_array_are_refused(tmp_path, order):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float32, order))
+    assert read_array(tmp_path / "a.npy", "start", (2, 3)).shape == (2, 3)
+    with (tmp_path / "a.npy").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(InvalidModelError, match=r"a\.npy: holds more bytes than its shape says"):
+        read_array(tmp_path / "a.npy", "start", (2, 3))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
     np.save(tmp_path / "a.npy", np.array([[0, 1, 2], [3, value, 5]], np.float32))

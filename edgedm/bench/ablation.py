@@ -14,9 +14,8 @@ from edgedm import progress
 from edgedm.bench.bound import step_needs
 from edgedm.bench.step import middle_step
 from edgedm.bench.timing import each_call
-from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import EdgedmError
-from edgedm.export.graph_io import graph_info, load_graph, save_graph
+from edgedm.export.graph_io import load_graph, noise_schedule, save_graph
 from edgedm.lower import compile as compile_graph
 from edgedm.passes.base import Report
 from edgedm.passes.pipeline import PIPELINE, Schedule
@@ -79,7 +78,7 @@ def table(variants: Sequence[Variant]) -> str:
 def _run_passes(graph: Path, left_out: str | None, output: Path) -> dict[str, int]:
     """Optimise without one pass; write the pair that `compile` reads. Returns how often each pass rewrote."""
     model = load_graph(graph)
-    noise = NoiseSchedule.from_config(graph_info(model).config["noise_schedule"])
+    noise = noise_schedule(model)
     schedule = Schedule(noise.timesteps(_STEPS), noise.num_train_timesteps)
     counts: dict[str, int] = {}
     for make in PIPELINE:

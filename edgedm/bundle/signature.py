@@ -58,7 +58,7 @@ def write_signature(folder: Path, private_key: str | os.PathLike[str]) -> Path:
     try:
         config.use_elliptic_key_signer(private_key=Path(private_key))
     except (ValueError, TypeError, AttributeError) as error:
-        raise InvalidModelError(f"{private_key}: no open private key of an elliptic curve: {error}") from error
+        raise InvalidModelError(f"{private_key}: no open private key of an elliptic curve: {_fault(error)}") from error
     with tempfile.TemporaryDirectory(prefix="edgedm-") as outside:  # inside it would be among what is signed
         made = Path(outside) / SIGNATURE
         config.sign(folder, made)
@@ -92,7 +92,7 @@ def check_signature(folder: Path, public_key: str | os.PathLike[str]) -> None:
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=Path(public_key))
     except (ValueError, TypeError, AttributeError) as error:
-        raise InvalidModelError(f"{public_key}: no public key of an elliptic curve: {error}") from error
+        raise InvalidModelError(f"{public_key}: no public key of an elliptic curve: {_fault(error)}") from error
     from cryptography.exceptions import InvalidSignature
 
     for file in folder.rglob("*"):
@@ -103,8 +103,21 @@ def check_signature(folder: Path, public_key: str | os.PathLike[str]) -> None:
         with contextlib.redirect_stdout(sys.stderr):  # its warnings are no output of a verb
             config.verify(folder, path)
     except (InvalidSignature, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
-        reason = str(error) or "it was made with another key, or altered"
-        raise InvalidModelError(f"{path}: the bundle is not what was signed with {public_key}: {reason}") from error
+        raise InvalidModelError(
+            f"{path}: the bundle is not what was signed with {public_key}: {_reason(error)}"
+        ) from error
+
+
+def _fault(error: Exception) -> str:
+    """What the package's exceptions at a key mean."""
+    return "a key of another kind" if isinstance(error, AttributeError) else str(error)
+
+
+def _reason(error: Exception) -> str:
+    """What the package's exceptions at a signature mean."""
+    if isinstance(error, (LookupError, TypeError, AttributeError)):
+        return "it is no signature that `edgedm sign` writes"
+    return str(error) or "it was made with another key, or altered"
 
 
 def _hashing() -> Any:

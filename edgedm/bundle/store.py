@@ -159,18 +159,25 @@ def load_unsigned(folder: Path) -> Bundle:
             f"{folder}: the manifest and the folder differ: missing {missing[:_NAMED]}, unknown {unknown[:_NAMED]}; "
             "compile it again into a new folder"
         )
+    if os.path.lexists(folder / SIGNATURE):
+        _own_size(folder / SIGNATURE)
     for name, entry in manifest.files.items():
         file = folder / name
-        status = file.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise InvalidModelError(
-                f"{file}: expected a file of its own, got a link, pipe or device, which may change after it is "
-                "checked; copy the bundle"
-            )
-        check_holes(file, status.st_size)
-        if status.st_size != entry.bytes or _sha256(file) != entry.sha256:
+        if _own_size(file) != entry.bytes or _sha256(file) != entry.sha256:
             raise InvalidModelError(f"{file}: not the file that was compiled (SHA-256 differs); compile it again")
     return Bundle(folder, manifest)
+
+
+def _own_size(file: Path) -> int:
+    """Bytes of a file; InvalidModelError for what is a link, none, or mostly holes."""
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise InvalidModelError(
+            f"{file}: expected a file of its own, got a link, folder, pipe or device, which may change after it is "
+            "checked; copy the bundle"
+        )
+    check_holes(file, status.st_size)
+    return status.st_size
 
 
 def sign(bundle: str | os.PathLike[str], key: str | os.PathLike[str]) -> Outcome:

@@ -20,6 +20,7 @@ from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.files import first_fault
 
 SAMPLERS = ("ddim", "ddpm", "dpm-solver++")
+MOST_CLIP = 1e6  # a range of images is about 1, of latents some tens
 
 # What a scheduler config may also hold: True where any value is fine, else the one value that means "off".
 _IGNORED: dict[str, Any] = {"use_clipped_model_output": False}
@@ -40,14 +41,14 @@ _SPELLINGS: dict[str, dict[Any, Any]] = {
 class NoiseSchedule(BaseModel):
     """Config of a noise schedule; immutable. Fields from `solver_order` on are those of DPM-Solver++ alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     num_train_timesteps: int = Field(1000, ge=1, le=1_000_000)
     beta_start: float = Field(0.0001, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     clip_sample: bool = True
-    clip_sample_range: float = Field(1.0, gt=0)
+    clip_sample_range: float = Field(1.0, gt=0, le=MOST_CLIP)
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: int = Field(0, ge=0)
@@ -58,7 +59,7 @@ class NoiseSchedule(BaseModel):
     lower_order_final: bool = True
     euler_at_final: bool = False
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
-    lambda_min_clipped: float | None = Field(None, allow_inf_nan=False)
+    lambda_min_clipped: float | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":

@@ -22,7 +22,8 @@ from onnx.checker import ValidationError
 
 from edgedm.atomic import atomic_file
 from edgedm.atomic_files import check_settled
-from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.diffusion import NoiseSchedule
+from edgedm.errors import EdgedmError, InvalidModelError, UnsupportedError
 from edgedm.files import check_regular, parse_json
 from edgedm.ops import DOMAIN, FUNCTIONS, ONNX_OPSET, VERSION, attach_functions, infer_shapes
 
@@ -117,7 +118,7 @@ def serialize_graph(model: ir.Model) -> bytes:
 
 def graph_info(model: ir.Model) -> GraphInfo:
     """Read a graph's metadata; InvalidModelError where it is missing or broken."""
-    found, label = model.metadata_props, model.meta.get(_PATH, f"graph {model.graph.name!r}")
+    found, label = model.metadata_props, _label(model)
     missing = [key for key in (CONFIG_KEY, LEVEL_KEY, INPUTS_KEY) if key not in found]
     if missing:
         raise InvalidModelError(f"{label}: no metadata {missing}; write it with `edgedm export`")
@@ -133,6 +134,22 @@ def graph_info(model: ir.Model) -> GraphInfo:
             f"got level {found[LEVEL_KEY]!r} and inputs {sorted(inputs)}"
         )
     return GraphInfo(found[LEVEL_KEY], config, inputs)
+
+
+def noise_schedule(model: ir.Model) -> NoiseSchedule:
+    """Read the noise schedule in a graph's metadata; an error names the graph's file."""
+    config = graph_info(model).config
+    given = config.get("noise_schedule")
+    if not isinstance(given, dict):
+        raise InvalidModelError(f"{_label(model)}: the config has no noise_schedule; write it with `edgedm export`")
+    try:
+        return NoiseSchedule.from_config({"prediction_type": config.get("prediction_type", "epsilon"), **given})
+    except EdgedmError as error:
+        raise type(error)(f"{_label(model)}: {error}") from error
+
+
+def _label(model: ir.Model) -> str:
+    return str(model.meta.get(_PATH, f"graph {model.graph.name!r}"))
 
 
 def set_graph_info(model: ir.Model, info: GraphInfo) -> None:

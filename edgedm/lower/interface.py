@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.export.graph_io import graph_info, load_graph
+from edgedm.export.graph_io import graph_info, load_graph, noise_schedule
 from edgedm.passes.editing import constant, dims, is_edgedm, is_op
 
 OUTPUT = "output"
@@ -57,9 +57,7 @@ def read_interface(step: ir.Model, prepare: ir.Model) -> Interface:
             f"expected a deployed graph and its prepare graph, got {info.level!r} and {before.level!r}; "
             "make them with `edgedm optimize`"
         )
-    noise = NoiseSchedule.from_config(
-        {"prediction_type": info.config.get("prediction_type", "epsilon"), **info.config.get("noise_schedule", {})}
-    )
+    noise = noise_schedule(step)
     classes, null_class = _classes(info.config, before.inputs)
     interface = Interface(
         config=info.config,

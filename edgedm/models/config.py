@@ -77,6 +77,8 @@ class CheckpointConfig(_Strict):
     def _consistent(self) -> "CheckpointConfig":
         if self.format_version != FORMAT_VERSION:
             raise ValueError(f"format_version: expected {FORMAT_VERSION}, got {self.format_version}")
+        if self.method == "fp32" and self.options:
+            raise ValueError(f"options: those of a low-bit method; method fp32 has none, got {short(self.options)}")
         bins = self.timestep_bins
         if self.taps and not bins:
             raise ValueError("taps need timestep_bins")
@@ -88,6 +90,8 @@ class CheckpointConfig(_Strict):
         if labelled and self.null_class is None:
             raise ValueError("null_class: the architecture takes class labels; name the one that means none")
         classes = architecture.get("num_class_embeds" if labelled else "num_embeds_ada_norm")
+        if not labelled and classes is None and self.null_class is not None:
+            raise ValueError(f"null_class: expected null, as the architecture takes no labels, got {self.null_class}")
         if isinstance(classes, int) and not labelled:
             classes += 1  # a DiT has one more, for none
         if isinstance(classes, int) and (self.null_class or 0) >= classes > 0:

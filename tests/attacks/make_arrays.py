@@ -36,6 +36,7 @@ def arrays() -> dict[str, bytes]:
     return {
         "truncated.npy": sound.getvalue()[:-4],
         "infinite.npy": infinite.getvalue(),
+        "a-byte-more.npy": sound.getvalue() + b"x",
         "huge-shape.npy": npy(header("(1, 1, 1099511627776, 8)"), bytes(256)),
         "product-wraps.npy": npy(header("(8589934592, 8589934592, 4)"), bytes(256)),
         "zero-shape.npy": npy(header("(1, 1, 0, 8)")),

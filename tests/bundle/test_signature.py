@@ -1,6 +1,7 @@
 """A bundle that must be signed is refused unless every file is the one that was signed, by the demanded key."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,23 @@ def test_a_link_is_no_signature(copy, signed):
     (copy / "model.sig").symlink_to(signed[0] / "model.sig")
     with pytest.raises(InvalidModelError, match="link"):
         load(copy, signed_by=signed[2])
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder"])
+def test_what_stands_in_the_signatures_place_and_is_no_file_is_refused(copy, signed, kind):
+    place, elsewhere = copy / "model.sig", copy.parent / "precious"
+    place.unlink()
+    elsewhere.write_text("kept")
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(elsewhere if kind == "link" else copy.parent / "none")
+    for use in (lambda: sign(copy, signed[1]), lambda: load(copy)):
+        with pytest.raises(InvalidModelError, match=r"model\.sig"):
+            use()
+    assert elsewhere.read_text() == "kept"
 
 
 def test_another_key_is_refused(signed, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, save_graph, set_graph_info
+from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, noise_schedule, save_graph, set_graph_info
 from edgedm.ops import DOMAIN, FUNCTIONS
 
 GRAPH = """
@@ -60,6 +60,26 @@ def test_a_saved_graph_loads_with_shapes_functions_and_metadata(saved) -> None:
     save_graph(model, again)
     save_graph(load_graph(again), saved)
     assert again.read_bytes() == saved.read_bytes()
+
+
+def test_the_noise_schedule_takes_the_models_prediction_type_and_a_bad_one_names_the_file(saved) -> None:
+    model = load_graph(saved)
+
+    def stands_in(config: dict) -> None:
+        set_graph_info(model, GraphInfo("deployed", config, INFO.inputs))
+
+    stands_in({"noise_schedule": {"num_train_timesteps": 50}, "prediction_type": "sample"})
+    found = noise_schedule(model)
+    assert (found.num_train_timesteps, found.prediction_type) == (50, "sample")
+    stands_in({})
+    with pytest.raises(InvalidModelError, match=r"good\.onnx: the config has no noise_schedule"):
+        noise_schedule(model)
+    stands_in({"noise_schedule": {"beta_end": 2.0}})
+    with pytest.raises(InvalidModelError, match=r"good\.onnx: .*beta_end"):
+        noise_schedule(model)
+    stands_in({"noise_schedule": {"thresholding": True}})
+    with pytest.raises(UnsupportedError, match=r"good\.onnx: .*thresholding"):
+        noise_schedule(model)
 
 
 def test_altered_function_bodies_are_replaced_by_ours(saved) -> None:
