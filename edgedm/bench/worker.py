@@ -146,10 +146,10 @@ def main(text: str) -> None:
         if last < SLOW:
             step()
         calls = int(line)
-        before, processor, started = _busy(), time.process_time(), time.perf_counter()
+        before, processor, started = busy(), time.process_time(), time.perf_counter()
         for _ in range(calls):
             step()
-        seconds, spent, after = time.perf_counter() - started, time.process_time() - processor, _busy()
+        seconds, spent, after = time.perf_counter() - started, time.process_time() - processor, busy()
         last = seconds / calls
         share = busiest_share({thread: after[thread] - before.get(thread, 0) for thread in after})
         print(json.dumps([last, spent / calls, share * spent / calls]), file=answers, flush=True)
@@ -160,9 +160,13 @@ def busiest_share(ran: Mapping[str, int]) -> float:
     return max(ran.values()) / sum(ran.values()) if any(ran.values()) else 1.0
 
 
-def _busy() -> dict[str, int]:
-    """Nanoseconds that each thread of this process has run."""
-    return {task.name: int((task / "schedstat").read_text().split()[0]) for task in Path("/proc/self/task").iterdir()}
+def busy(tasks: Path = Path("/proc/self/task")) -> dict[str, int]:
+    """Nanoseconds that each thread of this process has run; one that ends meanwhile is left out."""
+    ran = {}
+    for task in tasks.iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            ran[task.name] = int((task / "schedstat").read_text().split()[0])
+    return ran
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 
 from edgedm.bench.timing import Sample
-from edgedm.bench.worker import Worker, busiest_share, check_threads, last_words
+from edgedm.bench.worker import Worker, busiest_share, busy, check_threads, last_words
 from edgedm.errors import ToolchainError
 from edgedm.targets import resolve
 
@@ -107,6 +107,14 @@ def test_an_engine_with_more_threads_than_it_was_given_is_refused():
 def test_the_busiest_threads_share_is_of_all_that_ran():
     assert busiest_share({"1": 30, "2": 10, "3": 0}) == 0.75
     assert busiest_share({"1": 0}) == 1.0
+
+
+def test_a_thread_that_ends_while_threads_are_listed_is_left_out(tmp_path):
+    for name in ("1", "2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "1" / "schedstat").write_text("17 4 2\n")
+    assert busy(tmp_path) == {"1": 17}
+    assert str(os.getpid()) in busy()
 
 
 def test_the_last_words_are_the_exceptions_where_there_is_one():
