@@ -112,7 +112,7 @@ def image_size(shape: Convolution) -> tuple[int, int]:
 
 def draft(shape: Convolution, operands: Operands, form: Form) -> Draft:
     """Return the kernel."""
-    kernel = Kernel(shape, operands, form)
+    kernel = Kernel(shape.in_rows_of(form.pixels), operands, form)
 
     def body(inputs: Mapping[str, Buffer], outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
         kernel.emit(inputs, outs[0], scratch)

@@ -13,6 +13,7 @@ a head, or a quarter of that in vectors of ten operations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from edgedm.targets.kernels.builder import (
     Buffer,
@@ -39,22 +40,22 @@ from edgedm.targets.kernels.shapes import Convolution
 from edgedm.targets.kernels.spec import TensorSpec
 from edgedm.targets.kernels.tiles import Pixel, Window, sweep
 
+Inputs = Mapping[str, Buffer]
+
 
 def draft(size: tuple[int, int, int, int], transposed: bool, specs: Mapping[str, TensorSpec], tile: Dot) -> Draft:
     """Return the kernel; `size` is (heads, M, N, K)."""
     kernel = _Kernel(size, transposed, tile)
     heads, m, n, k = size
 
-    def body(inputs: Mapping[str, Buffer], outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
-        kernel.emit(inputs, outs[0], scratch)
-
     return Draft(
         family=f"{tile.name} {tile.bits}x{tile.weight_bits} {tile.lanes} {tile.pixels}x{tile.groups}",
-        body=body,
+        body=kernel.whole,
         inputs=specs,
         outputs=[TensorSpec((1, heads, m, n), "float32")],
         scratch=kernel.scratch(),
         macs=heads * m * n * k,
+        apart=(kernel.layout, kernel.product),
     )
 
 
@@ -81,22 +82,45 @@ class _Kernel:
             specs.append(TensorSpec((self.heads, self.m, self.image.words), "int32"))
         return specs
 
-    def emit(self, inputs: Mapping[str, Buffer], y: Buffer, scratch: Sequence[Buffer]) -> None:
+    def whole(self, inputs: Inputs, outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
+        """Emit all of it."""
+        with self._heads() as h:
+            self._lay_out(inputs, scratch, h)
+            self._multiply(inputs, outs[0], scratch, h)
+
+    def layout(self, inputs: Inputs, outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
+        """Emit what the right operand asks for."""
+        del outs
+        with self._heads() as h:
+            self._lay_out(inputs, scratch, h)
+
+    def product(self, inputs: Inputs, outs: Sequence[Buffer], scratch: Sequence[Buffer]) -> None:
+        """Emit the rest."""
+        with self._heads() as h:
+            self._multiply(inputs, outs[0], scratch, h)
+
+    def _heads(self) -> AbstractContextManager[Expr]:
+        return parallel(self.heads, self.worthwhile and not self.rows_apart)
+
+    def _lay_out(self, inputs: Inputs, scratch: Sequence[Buffer], h: Expr) -> None:
+        right, shifts = scratch[:2]
+        zero_a = let(cast(load(inputs["a_zero"], h), "int32") - self.tile.image_offset)
+        zero_b = let(cast(load(inputs["b_zero"], h), "int32"))
+        arrange = self._transposed if self.transposed else self._straight
+        arrange(inputs["b"], right, shifts, h, zero_a, zero_b)
+
+    def _multiply(self, inputs: Inputs, y: Buffer, scratch: Sequence[Buffer], h: Expr) -> None:
         right, shifts, sums = scratch[:3]
         a = inputs["a"]
         rows = scratch[3] if self.image.needs_copy else self.image.as_words(a)
-        with parallel(self.heads, self.worthwhile and not self.rows_apart) as h:
-            zero_a = let(cast(load(inputs["a_zero"], h), "int32") - self.tile.image_offset)
-            zero_b = let(cast(load(inputs["b_zero"], h), "int32"))
-            step = let(load(inputs["a_step"], h) * load(inputs["b_step"], h))
-            with parallel(self.m, self.rows_apart) as row:
-                source = (h * self.m + row) * self.k
-                if self.image.needs_copy:
-                    self.image.copy(a, source, rows, h * self.m + row)
-                store(sums, self.image.sum(a, source) - self.tile.image_offset * self.k, h * self.m + row)
-            arrange = self._transposed if self.transposed else self._straight
-            arrange(inputs["b"], right, shifts, h, zero_a, zero_b)
-            self._product(rows, right, shifts, sums, y, h, zero_b - self.tile.offset, step)
+        zero_b = let(cast(load(inputs["b_zero"], h), "int32"))
+        step = let(load(inputs["a_step"], h) * load(inputs["b_step"], h))
+        with parallel(self.m, self.rows_apart) as row:
+            source = (h * self.m + row) * self.k
+            if self.image.needs_copy:
+                self.image.copy(a, source, rows, h * self.m + row)
+            store(sums, self.image.sum(a, source) - self.tile.image_offset * self.k, h * self.m + row)
+        self._product(rows, right, shifts, sums, y, h, zero_b - self.tile.offset, step)
 
     def _transposed(self, b: Buffer, right: Buffer, shifts: Buffer, h: Expr, zero_a: Expr, zero_b: Expr) -> None:
         """Words of rows of K codes to lanes."""

@@ -11,7 +11,11 @@ Body = Callable[[Mapping[str, Buffer], Sequence[Buffer], Sequence[Buffer]], None
 
 @dataclass(frozen=True)
 class Draft:
-    """`body(inputs by name, outputs, scratch)` emits the function; `inputs` are the operands that it keeps."""
+    """`body(inputs by name, outputs, scratch)` emits the function; `inputs` are the operands that it keeps.
+
+    `apart`, if any, are the two halves of `body`: what leaves in scratch a layout of every operand but the first, and
+    what reads it, as often as the first changes.
+    """
 
     family: str
     body: Body
@@ -20,3 +24,4 @@ class Draft:
     scratch: Sequence[TensorSpec] = ()
     pack: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
     macs: int = 0
+    apart: tuple[Body, Body] | None = None

@@ -7,12 +7,13 @@ Packed bits may be given as uint8[..., Cb] or uint64[..., Cb / 8]. Operands foll
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.targets.kernels import families
 from edgedm.targets.kernels.builder import build
-from edgedm.targets.kernels.draft import Draft
+from edgedm.targets.kernels.draft import Body, Draft
 from edgedm.targets.kernels.epilogue import UNIFORM_TERMS
 from edgedm.targets.kernels.spec import Array, Kernel, Operand, Request, TensorSpec, words
 from edgedm.targets.target import Target
@@ -107,13 +108,19 @@ def _finish(
     key = _key(op, specs, weight, draft, attrs, target)
     symbol = f"{op.lower()}_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
-    def body(*buffers: Any) -> None:
-        inputs = dict(zip([name for name, _ in specs], buffers, strict=False))
-        outs = buffers[len(specs) : len(specs) + len(outputs)]
-        draft.body(inputs, outs, buffers[len(specs) + len(outputs) :])
+    def function(name: str, body: Body) -> Any:
+        def emit(*buffers: Any) -> None:
+            inputs = dict(zip([name for name, _ in specs], buffers, strict=False))
+            outs = buffers[len(specs) : len(specs) + len(outputs)]
+            body(inputs, outs, buffers[len(specs) + len(outputs) :])
+
+        return build(name, [*specs, *outputs, *scratch], emit)
+
+    def apart(layout: Body, product: Body) -> tuple[Any, Any]:
+        return function(f"{symbol}_layout", layout), function(f"{symbol}_product", product)
 
     return Kernel(
-        function=build(symbol, [*specs, *outputs, *scratch], body),
+        function=function(symbol, draft.body),
         kept=kept,
         inputs=tuple(spec for _, spec in specs),
         outputs=tuple(draft.outputs),
@@ -123,6 +130,7 @@ def _finish(
         family=draft.family,
         macs=draft.macs,
         key=key,
+        apart=partial(apart, *draft.apart) if draft.apart else None,
     )
 
 

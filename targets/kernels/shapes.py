@@ -1,7 +1,7 @@
 """The geometry of a convolution, shared by all its kernels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgedm.errors import InvalidModelError
@@ -63,6 +63,17 @@ class Convolution:
     def padded(self) -> bool:
         """Whether any padding is asked for."""
         return any(self.pads)
+
+    def in_rows_of(self, most: int) -> "Convolution":
+        """The same pixels in rows of up to `most`, where each is computed from one and their number allows it.
+
+        All rows of a product, or a wide image's, are more than caches hold; of short rows as many as fit make a unit.
+        """
+        pixels = self.height * self.width
+        width = max(size for size in range(1, most + 1) if pixels % size == 0)
+        if self.padded or not self.pointwise or 2 * width < most:
+            return self
+        return replace(self, height=pixels // width, width=width)
 
     @property
     def macs(self) -> int:

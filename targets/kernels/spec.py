@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,9 @@ class Kernel:
     packed bits are uint64[..., Cb / 8], a packed constant has its kernel's own layout. `pack[i]` makes that
     layout from input i as the graph holds it (absent: as is). `dropped` are neutral or unused constants, which
     are no parameters. Equal `key`: the same function, fit to be shared.
+
+    `apart`, where there is one, makes two functions of the same parameters that do together what `function` does: the
+    first lays the operands but the first one out in scratch, the second may run for many first operands after it.
     """
 
     function: Any
@@ -51,6 +54,7 @@ class Kernel:
     family: str
     macs: int
     key: str
+    apart: Callable[[], tuple[Any, Any]] | None = field(default=None, compare=False)
 
     def packed(self, index: int, constant: Array) -> Array:
         """Return input `index`, a constant in its ONNX layout, in this kernel's layout."""
