@@ -272,7 +272,9 @@ def _variant(variant: Variant, layout: Layout, tag: str, golden: GoldenFiles) ->
         "tag": tag,
         "layers": golden.layers.get(variant.target.name),
         "needs": sorted(variant.target.features),
-        "kernels": sorted({SYMBOL + variant.prefix + call.function for graph in graphs for call in graph.plan.calls}),
+        "kernels": sorted(
+            {SYMBOL + variant.prefix + name for graph in graphs for call in graph.plan.calls for name in call.functions}
+        ),
         "graphs": [_graph(graph, variant.prefix, layout) for graph in graphs],
         "arena_bytes": variant.arena_bytes,
         "step_arena_bytes": variant.graphs["step"].plan.arena_bytes,
@@ -321,6 +323,7 @@ def _call(call: Call, prefix: str, arguments: list[int], first: int) -> dict[str
     comment = f"{origin.op} {origin.module or origin.node}" if origin else call.function
     return {
         "symbol": SYMBOL + prefix + call.function,
+        "before": SYMBOL + prefix + call.before if call.before else "NULL",
         "arguments": arguments,
         "first": first,
         "inputs": len(call.inputs),

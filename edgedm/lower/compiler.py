@@ -142,7 +142,7 @@ def _tidied(plan: Plan, graph: str) -> Plan:
     def rename(name: str) -> str:
         return name if name in ours else f"{graph}_{name}"
 
-    calls = [replace(call, function=rename(call.function)) for call in plan.calls]
+    calls = [replace(call, function=rename(call.function)) for call in plan.calls]  # `before` is always ours
     functions = {rename(name): f if name in ours else tidy(f) for name, f in plan.functions.items()}
     for name, function in functions.items():
         if workspace_bytes(function) > WORKSPACE_BYTES:

@@ -55,7 +55,7 @@ def make_plan(module: Any, kernel_calls: list[KernelCall], weights: Weights, rea
     outputs, copies = _bind_outputs(results)
     calls, chains, made = cut_strips(calls, results, target)
     arena_bytes = _place(calls, chains, copies)
-    names = {call.function for call in calls}
+    names = {name for call in calls for name in call.functions}
     functions = {variable.name_hint: f for variable, f in module.functions.items() if variable.name_hint in names}
     return Plan(calls, chains, walk.inputs, outputs, copies, arena_bytes, {**functions, **made})
 

@@ -5,8 +5,9 @@
 
 Scores grow with the square of the pixels: 59 MB for 14 heads of 1,024. Call by call they would go to memory and come
 back, three times. A unit of a chain is some rows of one head. All calls run on one unit before the next begins, by
-kernels for that shape, and what lies between them has room for one unit a task, which stays in a core's cache. Each
-row is computed as before, in the same order, so all bits are the same.
+kernels for that shape, and what lies between them has room for one unit a task, which stays in a core's cache. Keys and
+values are laid out once for the units of a head. Each row is computed as before, in the same order, so all bits are the
+same.
 """
 
 from collections import Counter
@@ -25,11 +26,11 @@ from edgedm.targets.target import Target
 LEAST_BYTES = 1 << 20
 """Of scores: smaller ones stay in a cache as they are."""
 
-STRIP_BYTES = 1 << 18
-"""Of scores in a unit, at most: with the probabilities and codes made of them about half a megabyte."""
+STRIP_BYTES = 1 << 17
+"""Of scores in a unit, at most: with the probabilities and codes made of them a quarter of a megabyte."""
 
 _MOST_TASKS, _MOST_ARGUMENTS = 8, 16  # the same in runtime/templates/chains.c, whose chains have 4 calls at the most
-_FEWEST_ROWS = 8  # of a unit: the right operand is laid out anew for each
+_FEWEST_ROWS = 8  # of a unit: every call reads the right operand whole
 
 _OPERANDS = {
     "MatMul": (Part.ROWS, Part.HEAD),
@@ -53,7 +54,8 @@ def cut_strips(
     """
     readers = Counter(tensor.buffer for call in calls for tensor in call.inputs)
     readers.update(tensor.buffer for tensor in kept)
-    cut, chains, functions = list(calls), [], {}
+    cut, chains = list(calls), list[Chain]()
+    functions: dict[str, Any] = {}
     for first, count in _runs(calls, readers):
         chain = _units(first, count, calls[first].outputs[0].shape)
         members = calls[first : first + count]
@@ -62,9 +64,10 @@ def cut_strips(
             continue
         for number, (call, kernel) in enumerate(zip(members, kernels, strict=True), start=first):
             assert kernel is not None
-            name = str(kernel.function.attrs["global_symbol"])
-            functions[name] = opaque(kernel.function)
-            cut[number] = _on_units(call, kernel, name, chain)
+            made = kernel.apart() if kernel.apart else (kernel.function,)
+            names = [str(each.attrs["global_symbol"]) for each in made]
+            functions.update(zip(names, map(opaque, made), strict=True))
+            cut[number] = _on_units(call, kernel, names, chain)
         for call in members[:-1]:
             _shrink(call.outputs[0], chain)
         chains.append(chain)
@@ -148,7 +151,7 @@ def _spec(spec: TensorSpec, part: Part, chain: Chain) -> TensorSpec:
     return TensorSpec((1, 1, rows, spec.shape[3]), spec.dtype)
 
 
-def _on_units(call: Call, kernel: Kernel, function: str, chain: Chain) -> Call:
+def _on_units(call: Call, kernel: Kernel, functions: Sequence[str], chain: Chain) -> Call:
     assert call.origin is not None
     scratch = []
     for spec in kernel.scratch:
@@ -157,12 +160,13 @@ def _on_units(call: Call, kernel: Kernel, function: str, chain: Chain) -> Call:
         scratch.append(Tensor(Buffer("arena", tensor.nbytes), tensor.shape, tensor.dtype))
     whole = replace(kernel, macs=call.origin.kernel.macs)
     return Call(
-        function,
+        functions[-1],
         call.inputs,
         call.outputs,
         tuple(scratch),
         replace(call.origin, kernel=whole),
         (*_parts(call), *len(scratch) * (Part.TASK,)),
+        before=functions[0] if len(functions) > 1 else "",
     )
 
 

@@ -47,7 +47,8 @@ class Tensor:
 class Call:
     """One kernel call. `origin` is the ONNX node that it stands for, None where Relax fused standard ops.
 
-    `parts` are those of inputs, outputs and scratch where the call is of a chain.
+    `parts` are those of inputs, outputs and scratch where the call is of a chain. There `before`, if any, is a function
+    of the same arguments that has to run once before a task's units of one head.
     """
 
     function: str
@@ -56,6 +57,12 @@ class Call:
     scratch: tuple[Tensor, ...] = ()
     origin: KernelCall | None = None
     parts: tuple[Part, ...] = ()
+    before: str = ""
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names of all that it runs."""
+        return (self.before, self.function) if self.before else (self.function,)
 
 
 @dataclass(frozen=True)

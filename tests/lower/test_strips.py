@@ -129,11 +129,12 @@ def attention(heads: int = 4, m: int = 512, n: int = 512, k: int = 32, more: str
 
 
 def test_large_scores_are_cut_into_as_many_rows_as_fit_and_divide_them():
-    assert plan(attention()).chains == [Chain(0, 3, 4, 4, 8)]
-    assert plan(attention(heads=1, m=768, n=384)).chains == [Chain(0, 3, 1, 6, 6)]
-    made = plan(attention(heads=8, m=256, n=256))
-    assert made.chains == [Chain(0, 3, 8, 1, 8)]  # a head is a unit
-    assert made.arena_bytes == 2 * 8 * 256 * 256 * 4
+    assert plan(attention()).chains == [Chain(0, 3, 4, 8, 8)]
+    assert plan(attention(heads=1, m=384, n=768)).chains == [Chain(0, 3, 1, 12, 8)]
+    assert plan(attention(heads=1, m=192, n=1536)).chains == [Chain(0, 3, 1, 12, 8)]
+    made = plan(attention(heads=16, m=128, n=128))
+    assert made.chains == [Chain(0, 3, 16, 1, 8)]  # a head is a unit
+    assert made.arena_bytes == 2 * 8 * 128 * 128 * 4
 
 
 def rows_of(*ops: str) -> str:

@@ -1,13 +1,27 @@
 """QuantConv, QuantGemm, QuantMatMul against exact integers and their ONNX functions, at every level of x86."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_cases import Case, launches, reference, run_kernels, runs_on_threads
+from kernel_cases import (
+    Case,
+    arguments_of,
+    call,
+    compile_kernels,
+    launches,
+    reference,
+    run_kernels,
+    runs_on_threads,
+    select_case,
+    symbol,
+)
 
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.targets import resolve
+from edgedm.targets import resolve, runs_natively
 from edgedm.targets.kernels import TensorSpec, select
 from edgedm.targets.kernels.dot_tiles import VnniDot
 from edgedm.targets.tuning import tiling
@@ -223,6 +237,27 @@ def test_the_only_head_of_a_product_shares_rows_columns_and_tiles(target, transp
     case = matmul(np.random.default_rng(11), 1, 200, 257, 70, transposed)
     assert launches([case], target) == 3  # the left side's sums, the right side's layout, the product
     check([case], target)
+
+
+@pytest.mark.parametrize("level", ["host", "x86-64-v3"])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("size", [(1, 5, 40, 32), (2, 9, 33, 70), (1, 3, 16, 257)])
+def test_a_right_operand_laid_out_once_serves_left_operands_after_it(level, transposed, size):
+    target, rng = resolve(level), np.random.default_rng(12)
+    if not runs_natively(target):
+        pytest.skip("this machine has no AVX2")
+    case, other = (matmul(rng, *size, transposed) for _ in range(2))
+    kernel = select_case(case, target)
+    layout, product = kernel.apart()
+    whole, layout, product = (replace(kernel, function=each) for each in (kernel.function, layout, product))
+    library = compile_kernels([whole, layout, product], target)
+    arguments = [tvm.runtime.tensor(each) for each in arguments_of(kernel, case.inputs)]
+    library[symbol(layout)](*arguments)
+    for left in (case.inputs[0], other.inputs[0], case.inputs[0]):
+        arguments[0] = tvm.runtime.tensor(left)
+        library[symbol(product)](*arguments)
+        expected = call(library, whole, [left, *case.inputs[1:]])[0]
+        assert arguments[len(kernel.kept)].numpy().tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("codes", [(4, 4), (8, 8), (8, 4)])

@@ -42,7 +42,7 @@ static uint8_t *part_of(const job *it, uint32_t argument, uint32_t task, uint32_
   }
 }
 
-static int run_call(const job *it, uint32_t number, uint32_t task, uint32_t unit) {
+static int run_call(const job *it, uint32_t number, uint32_t task, uint32_t unit, bool new_head) {
   const edm_call *call = &it->instance->graph->calls[number];
   int count = call->inputs + call->outputs + call->scratch;
   DLTensor tensors[MOST_ARGUMENTS];
@@ -53,7 +53,8 @@ static int run_call(const job *it, uint32_t number, uint32_t task, uint32_t unit
     tensors[i].data = part_of(it, call->first + (uint32_t)i, task, unit);
     arguments[i].value.pointer = &tensors[i];
   }
-  return call->kernel(NULL, arguments, count, &result);
+  int status = new_head && call->before ? call->before(NULL, arguments, count, &result) : 0;
+  return status ? status : call->kernel(NULL, arguments, count, &result);
 }
 
 static int fail(job *it, int status) {
@@ -65,10 +66,11 @@ static int run_task(int number, TVMParallelGroupEnv *group, void *closure) {
   (void)group;
   job *it = closure;
   uint32_t task = (uint32_t)number, units = it->chain->heads * it->chain->strips, tasks = it->chain->tasks;
-  for (uint32_t unit = task * units / tasks; unit < (task + 1) * units / tasks; ++unit)
+  uint32_t first = task * units / tasks;
+  for (uint32_t unit = first; unit < (task + 1) * units / tasks; ++unit)
     for (uint32_t i = 0; i < it->count; ++i) {
       uint64_t start = it->spent ? edm_nanoseconds() : 0;
-      int status = run_call(it, it->first + i, task, unit);
+      int status = run_call(it, it->first + i, task, unit, unit == first || unit % it->chain->strips == 0);
       if (status) return fail(it, status);
       if (it->spent) it->spent[task][i] += edm_nanoseconds() - start;
     }

@@ -23,6 +23,7 @@ typedef struct {
 
 typedef struct {
   edm_kernel kernel;
+  edm_kernel before; /* of a chain's call: runs once before a task's units of one head, on the same; or NULL */
   uint32_t first; /* its first argument in the graph's list */
   uint8_t inputs, outputs, scratch;
 } edm_call;
