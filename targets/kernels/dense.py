@@ -102,7 +102,7 @@ def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:
             store(most, tirx.max(load(most, 0, count), load(x, at(index), count)), 0, count)
 
         def power(index: Expr, count: int) -> None:
-            value = hold(inverse_exp(splat(largest, count) - load(x, at(index), count), count), count)
+            value = hold(inverse_exp(splat(largest, count) - load(x, at(index), count), count, positive=True), count)
             store(y, value, at(index), count)
             store(total, load(total, 0, count) + value, 0, count)
 

@@ -23,25 +23,26 @@ _USUAL, _SHIFT = 100, 60  # steps within 2^-100..2^100 stay as they are
 _EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
 
 
-def inverse_exp(x: Expr, lanes: int) -> Expr:
-    """e^-x for float32 lanes, NaN for NaN."""
+def inverse_exp(x: Expr, lanes: int, positive: bool = False) -> Expr:
+    """e^-x for float32 lanes, NaN for NaN; `positive` says that no x is below 0."""
 
     def number(value: float) -> Expr:
         return const(value, F32, lanes)
 
     # The comparisons keep a NaN: it fails both and stays.
     x = hold(x, lanes)
-    x = hold(where(x < number(_LOWEST), number(_LOWEST), x), lanes)
+    if not positive:
+        x = hold(where(x < number(_LOWEST), number(_LOWEST), x), lanes)
     x = hold(where(x > number(_HIGHEST), number(_HIGHEST), x), lanes)
     # -x = n ln 2 - f; n is taken from the sum as a float and as an exponent, without a conversion between the two
-    shifted = hold(x * number(-_LOG2E) + number(_ROUND_MAGIC), lanes)
-    n = hold(shifted - number(_ROUND_MAGIC), lanes)
+    shifted = hold(x * number(-_LOG2E) + number(_ROUND_MAGIC + _EXPONENT_BIAS), lanes)
+    n = hold(shifted - number(_ROUND_MAGIC + _EXPONENT_BIAS), lanes)
     f = hold((x + n * number(_LN2_HIGH)) + n * number(_LN2_LOW), lanes)
     p = number(_COEFFICIENTS[0])
     for index, coefficient in enumerate(_COEFFICIENTS[1:]):  # of e^-f: every other coefficient changes its sign
         p = p * f + number(coefficient if index % 2 else -coefficient)
-    whole = hold(reinterpret(shifted, _lanes("int32", lanes)) - const(_ROUND_MAGIC_BITS, "int32", lanes), lanes)
-    return p * _power_of_two(whole, lanes)
+    exponent = reinterpret(shifted, _lanes("uint32", lanes)) << const(_MANTISSA_BITS, "uint32", lanes)
+    return p * reinterpret(exponent, _lanes(F32, lanes))  # the other bits of the sum are shifted out
 
 
 def silu(v: Expr, lanes: int) -> Expr:
@@ -85,11 +86,14 @@ def _by_division(step: Expr, low: Expr, high: Expr) -> Callable[[Expr, int], Exp
 
 
 def _by_reciprocal(step: Expr, low: Expr, high: Expr) -> Callable[[Expr, int], Expr]:
-    """Divide by fused multiply-adds, which is exact and takes a quarter of a division's time.
+    """Divide by fused multiply-adds, which takes a fifth of a division's time.
 
-    Of q within some units of x / s, fma(fma(-s, q, x), 1 / s, q) is within one, and once more is x / s rounded to
-    nearest (Markstein's theorem: Muller et al., Handbook of Floating-Point Arithmetic, 2nd ed., section 4.7), unless
-    something over- or underflows. So x is clipped where the code is, and tiny and huge steps are scaled, x with them.
+    q = x * (1 / s) is within 1.5 units of x / s, and fma(fma(-s, q, x), 1 / s, q) within one: Markstein's step (Muller
+    et al., Handbook of Floating-Point Arithmetic, 2nd ed., section 4.7), unless something over- or underflows. So x is
+    clipped where the code is, and tiny and huge steps are scaled, x with them. A second step would give the quotient
+    rounded to nearest. Its nearest integer needs none: of all steps' 2^23 significands and every half up to 255.5 (a
+    code less a zero point is smaller), no x within three floats of their product gets another one (tested), and any
+    other x / s is two units at least from a half.
     """
 
     def number(value: float) -> Expr:
@@ -111,16 +115,9 @@ def _by_reciprocal(step: Expr, low: Expr, high: Expr) -> Callable[[Expr, int], E
         x = hold(where(x < splat(last, lanes), x, splat(last, lanes)), lanes)
         s, r = splat(negative, lanes), splat(reciprocal, lanes)
         q = hold(x * r, lanes)
-        for _ in range(2):
-            q = hold(fma(fma(s, q, x, lanes), r, q, lanes), lanes)
-        return nearest(q, lanes)
+        return nearest(fma(fma(s, q, x, lanes), r, q, lanes), lanes)
 
     return whole
-
-
-def _power_of_two(n: Expr, lanes: int) -> Expr:
-    bits = (n + const(_EXPONENT_BIAS, "int32", lanes)) * const(1 << _MANTISSA_BITS, "int32", lanes)
-    return reinterpret(bits, _lanes(F32, lanes))
 
 
 def _lanes(dtype: str, lanes: int) -> str:
