@@ -93,9 +93,11 @@ def _norm(request: Request) -> Draft:
             form.pack(operands, inputs["threshold"], *outs)
         elif request.op == "GroupNormSiluQuantize":
             low, high = request.attrs.get("low", -8), request.attrs.get("high", 7)
-            form.quantize(operands, quantize.Signed(inputs["step"], low, high, fused=False), outs[0])
+            form.quantize(operands, quantize.Signed(inputs["step"], low, high, request.target.fused), outs[0])
         elif request.op == "GroupNormSiluQuantizeUniform":
-            grid = quantize.Uniform(inputs["step"], inputs["zero"], inputs.get("divisor"), divisors, top, fused=False)
+            grid = quantize.Uniform(
+                inputs["step"], inputs["zero"], inputs.get("divisor"), divisors, top, request.target.fused
+            )
             form.quantize_uniform(operands, grid, outs[0])
         else:
             form.write(operands, outs[0])
