@@ -25,6 +25,7 @@ from edgedm.targets.kernels.builder import (
     in_lanes,
     let,
     load,
+    loop,
     parallel,
     splat,
     store,
@@ -83,37 +84,38 @@ class Uniform:
 
 def quantize_codes(x: Buffer, grid: Signed, out: Buffer, lanes: int) -> None:
     """QuantizeCodes."""
-    _each(x, out, lanes, grid.codes)
+    _units(x, out, (1, 1, int(math.prod(x.shape))), lanes, lambda head: grid.codes())
 
 
 def quantize(x: Buffer, grid: Uniform, out: Buffer, size: tuple[int, int, int], lanes: int) -> None:
     """Quantise x f32[heads, rows, channels]; each head has its own step and zero point, `size` is its shape."""
     heads, rows, channels = size
-    if heads == 1 and grid.divisors == 1:
-        _each(x, out, lanes, lambda: grid.codes(0))
-        return
-    with parallel(heads * rows, heads * rows * channels >= PARALLEL_CODES) as row:
-        code = grid.codes(row // rows if heads > 1 else 0)
-
-        def emit(channel: Expr, count: int) -> None:
-            at = row * channels + channel
-            store(out, code(load(x, at, count), channel, count), at, count)
-
-        in_lanes(channels, lanes, emit)
+    if grid.divisors == 1:
+        rows, channels = 1, rows * channels
+    _units(x, out, (heads, rows, channels), lanes, grid.codes)
 
 
-def _each(x: Buffer, out: Buffer, lanes: int, begin: Callable[[], Code]) -> None:
-    """Quantise every element with what `begin` returns, in FEWEST_UNITS parts over threads where that is worthwhile.
+def _units(x: Buffer, out: Buffer, size: tuple[int, int, int], lanes: int, begin: Callable[[Expr], Code]) -> None:
+    """Quantise with what `begin(head)` returns, in equal units over threads where that is worthwhile.
 
-    A count that does not make as many parts of whole vectors is left to one thread, however large.
+    What a grid needs is computed once a unit: of all rows of a head or of some, of a single row or of some vectors.
     """
-    count = math.prod(x.shape)
-    parts = 1 if count < PARALLEL_CODES or count % (FEWEST_UNITS * lanes) else FEWEST_UNITS
-    with parallel(parts, parts > 1) as part:
-        code = begin()
+    heads, rows, channels = size
+    worthwhile = math.prod(size) >= PARALLEL_CODES
+    vectors = channels // lanes if rows == 1 and channels % lanes == 0 else 1
+    parts = _parts(rows if rows > 1 else vectors, heads) if worthwhile else 1
+    rows, channels = (rows // parts, channels) if rows > 1 else (1, channels // parts)
+    with parallel(heads * parts, worthwhile) as unit:
+        code = begin(unit // parts if heads > 1 else 0)
+        with loop(rows) as row:
+            first = let((unit * rows + row) * channels)
 
-        def emit(index: Expr, size: int) -> None:
-            at = part * (count // parts) + index
-            store(out, code(load(x, at, size), 0, size), at, size)
+            def emit(channel: Expr, count: int) -> None:
+                store(out, code(load(x, first + channel, count), channel, count), first + channel, count)
 
-        in_lanes(count // parts, lanes, emit)
+            in_lanes(channels, lanes, emit)
+
+
+def _parts(extent: int, heads: int) -> int:
+    """The fewest equal parts of `extent` that make units enough for threads; 1 where none do."""
+    return next((parts for parts in range(1, extent + 1) if extent % parts == 0 and heads * parts >= FEWEST_UNITS), 1)
