@@ -20,7 +20,7 @@ from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.files import first_fault
 
 SAMPLERS = ("ddim", "ddpm", "dpm-solver++")
-MOST_CLIP = 1e6  # a range of images is about 1, of latents some tens
+LEAST_CLIP, MOST_CLIP = 1e-6, 1e6  # a range of images is about 1, of latents some tens
 
 # What a scheduler config may also hold: True where any value is fine, else the one value that means "off".
 _IGNORED: dict[str, Any] = {"use_clipped_model_output": False}
@@ -48,7 +48,7 @@ class NoiseSchedule(BaseModel):
     beta_end: float = Field(0.02, gt=0, lt=1)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     clip_sample: bool = True
-    clip_sample_range: float = Field(1.0, gt=0, le=MOST_CLIP)
+    clip_sample_range: float = Field(1.0, ge=LEAST_CLIP, le=MOST_CLIP)
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: int = Field(0, ge=0)

@@ -34,7 +34,7 @@ def first_step(steps: int, strength: float) -> int:
     return steps - executed
 
 
-def add_noise(schedule: NoiseSchedule, timestep: int, image: Array, noise: Array, sampler: str = "ddim") -> Array:
+def add_noise(schedule: NoiseSchedule, timestep: int, image: Array, noise: Array, sampler: str) -> Array:
     """The image f32[...] as it is at `timestep` with this noise: sqrt(a) * image + sqrt(1 - a) * noise."""
     level, deviation = level_and_deviation(sampler, np.float32(schedule.alphas_cumprod()[timestep]))
     noisy: Array = level * image + deviation * noise

@@ -89,7 +89,9 @@ class CheckpointConfig(_Strict):
         labelled = architecture.get("num_class_embeds") is not None or architecture.get("class_embed_type") is not None
         if labelled and self.null_class is None:
             raise ValueError("null_class: the architecture takes class labels; name the one that means none")
-        classes = architecture.get("num_class_embeds" if labelled else "num_embeds_ada_norm")
+        classes = architecture.get("num_class_embeds")
+        if self.architecture.class_name == "DiTTransformer2DModel":
+            classes = given_or_default("DiTTransformer2DModel", architecture, "num_embeds_ada_norm")
         if not labelled and classes is None and self.null_class is not None:
             raise ValueError(f"null_class: expected null, as the architecture takes no labels, got {self.null_class}")
         if isinstance(classes, int) and not labelled:

@@ -15,6 +15,7 @@ from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.runtime import library as lib
 from edgedm.runtime.choice import as_variant
 from edgedm.runtime.runner import (
+    MOST_THREADS,
     Floats,
     Progress,
     Runner,
@@ -253,9 +254,9 @@ class LocalRunner(Runner):
         return values
 
     def session_bytes(self, threads: int = 1, lanes: int = 0) -> int:
-        """Memory of a session, besides what `prepare` takes for its rows."""
-        check_number("threads", threads)
-        check_number("lanes", lanes)
+        """Memory of a session, besides what `prepare` takes for its rows; UnsupportedError for one that cannot be."""
+        check_number("threads", threads, high=MOST_THREADS)
+        check_number("lanes", lanes, high=MOST_THREADS)
         return int(self._library.call("session_bytes", c.byref(lib.SessionOptions(threads=threads, lanes=lanes))))
 
 

@@ -19,6 +19,7 @@ Progress = Callable[[int, int], bool]
 """(steps done, steps in all) -> whether to go on."""
 
 MOST_INT, MOST_UINT32, MOST_UINT64 = 2**31 - 1, 2**32 - 1, 2**64 - 1  # of the C interface
+MOST_THREADS = 1024  # and lanes; the same in runtime/templates/session.c
 
 
 class Runner(ABC):

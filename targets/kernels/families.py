@@ -53,6 +53,7 @@ def _quantize(request: Request) -> Draft:
     attrs = request.attrs
     low, high = attrs.get("low", -8), attrs.get("high", 7)
     shape = request.operands["x"].shape
+    quant_families.require_steps(request)
     lanes, fused = tiling.float_lanes(request.target), request.target.fused
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
@@ -79,6 +80,7 @@ def _norm(request: Request) -> Draft:
         _require_finite(request.op, request.operands["threshold"])
     elif request.op == "GroupNormSiluQuantize":
         outputs = [TensorSpec(x.shape, "int8")]
+        quant_families.require_steps(request)
     specs = _specs(request)
     if request.op == "GroupNormSiluQuantizeUniform":
         outputs = [TensorSpec(x.shape, "uint8")]

@@ -40,6 +40,7 @@ def quantizer(request: Request) -> Draft:
 
 def grid_specs(request: Request, grids: int, channels: int) -> tuple[dict[str, TensorSpec], int]:
     """Return the operands that a uniform quantiser keeps and how many divisors; no division by a constant 1."""
+    require_steps(request)
     operands = dict(request.operands)
     divisor = operands.get("divisor")
     if divisor is not None and divisor.spec.size not in (1, channels):
@@ -57,6 +58,13 @@ def grid_specs(request: Request, grids: int, channels: int) -> tuple[dict[str, T
     else:
         divisors = divisor.spec.size
     return {name: operand.spec for name, operand in operands.items()}, divisors
+
+
+def require_steps(request: Request) -> None:
+    """Raise InvalidModelError for constant steps that divide nothing: targets would give codes of their own then."""
+    step = request.operands["step"].value
+    if step is not None and not (np.isfinite(step).all() and np.all(step)):
+        raise InvalidModelError(f"{request.op}: step: expected finite numbers other than 0")
 
 
 def top_code(request: Request, name: str) -> int:

@@ -109,11 +109,20 @@ def test_the_busiest_threads_share_is_of_all_that_ran():
     assert busiest_share({"1": 0}) == 1.0
 
 
-def test_a_thread_that_ends_while_threads_are_listed_is_left_out(tmp_path):
-    for name in ("1", "2"):
+def test_a_thread_that_ends_while_threads_are_listed_is_left_out(tmp_path, monkeypatch):
+    read = Path.read_text
+
+    def ends(path, *rest):
+        if path.parent.name == "3":
+            raise ProcessLookupError
+        return read(path, *rest)
+
+    for name in ("1", "2", "3"):
         (tmp_path / name).mkdir()
     (tmp_path / "1" / "schedstat").write_text("17 4 2\n")
-    assert busy(tmp_path) == {"1": 17}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", ends)
+        assert busy(tmp_path) == {"1": 17}
     assert str(os.getpid()) in busy()
 
 

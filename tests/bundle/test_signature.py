@@ -108,6 +108,13 @@ def test_what_is_not_as_signed_is_refused(copy, signed, attack):
         load(copy, signed_by=signed[2])
 
 
+@pytest.mark.parametrize("name", ["a signature of nothing", "a list"])
+def test_json_that_is_no_signature_is_called_so(copy, signed, name):
+    ATTACKS[name](copy)
+    with pytest.raises(InvalidModelError, match="it is no signature that `edgedm sign` writes"):
+        load(copy, signed_by=signed[2])
+
+
 def test_a_link_is_no_signature(copy, signed):
     (copy / "model.sig").unlink()
     (copy / "model.sig").symlink_to(signed[0] / "model.sig")
@@ -147,6 +154,13 @@ def test_what_is_no_key_is_refused_by_name(copy, signed, tmp_path):
     for bad in (odd_public, tmp_path / "empty", tmp_path / "none", signed[1]):
         with pytest.raises(InvalidModelError, match=bad.name):
             load(copy, signed_by=bad)
+
+
+def test_a_key_of_another_kind_is_called_so(copy, tmp_path):
+    secret, public = keys(tmp_path, "odd")
+    for use in (lambda: sign(copy, secret), lambda: load(copy, signed_by=public)):
+        with pytest.raises(InvalidModelError, match="of an elliptic curve: a key of another kind"):
+            use()
 
 
 def test_an_altered_bundle_is_not_signed(copy, signed):

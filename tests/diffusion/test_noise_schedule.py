@@ -111,7 +111,7 @@ def test_guidance_of_one_never_asks_for_the_unconditional_output():
 def test_unsupported_configs_are_refused_by_name():
     with pytest.raises(UnsupportedError, match="thresholding"):
         NoiseSchedule.from_config({"thresholding": True})
-    for value in (float("inf"), 1e300, float("nan"), 0.0):
+    for value in (float("inf"), 1e300, float("nan"), 0.0, 1e-46):
         with pytest.raises(InvalidModelError, match="clip_sample_range"):
             NoiseSchedule.from_config({"clip_sample_range": value})
     with pytest.raises(InvalidModelError, match="surprise"):

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from architectures import SMALL_DIT
 from safetensors.torch import load_file, save_file
 from small_checkpoints import small
 
 from edgedm.errors import InvalidModelError
-from edgedm.models import load, locate, save, zoo
+from edgedm.models import CheckpointConfig, load, locate, save, zoo
+from edgedm.models.config import Architecture
 
 
 @pytest.fixture
@@ -59,6 +61,20 @@ def test_files_beside_a_checkpoint_are_never_replaced(folder):
 def change_config(folder, **changes):
     values = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("embeds", [{"num_embeds_ada_norm": 1000}, {}])
+def test_a_dit_has_a_class_more_for_none_whether_its_number_is_given_or_the_constructors(embeds):
+    def described(null_class):
+        arguments = {name: value for name, value in SMALL_DIT.items() if name != "num_embeds_ada_norm"}
+        architecture = Architecture(class_name="DiTTransformer2DModel", config={**arguments, **embeds})
+        return CheckpointConfig(
+            architecture=architecture, method="fp32", roles={}, noise_schedule={}, null_class=null_class
+        )
+
+    assert described(1000).null_class == 1000
+    with pytest.raises(ValueError, match=r"null_class: expected 0\.\.1000, got 1001"):
+        described(1001)
 
 
 CONFIG_ATTACKS = {

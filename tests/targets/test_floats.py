@@ -76,6 +76,16 @@ def test_softmax_equals_the_function(target):
         np.testing.assert_allclose(got, reference(case)[0], rtol=SOFTMAX_BOUND, atol=UNIT)
 
 
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 63, 64, 65, 79, 80, 81, 257])
+def test_softmax_finds_the_largest_number_wherever_it_stands(target, size):
+    """The others are so far below that e^(x - any of them) overflows, in rows below and above 0."""
+    low = np.random.default_rng(size).uniform(-300, -200, (2, size, size)).astype(np.float32)
+    low[:, np.arange(size), np.arange(size)] = 0
+    x = low + np.array([-50, 500], np.float32)[:, None, None]
+    got = run_kernels([Case("Softmax", [x], {"axis": -1})], target)[0][0]
+    np.testing.assert_allclose(got, np.broadcast_to(np.eye(size, dtype=np.float32), x.shape), atol=1e-30)
+
+
 def test_resizing_equals_the_functions(target):
     rng = np.random.default_rng(3)
     cases = [

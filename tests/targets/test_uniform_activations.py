@@ -113,3 +113,19 @@ def test_grids_that_do_not_fit_are_refused():
             select_case(uniform(x, 1.0, 0.3, 0, bits=bits), here)
     with pytest.raises(InvalidModelError, match="expected \\[1, H, T, D\\]"):
         select_case(Case("QuantizeHeads", [x, np.ones(1, np.float32), np.zeros(1, np.uint8)]), here)
+
+
+@pytest.mark.parametrize("step", [0.0, -0.0, np.nan, np.inf])
+@pytest.mark.parametrize("op", ["QuantizeCodes", "QuantizeUniform", "QuantizeHeads", "GroupNormSiluQuantize"])
+def test_a_constant_step_that_divides_nothing_is_refused(op, step):
+    x, ones = np.ones((1, 1, 1, 4), np.float32), np.ones(4, np.float32)
+    one, zero = np.full(1, step, np.float32), np.zeros(1, np.uint8)
+    operands = {
+        "QuantizeCodes": [x, one.reshape(())],
+        "QuantizeUniform": [x, np.ones(1, np.float32), one.reshape(()), zero.reshape(())],
+        "QuantizeHeads": [x, one, zero],
+        "GroupNormSiluQuantize": [x, ones, ones, one.reshape(())],
+    }
+    attributes = {"groups": 2, "epsilon": 1e-5} if op.startswith("GroupNorm") else {}
+    with pytest.raises(InvalidModelError, match=rf"{op}: step: expected finite numbers other than 0"):
+        select_case(Case(op, operands[op], attributes), resolve("x86-64-v3"))

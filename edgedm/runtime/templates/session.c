@@ -93,7 +93,8 @@ static size_t bytes_of(const edm_variant *variant, const edm_session_options *op
 enum { MOST_THREADS = 1024 }; /* and lanes */
 
 static bool may_be(const edm_session_options *options) {
-  return options->threads >= 0 && options->threads <= MOST_THREADS && options->lanes >= 0 && options->lanes <= MOST_THREADS;
+  return options->threads >= 0 && options->threads <= MOST_THREADS && options->lanes >= 0 &&
+         options->lanes <= MOST_THREADS;
 }
 
 size_t edm_session_bytes(const edm_session_options *options) {
@@ -128,8 +129,8 @@ edm_status edm_session_create(edm_model *model, const edm_session_options *optio
   if (!model || !options || !created) return edm_null("edm_session_create");
   edm_enter_thread();
   if (!may_be(options))
-    return edm_fail(EDM_BAD_ARGUMENT, "threads and lanes: expected 0..%d, got %d and %d", MOST_THREADS, options->threads,
-                    options->lanes);
+    return edm_fail(EDM_BAD_ARGUMENT, "threads and lanes: expected 0..%d, got %d and %d", MOST_THREADS,
+                    options->threads, options->lanes);
   if (options->core_count < 0 || (options->core_count > 0 && !options->cores))
     return edm_fail(EDM_BAD_ARGUMENT, "cores: expected a list and its length, got length %d", options->core_count);
   if ((uintptr_t)options->memory % EDM_ALIGNMENT)
