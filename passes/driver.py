@@ -12,13 +12,21 @@ from edgedm.atomic_files import write_together
 from edgedm.diffusion import SAMPLERS
 from edgedm.errors import InvalidModelError, ParityError, UnsupportedError
 from edgedm.export.decoder_file import decoder_path, load_decoder
-from edgedm.export.graph_io import GraphInfo, graph_info, load_graph, noise_schedule, save_graph, serialize_graph
+from edgedm.export.graph_io import (
+    GraphInfo,
+    graph_info,
+    labels,
+    load_graph,
+    noise_schedule,
+    save_graph,
+    serialize_graph,
+)
 from edgedm.golden_file import read_golden
 from edgedm.outcome import Outcome
 from edgedm.passes.base import GraphPass, Report
 from edgedm.passes.check import Checker, random_feeds
 from edgedm.passes.decoder import optimize_decoder
-from edgedm.passes.editing import Array
+from edgedm.passes.editing import Array, dims
 from edgedm.passes.pipeline import Schedule, run_passes
 from edgedm.passes.regions import Side
 from edgedm.passes.split_prepare import PREPARE
@@ -144,10 +152,8 @@ def _feeds(model: ir.Model, info: GraphInfo, golden: Path, schedule: Schedule) -
     if not recorded.steps:
         raise InvalidModelError(f"{golden}: records no step; export the checkpoint again")
     chosen = [recorded.steps[index] for index in _spread(len(recorded.steps), CHECKED_STEPS)]
-    try:
-        return [{name: recorded.tensors[f"step.{step}.{name}"] for name in info.inputs} for step in chosen]
-    except KeyError as error:
-        raise InvalidModelError(f"{golden}: not the golden data of this graph: {error!r}; export it again") from error
+    shapes = {value.name or "": dims(value) for value in model.graph.inputs}
+    return [recorded.inputs(step, shapes, labels(info.config)) for step in chosen]
 
 
 def _spread(length: int, count: int) -> list[int]:

@@ -148,6 +148,14 @@ def noise_schedule(model: ir.Model) -> NoiseSchedule:
         raise type(error)(f"{_label(model)}: {error}") from error
 
 
+def labels(config: dict[str, Any]) -> int | None:
+    """How many labels the model of a graph's config embeds, the one that means none included; None if it takes none."""
+    found: Any = config
+    for key in ("architecture", "config", "num_class_embeds"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, int) else None
+
+
 def _label(model: ir.Model) -> str:
     return str(model.meta.get(_PATH, f"graph {model.graph.name!r}"))
 

@@ -19,7 +19,7 @@ from edgedm.bundle import Variant as VariantEntry
 from edgedm.bundle.limits import check_limits
 from edgedm.bundle.manifest import FileEntry, GraphName, Schedule, TargetEntry
 from edgedm.bundle.store import IN_WEBASSEMBLY, LIBRARY, PROBE, SAMPLER, WEIGHTS
-from edgedm.export.graph_io import serialize_graph
+from edgedm.export.graph_io import labels, serialize_graph
 from edgedm.lower import toolchain
 from edgedm.lower.codegen import (
     HEADERS,
@@ -165,7 +165,7 @@ def _golden(folder: Path, lowered: Lowered, manifest: Manifest) -> GoldenFiles:
     states = [port for port in lowered.graphs["step"].inputs if port.role == "state"]
     interface = lowered.interface
     others = (interface.condition_shape, decoded_shape(lowered.graphs))
-    steps = flat_golden(lowered.golden, interface.image_shape, states, *others)
+    steps = flat_golden(lowered.golden, interface.image_shape, states, labels(interface.config), *others)
     (folder / "golden.bin").write_bytes(steps)
     layers = {}
     if layers_path(lowered.golden).is_file():

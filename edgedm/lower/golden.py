@@ -4,14 +4,12 @@ The format is described in `runtime/templates/self_test.c`, which reads it.
 """
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgedm.bundle.manifest import Port
-from edgedm.errors import InvalidModelError
 from edgedm.golden_file import read_golden
 
 MAGIC = b"EDMGOLD1"
@@ -27,39 +25,35 @@ def flat_golden(
     path: Path,
     image_shape: tuple[int, int, int],
     states: list[Port],
+    labels: int | None = None,
     condition_shape: tuple[int, int] | None = None,
     decoded_shape: tuple[int, int, int] | None = None,
 ) -> bytes:
-    """Return the flat form of `<stem>.golden.safetensors`; InvalidModelError if it does not fit the model."""
+    """Return the flat form of `<stem>.golden.safetensors`; InvalidModelError if it does not fit the model.
+
+    `labels` is how many the model embeds, the one that means none included; None where it takes none.
+    """
     golden = read_golden(path)
-    steps, tensors, noise = golden.steps, golden.tensors, max(golden.rounding_noise, default=0.0)
+    steps, noise = golden.steps, max(golden.rounding_noise, default=0.0)
     allowed = min(max(ALLOWED_ERROR, NOISE_FACTOR * noise), MOST_ALLOWED)
     data = [struct.pack("<8sIIfI", MAGIC, len(steps), len(states), allowed, int(decoded_shape is not None))]
-    try:
-        for step in steps:
-            prefix = f"step.{step}."
-            label = int(tensors.get(f"{prefix}class_labels", np.array([-1]))[0])
-            has_state = bool(tensors.get(f"{prefix}has_state", np.zeros(1))[0])
-            data.append(struct.pack("<qqII", int(tensors[f"{prefix}timestep"][0]), label, has_state, 0))
-            wanted = [
-                ("x", (1, *image_shape)),
-                *([("encoder_hidden_states", (1, *condition_shape))] if condition_shape else []),
-                *((port.name, port.shape) for port in states),
-                ("eps", (1, *image_shape)),
-            ]
-            for name, shape in wanted:
-                tensor = tensors[prefix + name]
-                moved = np.moveaxis(tensor, 1, -1) if name.startswith("state.") else tensor
-                data.append(_floats(path, prefix + name, moved, shape))
-        if decoded_shape is not None:
-            data += [_floats(path, "image", tensors["image"], image_shape)]
-            data += [_floats(path, "decoded", tensors["decoded"], decoded_shape)]
-    except KeyError as error:
-        raise InvalidModelError(f"{path}: tensor {error} is missing; export the checkpoint again") from error
+    numbers = {"timestep": [1], **({"class_labels": [1]} if labels else {}), **({"has_state": [1]} if states else {})}
+    floats: dict[str, Sequence[int]] = {
+        "x": (1, *image_shape),
+        **({"encoder_hidden_states": (1, *condition_shape)} if condition_shape else {}),
+        **{port.name: (1, port.shape[-1], *port.shape[1:-1]) for port in states},
+        "eps": (1, *image_shape),
+    }
+    for step in steps:
+        found = golden.inputs(step, {**numbers, **floats}, labels)
+        label, has_state = found.get("class_labels", [-1])[0], found.get("has_state", [0])[0]
+        data.append(struct.pack("<qqII", int(found["timestep"][0]), int(label), int(has_state), 0))
+        for name in floats:
+            moved = np.moveaxis(found[name], 1, -1) if name.startswith("state.") else found[name]
+            data.append(np.ascontiguousarray(moved, dtype="<f4").tobytes())
+    if decoded_shape is not None:
+        data += [
+            golden.tensor(name, shape).astype("<f4").tobytes()
+            for name, shape in (("image", image_shape), ("decoded", decoded_shape))
+        ]
     return b"".join(data)
-
-
-def _floats(path: Path, name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> bytes:
-    if tensor.shape != shape:
-        raise InvalidModelError(f"{path}: {name} is {tensor.shape}, expected {shape}")
-    return np.ascontiguousarray(tensor, dtype="<f4").tobytes()

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
-from edgedm.export.graph_io import graph_info, load_graph, noise_schedule
+from edgedm.export.graph_io import graph_info, labels, load_graph, noise_schedule
 from edgedm.passes.editing import constant, dims, is_edgedm, is_op
 
 OUTPUT = "output"
@@ -101,10 +101,9 @@ def _image_shape(step: ir.Model, roles: dict[str, str]) -> tuple[int, int, int]:
 def _classes(config: dict[str, Any], roles: dict[str, str]) -> tuple[int, int]:
     if "class_labels" not in roles.values():
         return 0, -1
-    total = config.get("architecture", {}).get("config", {}).get("num_class_embeds")
-    null = config.get("null_class")
-    if not isinstance(total, int) or total < 1:
-        raise InvalidModelError(f"config: the model takes class labels, but num_class_embeds is {total!r}")
+    total, null = labels(config), config.get("null_class")
+    if total is None or total < 1:
+        raise InvalidModelError(f"config: the model takes class labels, but num_class_embeds is {total}")
     if null is None:
         return total, -1
     return (null if null == total - 1 else total), int(null)

@@ -69,6 +69,8 @@ def _values(models: Mapping[str, ir.Model], golden: Path, wanted: set[str]) -> d
         return _run(models["step"], {**tensors, **rows}, wanted)
     except KeyError as error:
         raise InvalidModelError(f"{golden}: tensor {error} of step {step} is missing; export again") from error
+    except ValueError as error:
+        raise InvalidModelError(f"{golden}: step {step} is not of this model: {error}; export again") from error
 
 
 def _run(model: ir.Model, tensors: Mapping[str, Array], wanted: set[str]) -> dict[str, Array]:
