@@ -13,8 +13,8 @@ def sample(
     output: str | os.PathLike[str] = "images.png",
     *,
     n: int = 16,
-    steps: int = 50,
-    sampler: str = "ddim",
+    steps: int | None = None,
+    sampler: str | None = None,
     eta: float = 0.0,
     seed: int = 0,
     label: int | None = None,
@@ -33,14 +33,13 @@ def sample(
     `zoo:NAME` (PyTorch draws). `label` is a class index, unconditional where None; `guidance` w draws with
     eps_u + w (eps_c - eps_u). A model with a text condition draws by that of the .npy file `condition`, f32[T, D], and
     guidance leads away from `negative` (zeros without it). A latent model's samples are decoded unless `latent`.
+    `steps` and `sampler` are by default those that the bundle was compiled for; a checkpoint's 50 and "ddim".
     With images to `start` from, a .npy file f32[n, C, H, W], the last `strength` of the steps run on those under noise.
     `variant` names the kernels to run of a bundle that has several; None: the best that this machine can.
     Raises `InvalidModelError` for a bad bundle, checkpoint or option.
     """
     drawing: dict[str, Any] = {
         "n": n,
-        "steps": steps,
-        "sampler": sampler,
         "eta": eta,
         "seed": seed,
         "label": label,
@@ -55,9 +54,10 @@ def sample(
     if (Path(model) / "manifest.json").exists():
         from edgedm.runtime.sample import sample_bundle
 
-        return sample_bundle(model, output, **drawing, variant=variant)
+        return sample_bundle(model, output, steps=steps, sampler=sampler, **drawing, variant=variant)
     if variant is not None:
         raise UnsupportedError(f"--variant: {model} is no bundle, and has no variants")
     from edgedm.models.sample import sample_checkpoint
 
+    drawing |= {"steps": 50 if steps is None else steps, "sampler": "ddim" if sampler is None else sampler}
     return sample_checkpoint(str(model), str(output), **drawing)

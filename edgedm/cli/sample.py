@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from edgedm.cli.common import show_figures, verb
-from edgedm.cli.schedule import MOST, schedule_options
+from edgedm.cli.schedule import MOST, SAMPLERS
 from edgedm.cli.signature import signed_bundles
 from edgedm.cli.variant import variant_option
 from edgedm.errors import UnsupportedError
@@ -15,7 +15,8 @@ from edgedm.outcome import Outcome
 @click.command(name="sample", short_help="draw images with the generated runtime, no torch")
 @click.argument("model", default="zoo:digits-fp32")
 @click.option("-n", "number", type=click.IntRange(1, MOST), default=16, show_default=True, help="How many images.")
-@schedule_options
+@click.option("--steps", type=click.IntRange(1, MOST), help="Sampler steps.  [default: the bundle's; 50]")
+@click.option("--sampler", type=click.Choice(SAMPLERS), help="Sampler.  [default: the bundle's; ddim]")
 @click.option("--eta", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="DDIM's noise share.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Seed of the noise.")
 @click.option("--label", type=click.IntRange(0, MOST), help="Class to draw; unconditional without it.")

@@ -24,8 +24,8 @@ def sample_bundle(
     output: str | os.PathLike[str] = "images.png",
     *,
     n: int = 16,
-    steps: int = 50,
-    sampler: str = "ddim",
+    steps: int | None = None,
+    sampler: str | None = None,
     eta: float = 0.0,
     seed: int = 0,
     label: int | None = None,
@@ -40,6 +40,8 @@ def sample_bundle(
 ) -> Outcome:
     """Draw `n` images and write them to `output`, the same bits as the bundle's own `bin/edgedm-sample`.
 
+    `steps` and `sampler` are by default those that the bundle was compiled for.
+
     Raises InvalidModelError for an altered bundle, UnsupportedError for an option that the model cannot follow.
     """
     with open_runner(os.fspath(bundle), threads, variant=variant) as runner:
@@ -49,6 +51,8 @@ def sample_bundle(
         drawn = manifest.image_shape if latent else manifest.decoded_shape or manifest.image_shape
         check_output(output, drawn[0])
         texts = read_conditions(name, manifest.condition_shape, condition, negative)
+        steps = manifest.schedule.steps if steps is None else steps
+        sampler = manifest.schedule.sampler if sampler is None else sampler
         given = read_start(start, n, manifest.image_shape)
         executed = steps if given is None else steps - first_step(steps, strength)
         runner.prepare(steps, sampler, eta, label, guidance, condition=texts[0], negative=texts[1])

@@ -20,14 +20,17 @@ class ByLabels:
         self._classes = runner.manifest.classes > 0
 
     def prepare(
-        self, steps: int = 50, sampler: str = "ddim", *, label: int | None = None, guidance: float = 1.0
+        self,
+        steps: int = 50,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        label: int | None = None,
+        guidance: float = 1.0,
     ) -> object:
         """Choose a schedule and start a trajectory; guided away from the condition that stands for no label."""
         given = label if self._classes else None
         negative = self._text(None) if guidance != 1.0 else None
-        return self.runner.prepare(
-            steps, sampler, label=given, guidance=guidance, condition=self._text(label), negative=negative
-        )
+        return self.runner.prepare(steps, sampler, eta, given, guidance, condition=self._text(label), negative=negative)
 
     def run_step(self, step: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """The output at one step of the schedule; carried state moves on."""

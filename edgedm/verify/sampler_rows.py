@@ -2,17 +2,19 @@
 
 The kernels are the same on both sides, so every bit of the images must be too. Short schedules of every sampler do:
 what a sampler can get wrong (coefficients, the noise of a step, the order of the two predictions, what one image
-leaves behind for the next) is wrong in the first steps or the last.
+leaves behind for the next) is wrong in the first steps or the last. Where DPM-Solver++ does not end at sigma 0, it ends
+with the first order if its schedule is short: there are two more of it.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgedm import progress
-from edgedm.diffusion import SAMPLERS, normals, step_coefficients
+from edgedm.diffusion import SAMPLERS, NoiseSchedule, normals, step_coefficients
 from edgedm.diffusion import sample as numpy_sample
 from edgedm.errors import UnsupportedError
 from edgedm.runtime import Runner as BundleRunner
@@ -27,7 +29,11 @@ STEPS = 4
 IMAGES = 3
 """In one call, after each other in one lane."""
 
+LONG = (14, 15)
+"""The longest schedule whose last step is of the first order, and the shortest whose last is of the second."""
+
 GUIDANCE = 2.5
+ETA = 0.5
 STRENGTH = 0.5
 SEED = 20240229  # not that of the trajectories: a seed that is ignored shows
 
@@ -39,7 +45,13 @@ class Labelled(Protocol):
     """What `ByLabels` and the runners share."""
 
     def prepare(
-        self, steps: int = ..., sampler: str = ..., *, label: int | None = ..., guidance: float = ...
+        self,
+        steps: int = ...,
+        sampler: str = ...,
+        *,
+        eta: float = ...,
+        label: int | None = ...,
+        guidance: float = ...,
     ) -> object:
         """Choose a schedule and start a trajectory."""
 
@@ -49,59 +61,73 @@ class Labelled(Protocol):
         """The output at a timestep from a given state, and the next state."""
 
 
+@dataclass(frozen=True)
+class _Case:
+    """A run of the sampler; `starts`: from images."""
+
+    name: str
+    sampler: str = "ddim"
+    steps: int = STEPS
+    images: int = IMAGES
+    eta: float = 0.0
+    guidance: float = 1.0
+    starts: bool = False
+
+
+def _cases(labelled: bool, schedule: NoiseSchedule) -> list[_Case]:
+    cases = [_Case(f"edm_sample, {each}", each) for each in SAMPLERS]
+    if schedule.final_sigmas_type != "zero":
+        cases += [_Case(f"edm_sample, dpm-solver++ of {steps} steps", "dpm-solver++", steps, 1) for steps in LONG]
+    cases.append(_Case(f"edm_sample, eta {ETA:g}", eta=ETA))
+    if labelled:
+        cases.append(_Case(f"edm_sample, guidance {GUIDANCE:g}", guidance=GUIDANCE))
+    return [*cases, _Case(f"edm_sample, from images at strength {STRENGTH:g}", starts=True)]
+
+
 def sampler_rows(runner: Labelled, bundle: BundleRunner, reference: TorchReference) -> list[Row]:
     """Rows for the noise, every sampler, guidance and image-to-image; `runner` draws by labels what `bundle` draws."""
     label = 0 if reference.null_class else None
     rows = [_noise(bundle)]
-    cases: list[tuple[str, str, float, bool]] = [(f"edm_sample, {each}", each, 1.0, False) for each in SAMPLERS]
-    if label is not None:
-        cases.append((f"edm_sample, guidance {GUIDANCE:g}", "ddim", GUIDANCE, False))
-    cases.append((f"edm_sample, from images at strength {STRENGTH:g}", "ddim", 1.0, True))
-    for name, sampler, guidance, starts in progress.track(cases, "samplers", len(cases)):
-        if not _holds(reference, sampler):
+    cases = _cases(label is not None, reference.schedule)
+    for case in progress.track(cases, "samplers", len(cases)):
+        if not _holds(reference, case):
             continue
         try:
-            runner.prepare(STEPS, sampler, label=label, guidance=guidance)
+            runner.prepare(case.steps, case.sampler, eta=case.eta, label=label, guidance=case.guidance)
         except UnsupportedError as error:
-            note = f"expected {STEPS} steps of {sampler}, which the trained timesteps hold; refused: {error}"
-            rows.append(Row(name, False, note=note))
+            note = f"expected {case.steps} steps of {case.sampler}, which the trained timesteps hold; refused: {error}"
+            rows.append(Row(case.name, False, note=note))
             continue
-        rows.append(_compared(name, runner, bundle, reference, (sampler, label, guidance, starts)))
+        rows.append(_compared(runner, bundle, reference, case, label))
     return rows
 
 
-def _holds(reference: TorchReference, sampler: str) -> bool:
+def _holds(reference: TorchReference, case: _Case) -> bool:
     """Whether the trained timesteps hold the schedule: by the checkpoint's word, not by that of what is examined."""
     try:
-        step_coefficients(reference.schedule, STEPS, sampler)
+        step_coefficients(reference.schedule, case.steps, case.sampler)
     except UnsupportedError:
         return False
     return True
 
 
-def _compared(
-    name: str,
-    runner: Labelled,
-    bundle: BundleRunner,
-    reference: TorchReference,
-    case: tuple[str, int | None, float, bool],
-) -> Row:
-    sampler, label, guidance, starts = case
-    start = _start(reference.shape) if starts else None
-    strength = STRENGTH if starts else 1.0
-    got = bundle.sample(IMAGES, SEED, first_image=1, start=start, strength=strength)
+def _compared(runner: Labelled, bundle: BundleRunner, reference: TorchReference, case: _Case, label: int | None) -> Row:
+    start = _start(reference.shape) if case.starts else None
+    strength = STRENGTH if case.starts else 1.0
+    got = bundle.sample(case.images, SEED, first_image=1, start=start, strength=strength)
     note = ""
-    for image in range(IMAGES):
+    for image in range(case.images):
         expected = numpy_sample(
             _predict(runner, label),
             reference.schedule,
             reference.shape,
-            STEPS,
-            sampler,
+            case.steps,
+            case.sampler,
+            case.eta,
             seed=SEED,
             image=1 + image,
             predict_unconditional=_predict(runner, None),
-            guidance=guidance,
+            guidance=case.guidance,
             start=None if start is None else start[image],
             strength=strength,
         )
@@ -109,11 +135,11 @@ def _compared(
         if off.size and not note:
             place, wanted = int(off[0]), expected.reshape(-1)
             note = (
-                f"image {image + 1} of {IMAGES}: {off.size} of {expected.size} values are not those of numpy's sampler "
-                f"over the same kernels, first at {place}: expected {wanted[place]:.9g}, "
+                f"image {image + 1} of {case.images}: {off.size} of {expected.size} values are not those of numpy's "
+                f"sampler over the same kernels, first at {place}: expected {wanted[place]:.9g}, "
                 f"got {got[image].reshape(-1)[place]:.9g}"
             )
-    return Row(name, not note, {"runs": float(IMAGES), "steps": float(STEPS)}, note)
+    return Row(case.name, not note, {"runs": float(case.images), "steps": float(case.steps)}, note)
 
 
 def _predict(runner: Labelled, label: int | None) -> Callable[[Floats, int, int], Floats]:

@@ -45,6 +45,17 @@ def test_the_same_bytes_as_python(tiny_bundle, tmp_path, options):
     assert (tmp_path / "native.npy").read_bytes() == (tmp_path / "python.npy").read_bytes()
 
 
+def test_both_draw_by_the_schedule_that_the_bundle_was_compiled_for(tiny_folder, tmp_path):
+    bundle = tmp_path / "short.bundle"
+    compile_graph(tiny_folder / "deploy.onnx", bundle, steps=7, sampler="dpm-solver++")
+    sample_bundle(bundle, tmp_path / "asked.npy", n=2, steps=7, sampler="dpm-solver++")
+    sample_bundle(bundle, tmp_path / "python.npy", n=2)
+    assert _run(bundle, "-n", 2, "-o", tmp_path / "native.npy").returncode == 0
+    assert len({(tmp_path / f"{name}.npy").read_bytes() for name in ("asked", "python", "native")}) == 1
+    sample_bundle(bundle, tmp_path / "other.npy", n=2, steps=8)
+    assert (tmp_path / "other.npy").read_bytes() != (tmp_path / "asked.npy").read_bytes()
+
+
 def test_the_png_has_pythons_pixels(tiny_bundle, tmp_path):
     for name in ("a.npy", "a.png"):
         assert _run(tiny_bundle, "-n", 5, "-o", tmp_path / name).returncode == 0

@@ -445,6 +445,15 @@ MUTANTS = [
         new="x[i] = x[i] - c.to_trend *",
     ),
     Mutant(
+        "half of the noise that eta asks for",
+        W1A1,
+        "runtime",
+        "trajectory",
+        source="sampler.c",
+        old="row->to_noise = deviation;\n}\n\nstatic void ddpm",
+        new="row->to_noise = 0.5F * deviation;\n}\n\nstatic void ddpm",
+    ),
+    Mutant(
         "noise of an image to start from not scaled",
         W1A1,
         "runtime",

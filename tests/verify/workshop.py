@@ -177,6 +177,8 @@ def behaviour_of(bundle: Path) -> dict[str, np.ndarray]:
         for sampler in ("ddim", "ddpm", "dpm-solver++"):
             runner.prepare(6, sampler, label=1)
             found[sampler] = runner.sample(2, 2**40 + 3)
+        runner.prepare(4, eta=1.0, label=1)
+        found["eta"] = runner.sample(2, 1)
         runner.prepare(4, label=1, guidance=3.0)
         found["guided"] = runner.sample(2, 1)
         runner.prepare(4, label=1)
