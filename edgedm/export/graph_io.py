@@ -29,7 +29,7 @@ from edgedm.ops import DOMAIN, FUNCTIONS, ONNX_OPSET, VERSION, attach_functions,
 
 CONFIG_KEY, LEVEL_KEY, INPUTS_KEY = "edgedm.config", "edgedm.level", "edgedm.inputs"
 MODULE_KEY = "edgedm.module"  # on nodes: the torch module that a node comes from
-_PATH = "edgedm.path"  # in a loaded model's meta, which no file holds
+_PATH, _ALTERED = "edgedm.path", "edgedm.altered"  # in a loaded model's meta, which no file holds
 LEVELS = ("exported", "deployed", "prepare", "decoder")
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
@@ -78,7 +78,7 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
         _check_nodes(proto)
         _check_inputs(proto)
         _check_tensors(proto)
-        _use_our_functions(proto)
+        altered = _use_our_functions(proto)
         onnx.checker.check_model(proto, full_check=True)
         model = ir.serde.deserialize_model(proto)
         declared = {value.name: value.shape for value in model.graph.outputs}
@@ -89,7 +89,13 @@ def load_graph(path: str | os.PathLike[str]) -> ir.Model:
     except (ValidationError, onnx.shape_inference.InferenceError, ir.serde.SerdeError, ValueError) as error:
         raise InvalidModelError(f"{path}: not a valid ONNX graph: {error}; export it again") from error
     model.meta[_PATH] = str(path)  # for what is said of it later
+    model.meta[_ALTERED] = altered
     return model
+
+
+def altered_functions(model: ir.Model) -> list[str]:
+    """The functions that had another body in the file that `model` was loaded from: other runtimes use that one."""
+    return list(model.meta.get(_ALTERED, ()))
 
 
 def save_graph(model: ir.Model, path: str | os.PathLike[str]) -> int:
@@ -279,7 +285,8 @@ def _check_length(name: str, tensor: onnx.TensorProto, dtype: ir.DataType) -> No
         )
 
 
-def _use_our_functions(proto: onnx.ModelProto) -> None:
+def _use_our_functions(proto: onnx.ModelProto) -> list[str]:
+    """Replace the bodies of all functions by ours; return the names of those that had another."""
     for function in proto.functions:
         if function.domain != DOMAIN or function.name not in FUNCTIONS:
             raise UnsupportedError(f"function {function.domain}.{function.name}: only those of {DOMAIN} are known")
@@ -287,8 +294,32 @@ def _use_our_functions(proto: onnx.ModelProto) -> None:
     missing = set(used) - {function.name for function in proto.functions}
     if missing:
         raise InvalidModelError(f"the functions {sorted(missing)} are missing: a truncated file; export it again")
+    ours = {name: ir.serde.serialize_function(FUNCTIONS[name]) for name in used}
+    altered = [each.name for each in proto.functions if each.name in ours and not _same_body(each, ours[each.name])]
     del proto.functions[:]
-    proto.functions.extend(ir.serde.serialize_function(FUNCTIONS[name]) for name in used)
+    proto.functions.extend(ours.values())
+    return altered
+
+
+def _same_body(left: onnx.FunctionProto, right: onnx.FunctionProto) -> bool:
+    """Whether two functions do the same, node by node; what only describes them may differ."""
+
+    def nodes(function: onnx.FunctionProto) -> list[Any]:
+        return [
+            (
+                *(node.domain, node.op_type, list(node.input), list(node.output)),
+                sorted(each.SerializeToString(deterministic=True) for each in node.attribute),
+            )
+            for node in function.node
+        ]
+
+    def defaults(function: onnx.FunctionProto) -> list[bytes]:
+        return sorted(each.SerializeToString(deterministic=True) for each in function.attribute_proto)
+
+    def names(function: onnx.FunctionProto) -> list[list[str]]:
+        return [list(function.input), list(function.output), sorted(map(str, function.attribute))]
+
+    return (names(left), defaults(left), nodes(left)) == (names(right), defaults(right), nodes(right))
 
 
 def _check_inputs(proto: onnx.ModelProto) -> None:

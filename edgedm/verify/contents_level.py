@@ -40,7 +40,8 @@ _PACKED = {
 def contents_level(graph: WholeGraph, module: Denoiser, trained: int) -> Level:
     """Compare everything that is stored; `trained` is the number of training timesteps."""
     comparison = _Comparison(graph, module.unet, trained)
-    rows, values = [], 0
+    note = f"expected the bodies of this version, got others of {', '.join(graph.altered)}" if graph.altered else ""
+    rows, values = [Row("functions of the ops", not note, {}, note)], 0
     for path, layer in module.unet.named_modules():
         if isinstance(layer, UniformQuantizer) and path.endswith(".activation"):
             continue  # compared with its layer, whose product leads to it

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgedm.diffusion import NoiseSchedule
 from edgedm.errors import InvalidModelError, UnsupportedError
 from edgedm.export.decoder_file import load_decoder
-from edgedm.export.graph_io import GraphInfo, graph_info, load_graph
+from edgedm.export.graph_io import GraphInfo, altered_functions, graph_info, load_graph
 from edgedm.verify.coins import undecided
 from edgedm.verify.conditions import text_condition
 from edgedm.verify.graphs import Graph
@@ -26,17 +26,20 @@ Floats = NDArray[np.float32]
 class WholeGraph(Graph):
     """The nodes of a graph file; of an optimised one those of its prepare graph too, before those of the step.
 
-    `info` is what the file says about itself; its roles are those of all inputs.
+    `info` is what the file says about itself; its roles are those of all inputs. `altered` names the functions whose
+    bodies in the file are not ours, which are what is run here.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         path = self.path = Path(path)
         model = load_graph(path)
         self.info: GraphInfo = graph_info(model)
+        self.altered = altered_functions(model)
         if self.info.level == "prepare":
             raise InvalidModelError(f"{path}: the prepare graph alone; name the step graph beside it")
         if self.info.level == "deployed":
             prepare = load_graph(path.with_suffix(".prepare.onnx"))
+            self.altered = sorted({*self.altered, *altered_functions(prepare)})
             self.info = replace(self.info, inputs={**graph_info(prepare).inputs, **self.info.inputs})
             model = _joined(prepare, model)
         super().__init__(model)
