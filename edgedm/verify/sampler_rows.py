@@ -116,6 +116,10 @@ def _compared(runner: Labelled, bundle: BundleRunner, reference: TorchReference,
     strength = STRENGTH if case.starts else 1.0
     got = bundle.sample(case.images, SEED, first_image=1, start=start, strength=strength)
     note = ""
+    if (case.eta or case.starts) and hasattr(bundle, "previews"):  # before single steps take the session
+        *_, (stepwise, _) = bundle.previews(SEED, 1, None if start is None else start[0], strength)
+        if stepwise.tobytes() != got[0].tobytes():
+            note = "edm_begin and edm_next, step by step, draw another image than edm_sample"
     for image in range(case.images):
         expected = numpy_sample(
             _predict(runner, label),

@@ -445,6 +445,15 @@ MUTANTS = [
         new="x[i] = x[i] - c.to_trend *",
     ),
     Mutant(
+        "an image that is drawn step by step begins at the next image's noise",
+        W1A1,
+        "runtime",
+        "trajectory",
+        source="drawing.c",
+        old="&session->lanes[0], options, 0, session->first);",
+        new="&session->lanes[0], options, 1, session->first);",
+    ),
+    Mutant(
         "half of the noise that eta asks for",
         W1A1,
         "runtime",

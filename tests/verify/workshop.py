@@ -179,6 +179,7 @@ def behaviour_of(bundle: Path) -> dict[str, np.ndarray]:
             found[sampler] = runner.sample(2, 2**40 + 3)
         runner.prepare(4, eta=1.0, label=1)
         found["eta"] = runner.sample(2, 1)
+        found["stepwise"] = np.stack([x for x, _ in runner.previews(1, 1)])
         runner.prepare(4, label=1, guidance=3.0)
         found["guided"] = runner.sample(2, 1)
         runner.prepare(4, label=1)

@@ -365,6 +365,9 @@ int main(int count, char **arguments) {
   }
   if (!wanted.bundle) wanted.bundle = own_bundle(arguments[0]);
   signal(SIGINT, interrupt);
+#ifdef SIGXFSZ
+  signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is one that cannot be written */
+#endif
   bool passed = true;
   edm_status status = run(&wanted, &passed);
   if (status == EDM_CANCELLED) return EXIT_INTERRUPTED;
