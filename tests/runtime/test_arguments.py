@@ -1,6 +1,8 @@
 """What the C functions refuse of a caller's arguments: a status and a message instead of a crash or of NaN."""
 
 import ctypes
+import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -219,3 +221,36 @@ def test_what_is_not_made_is_null_whichever_argument_is_missing(library, model):
     with pytest.raises(UnsupportedError, match="NULL"):
         library.check("session_create", model, None, ctypes.byref(made))
     assert made.value is None
+
+
+def test_a_link_where_a_scratch_file_would_be_is_not_followed(library, model, tmp_path):
+    precious, output = tmp_path / "precious", tmp_path / "a.npy"
+    precious.write_text("kept")
+    for number in range(3):
+        (tmp_path / f".a.npy.{os.getpid()}.{number}.part").symlink_to(precious)
+    library.check("write_images", bytes(output), IMAGE, 1)
+    assert precious.read_text() == "kept" and not output.is_symlink()
+    assert np.load(output).shape == (1, 1, 8, 8)
+
+
+def test_two_threads_write_one_file_and_it_is_always_one_of_theirs(library, model, tmp_path):
+    """Calls through ctypes run at the same time."""
+    output, count = tmp_path / "a.npy", 500
+    images = [(ctypes.c_float * (count * FLOATS))(*[value] * (count * FLOATS)) for value in (1.0, 2.0)]
+    library.check("write_images", bytes(output), images[0], count)
+    failures: list[Exception] = []
+
+    def write(values: object) -> None:
+        try:
+            for _ in range(50):
+                library.check("write_images", bytes(output), values, count)
+        except Exception as error:
+            failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(each,)) for each in images]
+    for each in writers:
+        each.start()
+    while any(each.is_alive() for each in writers):
+        found = np.load(output)
+        assert found.shape == (count, 1, 8, 8) and np.ptp(found) == 0
+    assert not failures and list(tmp_path.iterdir()) == [output]

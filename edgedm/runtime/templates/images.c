@@ -198,17 +198,29 @@ static bool settled(FILE *file) {
   return fsync(fileno(file)) == 0 || errno == EINVAL || errno == ENOTSUP || errno == ENOSYS;
 }
 
+enum { MOST_SCRATCH = 1000, SCRATCH_ROOM = 48 /* beyond the path's own length */ };
+
+/* A new file beside `path`, and its name: never one that is there already, which another thread may be writing, or a
+ * link to anywhere. */
+static FILE *open_scratch(const char *path, char *scratch, size_t room) {
+  const char *slash = strrchr(path, '/');
+  int folder = slash ? (int)(slash + 1 - path) : 0;
+  for (int number = 0; number < MOST_SCRATCH; ++number) {
+    snprintf(scratch, room, "%.*s.%s.%ld.%d.part", folder, path, path + folder, (long)getpid(), number);
+    FILE *file = fopen(scratch, "wbx");
+    if (file || errno != EEXIST) return file;
+  }
+  return NULL;
+}
+
 static edm_status write_shaped(const char *path, const float *images, uint32_t count, const int64_t shape[3]) {
   edm_status status = edm_check_output(path, count, shape);
   if (status) return status;
   bool png = ends_with(path, ".png");
-  const char *slash = strrchr(path, '/');
-  int folder = slash ? (int)(slash + 1 - path) : 0;
-  size_t room = strlen(path) + 32;
+  size_t room = strlen(path) + SCRATCH_ROOM;
   char *scratch = malloc(room);
   if (!scratch) return edm_fail(EDM_NO_MEMORY, "no memory to write %s", path);
-  snprintf(scratch, room, "%.*s.%s.%ld.part", folder, path, path + folder, (long)getpid());
-  FILE *file = fopen(scratch, "wb");
+  FILE *file = open_scratch(path, scratch, room);
   if (!file) {
     status = edm_fail(EDM_IO_FAILED, "%s: %s", path, strerror(errno));
   } else {
