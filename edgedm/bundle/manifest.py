@@ -8,6 +8,7 @@ from edgedm.errors import UnsupportedError
 
 FAMILY = "edgedm.bundle/"  # what the format of every version begins with
 FORMAT = f"{FAMILY}1"
+MOST_AXES = 16  # of a tensor, as in a graph
 
 
 GraphName = Literal["step", "prepare", "decoder"]
@@ -37,7 +38,7 @@ class Port(_Record):
 
     name: str
     role: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = Field(max_length=MOST_AXES)
     dtype: str
 
 
@@ -48,7 +49,7 @@ class Operand(_Record):
     """
 
     name: str  # of the value in the channels-last graph; empty inside what Relax fused
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = Field(max_length=MOST_AXES)
     dtype: str
     source: Literal["arena", "strips", "weights", "input", "output"]
     offset: int = Field(ge=0)

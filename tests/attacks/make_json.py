@@ -110,6 +110,7 @@ MANIFESTS: dict[str, Change] = {
     "negative-image": lambda values: values.update(image_shape=[-1, -4, 4]),
     "huge-port": _port(shape=[2**40, 2**40]),
     "zero-port": _port(shape=[1, 4, 4, 0]),
+    "many-axes": _port(shape=[10**17] * 200),
     "object-dtype": _port(dtype="object"),
     "offset-beyond-weights": _operand(offset=64),
     "offset-wraps": _operand(offset=2**64 - 8),
