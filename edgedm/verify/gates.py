@@ -61,10 +61,17 @@ _NO_THRESHOLDS = ("required", "samples", "chance")
 
 
 def _level_rows(level: Level, tables: Tables) -> Iterator[Row]:
-    """The thresholds on one level; none where the file says that it does not decide."""
+    """The thresholds on one level; where the file says that it does not decide, they are told and fail nothing."""
+    for row in _thresholds(level, tables):
+        yield row if tables.of_level(level.name).required else _told(row)
+
+
+def _told(row: Row) -> Row:
+    return replace(row, ok=True, note=f"not required: {row.note or 'holds'}")
+
+
+def _thresholds(level: Level, tables: Tables) -> Iterator[Row]:
     name, figures, table = level.name, level.figures, tables.of_level(level.name)
-    if not table.required:
-        return
     if isinstance(table, KernelGate):
         yield from _most(f"{name}.max_use_of_bound", table.max_use_of_bound, figures.get("worst_use_of_bound"))
     elif name == "layer":

@@ -33,7 +33,7 @@ from edgedm.verify.probe import Probe, open_probe
 from edgedm.verify.report import Level, Row
 from edgedm.verify.request import LEAST_IMAGES, Request
 from edgedm.verify.run_level import Runs, draw_runs, step_level, trajectory_level, visit_moments
-from edgedm.verify.sampler_rows import sampler_rows
+from edgedm.verify.sampler_rows import lanes_rows, sampler_rows
 from edgedm.verify.teacher import teacher_feeds
 from edgedm.verify.torch_reference import TorchReference
 
@@ -180,7 +180,9 @@ class Examination:
             self.evidence,
             self.probe.decode if self.reference.decodes else None,
         )
-        return replace(level, rows=(*level.rows, *sampler_rows(self.runner, self.probe, self.reference)))
+        rows = sampler_rows(self.runner, self.probe, self.reference)
+        rows += lanes_rows(self.probe.bundle, self.runner, self.probe, self.reference)
+        return replace(level, rows=(*level.rows, *rows))
 
     def distribution(self) -> Level:
         """Samples as sets."""

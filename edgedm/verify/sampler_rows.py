@@ -6,6 +6,7 @@ leaves behind for the next) is wrong in the first steps or the last. Where DPM-S
 with the first order if its schedule is short: there are two more of it.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,10 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgedm import progress
+from edgedm.bundle import Bundle
 from edgedm.diffusion import SAMPLERS, NoiseSchedule, normals, step_coefficients
 from edgedm.diffusion import sample as numpy_sample
 from edgedm.errors import UnsupportedError
 from edgedm.runtime import Runner as BundleRunner
+from edgedm.runtime import open_runner
+from edgedm.runtime.choice import is_local
+from edgedm.verify.by_labels import ByLabels
 from edgedm.verify.report import Row
 from edgedm.verify.torch_reference import TorchReference
 
@@ -100,6 +105,33 @@ def sampler_rows(runner: Labelled, bundle: BundleRunner, reference: TorchReferen
             continue
         rows.append(_compared(runner, bundle, reference, case, label))
     return rows
+
+
+def lanes_rows(bundle: Bundle, runner: Labelled, alone: BundleRunner, reference: TorchReference) -> list[Row]:
+    """A row for images that threads draw at once, each in a lane of its own: those that are drawn one by one.
+
+    `runner` draws by labels what `alone` draws, which has one lane.
+    """
+    case = _Case("edm_sample, two images at a time", "ddpm")
+    if not _holds(reference, case):
+        return []
+    label, shape, count = 0 if reference.null_class else None, reference.condition_shape, IMAGES + 1
+    wait = _for_other_lanes if is_local(bundle) else None  # with progress an emulated program draws one by one
+    drawn = []
+    with open_runner(bundle, threads=2, lanes=2) as pair:
+        by_labels = pair if shape is None else ByLabels(pair, reference.null_class, shape)
+        for labelled, drawing in ((runner, alone), (by_labels, pair)):
+            labelled.prepare(case.steps, case.sampler, label=label)
+            drawn.append(drawing.sample(count, SEED, 1, wait))
+    unlike = [image + 1 for image in range(count) if drawn[0][image].tobytes() != drawn[1][image].tobytes()]
+    note = f"images {unlike} of {count} are not those of one lane" if unlike else ""
+    return [Row(case.name, not note, {"runs": float(count), "steps": float(case.steps)}, note)]
+
+
+def _for_other_lanes(_done: int, _total: int) -> bool:
+    """After a step of the caller's lane: else it may have drawn all images before another thread is awake."""
+    time.sleep(0.002)
+    return True
 
 
 def _holds(reference: TorchReference, case: _Case) -> bool:

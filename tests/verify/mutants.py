@@ -454,6 +454,15 @@ MUTANTS = [
         new="&session->lanes[0], options, 1, session->first);",
     ),
     Mutant(
+        "an image of the second lane takes another's noise",
+        W1A1,
+        "runtime",
+        "trajectory",
+        source="sample.c",
+        old="edm_begin_image(session, lane, job->options, index, job->first);",
+        new="edm_begin_image(session, lane, job->options, lane_number ? index ^ 1u : index, job->first);",
+    ),
+    Mutant(
         "half of the noise that eta asks for",
         W1A1,
         "runtime",

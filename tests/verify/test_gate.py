@@ -154,9 +154,10 @@ def test_a_table_of_one_method_switches_level_distribution_on_for_it(tmp_path) -
     assert fits({"method": "bidm"}, asked) and not fits({"method": "fp32"}, asked)
 
 
-def test_thresholds_of_a_level_that_is_not_required_do_not_decide(tmp_path) -> None:
+def test_thresholds_of_a_level_that_is_not_required_are_told_and_do_not_decide(tmp_path) -> None:
     tables = gate(tmp_path, "[step]\nrequired = false\nmin_snr_db = 90").of_method("bidm")
-    assert not [row for row in gate_rows(LEVELS, tables, {}, {}) if row.name.startswith("step")]
+    (row,) = [row for row in gate_rows(LEVELS, tables, {}, {}) if row.name.startswith("step")]
+    assert row.ok and row.note.startswith("not required: expected at least 90, got")
     assert [level.required for level in with_requirements(LEVELS, tables)] == [True, True, False, True]
 
 

@@ -7,6 +7,7 @@ so that its symbol is the one that the linker takes.
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,9 @@ def behaviour_of(bundle: Path) -> dict[str, np.ndarray]:
         found["guided"] = runner.sample(2, 1)
         runner.prepare(4, label=1)
         found["started"] = runner.sample(2, 1, start=start, strength=0.5)
+    with LocalRunner(load(bundle), 2, 2) as runner:
+        runner.prepare(4, eta=1.0, label=1)
+        found["two lanes"] = runner.sample(4, 1, progress=lambda _done, _total: not time.sleep(0.002))
     return found
 
 
