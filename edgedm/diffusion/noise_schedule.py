@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgedm.diffusion.logarithm import natural_log
-from edgedm.errors import InvalidModelError, UnsupportedError
+from edgedm.errors import InvalidModelError, UnsupportedError, short
 from edgedm.files import first_fault
 
 SAMPLERS = ("ddim", "ddpm", "dpm-solver++")
+LEAST_SIGNAL = 1e-30  # of alphas_cumprod, in float32; diffusers' own schedules end above 1e-9
 LEAST_CLIP, MOST_CLIP = 1e-6, 1e6  # a range of images is about 1, of latents some tens
 
 # What a scheduler config may also hold: True where any value is fine, else the one value that means "off".
@@ -61,6 +62,14 @@ class NoiseSchedule(BaseModel):
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
     lambda_min_clipped: float | None = None
 
+    @model_validator(mode="after")
+    def _some_signal_is_left(self) -> "NoiseSchedule":
+        """At alphas_cumprod 0 there is nothing to predict x0 from: the samplers divide by its root."""
+        least = float(self.alphas_cumprod()[-1])
+        if least < LEAST_SIGNAL:
+            raise ValueError(f"alphas_cumprod ends at {least:.3g}, expected at least {LEAST_SIGNAL}: lower beta_end")
+        return self
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
         """Read a scheduler config; `UnsupportedError` for an option that the C sampler lacks."""
@@ -70,7 +79,7 @@ class NoiseSchedule(BaseModel):
                 kept[key] = value
             elif _IGNORED.get(key, True) is not True and value != _IGNORED[key]:
                 raise UnsupportedError(
-                    f"noise schedule: {key} = {value!r} is not supported; expected {_IGNORED[key]!r}"
+                    f"noise schedule: {key} = {short(value)} is not supported; expected {_IGNORED[key]!r}"
                 )
         for key, others in _SPELLINGS.items():
             if key in kept and isinstance(kept[key], Hashable):

@@ -61,6 +61,8 @@ def step_coefficients(
         raise UnsupportedError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
     if not 0.0 <= eta <= 1.0:
         raise UnsupportedError(f"eta: expected 0..1, got {eta}")
+    if eta > 0 and sampler != "ddim":
+        raise UnsupportedError(f"eta: expected 0 where the sampler is not ddim, got {eta}")
     timesteps = [int(t) for t in schedule.timesteps(steps, sampler)]
     alphas = list(schedule.alphas_cumprod().astype(np.float32))
     rows = []

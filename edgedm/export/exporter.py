@@ -41,7 +41,7 @@ def run(checkpoint: Checkpoint | str | os.PathLike[str], output: str | os.PathLi
             "quantised and trained in PyTorch (edgedm.quantize(model, method))"
         )
     config.check_condition()
-    schedule = NoiseSchedule.from_config(config.noise_schedule)
+    schedule = _noise_schedule(loaded, checkpoint)
     shape = config.image_shape
     label = max(0, min(_GOLDEN_LABEL, (config.null_class or 0) - 1))
 
@@ -76,3 +76,11 @@ def run(checkpoint: Checkpoint | str | os.PathLike[str], output: str | os.PathLi
             "nodes.decoder": float(len(decoder.graph)),
         }
     return Outcome(True, figures, {"written": [str(path) for path in files]})
+
+
+def _noise_schedule(loaded: Checkpoint, origin: Checkpoint | str | os.PathLike[str]) -> NoiseSchedule:
+    try:
+        return NoiseSchedule.from_config(loaded.config.noise_schedule)
+    except UnsupportedError as error:
+        where = "" if isinstance(origin, Checkpoint) else f"{os.fspath(origin)}: "
+        raise UnsupportedError(f"{where}{error}") from error

@@ -204,7 +204,7 @@ def load_gate(path: str | os.PathLike[str]) -> Gate:
     try:
         if check_regular(path) > MAX_BYTES:
             raise InvalidModelError(f"{path}: expected at most {MAX_BYTES} bytes of TOML")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # which some editors begin with a mark
         for number, line in enumerate(text.split("\n"), 1):
             if _without_comment(line).count(".") > MAX_PARTS:
                 raise InvalidModelError(

@@ -102,6 +102,7 @@ def configs() -> dict[str, Any]:
         )[:0],
         "nan": lambda values: json.dumps(values).replace('"num_train_timesteps": 1000', '"beta_end": NaN'),
         "infinite-beta": schedule(beta_end=float("inf")),
+        "no-signal": schedule(beta_end=0.99999),
         "infinite-clip": schedule(clip_sample_range=float("inf")),
         "clip-past-float": schedule(clip_sample_range=1e300),
         "options-of-float": lambda values: values.update(options={"a": {"b": [1]}}),

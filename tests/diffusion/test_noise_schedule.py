@@ -57,9 +57,8 @@ def test_timesteps_are_those_of_diffusers(spacing, train):
             assert schedule.timesteps(steps).tolist() == theirs.timesteps.tolist()
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 @pytest.mark.parametrize("config", SCHEDULES)
-@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.7), ("ddpm", 0.0)])
 def test_every_step_is_that_of_diffusers(config, sampler, eta):
     schedule = NoiseSchedule.from_config(config)
     kind = DDIMScheduler if sampler == "ddim" else DDPMScheduler
@@ -120,3 +119,9 @@ def test_unsupported_configs_are_refused_by_name():
         NoiseSchedule().timesteps(1001)
     with pytest.raises(UnsupportedError, match="leave"):
         NoiseSchedule(steps_offset=1).timesteps(1000)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpm-solver++"])
+def test_eta_is_of_ddim_alone(sampler):
+    with pytest.raises(UnsupportedError, match=r"eta: expected 0 where the sampler is not ddim, got 0\.5"):
+        step_coefficients(NoiseSchedule(), 10, sampler, eta=0.5)

@@ -184,12 +184,16 @@ def test_what_the_model_cannot_do_is_refused_with_a_reason(runner):
         runner.prepare(50)
     with pytest.raises(UnsupportedError, match=r"trained 40\.\.999"):
         runner.prepare(timesteps=[500, 39])
+    with pytest.raises(UnsupportedError, match=r"500, 500 \(steps 0, 1 of 2\): expected descending ones$"):
+        runner.prepare(timesteps=[500, 500])
     with pytest.raises(UnsupportedError, match=r"label: expected 0\.\.1, got 2"):
         runner.prepare(10, label=2)
     with pytest.raises(UnsupportedError, match="sampler"):
         runner.prepare(10, sampler="euler")
     with pytest.raises(UnsupportedError, match="eta"):
         runner.prepare(10, eta=1.5)
+    with pytest.raises(UnsupportedError, match=r"eta: expected 0 where the sampler is not EDM_DDIM, got 0\.5"):
+        runner.prepare(10, "ddpm", eta=0.5)
     with pytest.raises(UnsupportedError, match=r"steps: expected 1\.\.1000"):
         runner.prepare(0)
     with pytest.raises(UnsupportedError, match="before edm_prepare"):

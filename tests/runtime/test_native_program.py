@@ -109,6 +109,8 @@ def test_a_moved_bundle_still_works(tiny_bundle, tmp_path):
         (["--eta", "nan"], "--eta"),
         (["--eta", "2"], "eta"),
         (["--seed", "-1"], "--seed"),
+        (["--seed", " -1"], "--seed"),
+        (["--sampler", "ddpm", "--eta", "0.5"], "eta: expected 0"),
         (["-n", "0"], "edgedm-sample: -n: expected"),
         (["--guidance", "inf", "--label", "1"], "guidance: expected a finite number, got inf"),
         (["--guidance", "-inf"], "guidance: expected a finite number, got -inf"),

@@ -81,7 +81,7 @@ typedef struct {
 typedef struct {
   int steps;
   edm_sampler sampler;
-  double eta;               /* DDIM's share of fresh noise, 0..1 */
+  double eta;               /* DDIM's share of fresh noise, 0..1; 0 for the other samplers */
   const int64_t *timesteps; /* `steps` of them, descending; or NULL: spaced as the model's noise schedule says */
 } edm_schedule;
 

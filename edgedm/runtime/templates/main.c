@@ -83,7 +83,7 @@ static bool read_seed(const char *text, uint64_t *value) {
   char *end;
   errno = 0;
   *value = strtoull(text, &end, 10);
-  return (!errno && end != text && !*end && *text != '-') || refuse("seed", text, "a whole number below 2^64");
+  return (*text >= '0' && *text <= '9' && !errno && !*end) || refuse("seed", text, "a whole number below 2^64");
 }
 
 static bool read_real(const char *option, const char *text, double *value) {

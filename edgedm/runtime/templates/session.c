@@ -174,7 +174,7 @@ void edm_session_free(edm_session *session) {
 
 /* --- prepare --------------------------------------------------------------------------------------------- */
 
-static edm_status check_timesteps(const int64_t *timesteps, int steps) {
+static edm_status check_timesteps(const int64_t *timesteps, int steps, bool chosen) {
   const edm_noise_schedule *noise = &edm_compiled.noise;
   for (int i = 0; i < steps; ++i) {
     if (timesteps[i] < noise->first_timestep || timesteps[i] > noise->last_timestep)
@@ -182,8 +182,9 @@ static edm_status check_timesteps(const int64_t *timesteps, int steps) {
                       "step %d of %d has timestep %lld, outside the trained %d..%d: choose another number of steps", i,
                       steps, (long long)timesteps[i], noise->first_timestep, noise->last_timestep);
     if (i > 0 && timesteps[i] >= timesteps[i - 1])
-      return edm_fail(EDM_BAD_ARGUMENT, "timesteps %lld, %lld (steps %d, %d of %d): expected descending ones",
-                      (long long)timesteps[i - 1], (long long)timesteps[i], i - 1, i, steps);
+      return edm_fail(EDM_BAD_ARGUMENT, "timesteps %lld, %lld (steps %d, %d of %d): expected descending ones%s",
+                      (long long)timesteps[i - 1], (long long)timesteps[i], i - 1, i, steps,
+                      chosen ? "; choose fewer steps" : "");
   }
   return EDM_OK;
 }
@@ -229,7 +230,7 @@ static edm_status plan_steps(edm_session *session, const edm_schedule *schedule)
     memcpy(session->timesteps, schedule->timesteps, (size_t)schedule->steps * sizeof *session->timesteps);
   else
     edm_choose_timesteps(&edm_compiled.noise, schedule->sampler, schedule->steps, session->timesteps);
-  status = check_timesteps(session->timesteps, schedule->steps);
+  status = check_timesteps(session->timesteps, schedule->steps, !schedule->timesteps);
   if (status) return status;
   edm_pool *before = edm_pool_enter(session->pool);
   for (int pass = 0; pass < session->passes && !status; ++pass)
@@ -252,6 +253,8 @@ edm_status edm_prepare(edm_session *session, const edm_schedule *schedule, const
                     (int)schedule->sampler);
   if (!(schedule->eta >= 0.0 && schedule->eta <= 1.0))
     return edm_fail(EDM_BAD_ARGUMENT, "eta: expected 0..1, got %g", schedule->eta);
+  if (schedule->eta > 0.0 && schedule->sampler != EDM_DDIM)
+    return edm_fail(EDM_BAD_ARGUMENT, "eta: expected 0 where the sampler is not EDM_DDIM, got %g", schedule->eta);
   edm_status status = edm_choose_conditions(session, conditions);
   if (!status) status = plan_steps(session, schedule);
   if (status) return status;
