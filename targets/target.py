@@ -22,7 +22,7 @@ CORES = {**arm.CORES, **android.CORES}
 COMBINATIONS = (*x86.COMBINATIONS, *arm.COMBINATIONS, *riscv.COMBINATIONS, *wasm.COMBINATIONS, *android.COMBINATIONS)
 
 _BOARD_CORES = 4  # of a machine that is not this one
-_ONE_CORE = frozenset({"wasm32"})  # threads need a page's server to send headers, which a static one does not
+_ONE_THREAD = frozenset({"wasm32"})  # more need a page's server to send headers, which a static one does not
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class Target:
         if "avx512bw" in self.features:
             return 64
         return 32 if "avx2" in self.features else 16
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether a session there may have more than one thread."""
+        return self.isa not in _ONE_THREAD
 
     @property
     def fused(self) -> bool:
@@ -148,5 +153,5 @@ def _make(base: Level, extras: frozenset[str], name: str | None = None, cpu: str
         base=base,
         extras=extras,
         cpu=cpu or base.cpu,
-        cores=here if base.isa == "x86" and base.system == "linux" else 1 if base.isa in _ONE_CORE else _BOARD_CORES,
+        cores=here if base.isa == "x86" and base.system == "linux" else 1 if base.isa in _ONE_THREAD else _BOARD_CORES,
     )

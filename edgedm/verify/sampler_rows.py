@@ -22,6 +22,7 @@ from edgedm.errors import UnsupportedError
 from edgedm.runtime import Runner as BundleRunner
 from edgedm.runtime import open_runner
 from edgedm.runtime.choice import is_local
+from edgedm.targets import resolve
 from edgedm.verify.by_labels import ByLabels
 from edgedm.verify.report import Row
 from edgedm.verify.torch_reference import TorchReference
@@ -110,10 +111,10 @@ def sampler_rows(runner: Labelled, bundle: BundleRunner, reference: TorchReferen
 def lanes_rows(bundle: Bundle, runner: Labelled, alone: BundleRunner, reference: TorchReference) -> list[Row]:
     """A row for images that threads draw at once, each in a lane of its own: those that are drawn one by one.
 
-    `runner` draws by labels what `alone` draws, which has one lane.
+    None where the target has one thread. `runner` draws by labels what `alone` draws, which has one lane.
     """
     case = _Case("edm_sample, two images at a time", "ddpm")
-    if not _holds(reference, case):
+    if not (_holds(reference, case) and resolve(bundle.manifest.target.name).has_threads):
         return []
     label, shape, count = 0 if reference.null_class else None, reference.condition_shape, IMAGES + 1
     wait = _for_other_lanes if is_local(bundle) else None  # with progress an emulated program draws one by one
