@@ -83,7 +83,7 @@ def matmul(
             columns(index, whole * most_rows, m % most_rows)
 
 
-def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:
+def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int, fused: bool) -> None:
     """Per row: the maximum, exponentials and their sum, and their product with its reciprocal.
 
     Divisions would be half of the work. The sum is 1 at least, so its reciprocal neither overflows nor vanishes.
@@ -102,7 +102,8 @@ def softmax(x: Buffer, y: Buffer, rows: int, size: int, lanes: int) -> None:
             store(most, tirx.max(load(most, 0, count), load(x, at(index), count)), 0, count)
 
         def power(index: Expr, count: int) -> None:
-            value = hold(inverse_exp(splat(largest, count) - load(x, at(index), count), count, positive=True), count)
+            below = splat(largest, count) - load(x, at(index), count)
+            value = hold(inverse_exp(below, count, fused, positive=True), count)
             store(y, value, at(index), count)
             store(total, load(total, 0, count) + value, 0, count)
 

@@ -70,8 +70,8 @@ def _norm(request: Request) -> Draft:
     groups, epsilon = request.attrs["groups"], request.attrs["epsilon"]
     if channels % groups:
         raise InvalidModelError(f"{request.op}: {channels} channels are not divisible into {groups} groups")
-    lanes = tiling.float_lanes(request.target)
-    form = norm.Norm(rows, channels, groups, epsilon, request.op != "GroupNorm", lanes)
+    lanes, fused = tiling.float_lanes(request.target), request.target.fused
+    form = norm.Norm(rows, channels, groups, epsilon, request.op != "GroupNorm", lanes, fused)
     y = TensorSpec(x.shape, "float32")
     outputs = [y]
     if request.op == "GroupNormSiluPack":
@@ -88,23 +88,21 @@ def _norm(request: Request) -> Draft:
         top = quant_families.top_code(request, "bits")
 
     def body(inputs: Mapping[str, Any], outs: Any, scratch: Any) -> None:
-        sums, mean, scale = scratch
+        *sums, mean, scale = scratch
         form.statistics(inputs["x"], inputs["gamma"], sums, mean, scale)
         operands = [inputs["x"], mean, scale, inputs["beta"]]
         if request.op == "GroupNormSiluPack":
             form.pack(operands, inputs["threshold"], *outs)
         elif request.op == "GroupNormSiluQuantize":
             low, high = request.attrs.get("low", -8), request.attrs.get("high", 7)
-            form.quantize(operands, quantize.Signed(inputs["step"], low, high, request.target.fused), outs[0])
+            form.quantize(operands, quantize.Signed(inputs["step"], low, high, fused), outs[0])
         elif request.op == "GroupNormSiluQuantizeUniform":
-            grid = quantize.Uniform(
-                inputs["step"], inputs["zero"], inputs.get("divisor"), divisors, top, request.target.fused
-            )
+            grid = quantize.Uniform(inputs["step"], inputs["zero"], inputs.get("divisor"), divisors, top, fused)
             form.quantize_uniform(operands, grid, outs[0])
         else:
             form.write(operands, outs[0])
 
-    scratch = [TensorSpec((count, channels), "float32") for count in (form.parts, 1, 1)]
+    scratch = [TensorSpec((count, channels), "float32") for count in (*form.scratch_rows, 1, 1)]
     return Draft(f"norm {lanes}", body, specs, outputs, scratch)
 
 
@@ -176,9 +174,9 @@ def _softmax(request: Request) -> Draft:
         raise UnsupportedError(f"Softmax: axis {request.attrs['axis']} of {list(x.shape)}: only the last")
 
     def body(inputs: Mapping[str, Any], outs: Any, _: Any) -> None:
-        dense.softmax(inputs["x"], outs[0], x.spec.size // x.shape[-1], x.shape[-1], lanes)
+        dense.softmax(inputs["x"], outs[0], x.spec.size // x.shape[-1], x.shape[-1], lanes, fused)
 
-    lanes = tiling.float_lanes(request.target)
+    lanes, fused = tiling.float_lanes(request.target), request.target.fused
     return Draft(f"softmax {lanes}", body, _specs(request), [x.spec])
 
 

@@ -1,7 +1,7 @@
 """Float functions that kernels need, in plain vector operations: no libm on any target.
 
-e^-x is 2^n * p(f): n = round(-x / ln 2), f = -x - n ln 2 in two parts, p of degree 6. Largest relative error on
-[-88, 87]: 2 units in the last place (tested). One power of two reaches from 0, above x = 87.68, to infinity, below
+e^-x is 2^n * p(f): n = round(-x / ln 2), f = -x - n ln 2, p of degree 5. Largest relative error: 3 units in the last
+place where |x| <= 30, and 6 on [-88, 87] (tested). One power of two reaches from 0, above x = 87.68, to infinity, below
 -88.37; float32 still has values a little beyond both, down to 1e-45 and up to 3.4e38, which 0 and infinity stand for.
 """
 
@@ -11,10 +11,11 @@ from edgedm.targets.kernels.builder import Expr, const, fma, hold, reinterpret, 
 
 F32 = "float32"
 _LOG2E = 1.44269504088896341
-_LN2_HIGH = 0.693359375  # few bits, so that its product with n is exact
+_LN2 = 0.69314718246459960938  # as a float32: 1.9e-9 too much, so an exact n ln 2 is within 2.5e-7
+_LN2_HIGH = 0.693359375  # few bits, so that its product with n is exact in any case
 _LN2_LOW = -2.12194440e-4
-# e^f for |f| <= ln 2 / 2: the relative minimax polynomial whose last two coefficients are 1, within 3.1e-9
-_COEFFICIENTS = (1.3814540074e-3, 8.3687451079e-3, 4.1668390786e-2, 1.6666520399e-1, 4.9999993432e-1, 1.0, 1.0)
+# e^f for |f| <= ln 2 / 2: the relative minimax polynomial whose last coefficient is 1, within 9.2e-8
+_COEFFICIENTS = (8.2902728537e-3, 4.1898159900e-2, 1.6667638125e-1, 4.9999147839e-1, 9.9999970631e-1, 1.0)
 _LOWEST, _HIGHEST = -89.0, 88.0  # 2^n of minus them is infinite or 0
 _ROUND_MAGIC = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer (ties to even) in the low bits
 _ROUND_MAGIC_BITS = 0x4B400000
@@ -23,8 +24,8 @@ _USUAL, _SHIFT = 100, 60  # steps within 2^-100..2^100 stay as they are
 _EXPONENT_BIAS, _MANTISSA_BITS = 127, 23
 
 
-def inverse_exp(x: Expr, lanes: int, positive: bool = False) -> Expr:
-    """e^-x for float32 lanes, NaN for NaN; `positive` says that no x is below 0."""
+def inverse_exp(x: Expr, lanes: int, fused: bool, positive: bool = False) -> Expr:
+    """e^-x for float32 lanes, NaN for NaN; `fused` is the target's, `positive` says that no x is below 0."""
 
     def number(value: float) -> Expr:
         return const(value, F32, lanes)
@@ -37,22 +38,23 @@ def inverse_exp(x: Expr, lanes: int, positive: bool = False) -> Expr:
     # -x = n ln 2 - f; n is taken from the sum as a float and as an exponent, without a conversion between the two
     shifted = hold(x * number(-_LOG2E) + number(_ROUND_MAGIC + _EXPONENT_BIAS), lanes)
     n = hold(shifted - number(_ROUND_MAGIC + _EXPONENT_BIAS), lanes)
-    f = hold((x + n * number(_LN2_HIGH)) + n * number(_LN2_LOW), lanes)
-    p = number(_COEFFICIENTS[0])
+    in_parts = (x + n * number(_LN2_HIGH)) + n * number(_LN2_LOW)
+    f = hold(fma(n, number(_LN2), x, lanes) if fused else in_parts, lanes)
+    p = number(-_COEFFICIENTS[0])
     for index, coefficient in enumerate(_COEFFICIENTS[1:]):  # of e^-f: every other coefficient changes its sign
-        p = p * f + number(coefficient if index % 2 else -coefficient)
+        p = p * f + number(-coefficient if index % 2 else coefficient)
     exponent = reinterpret(shifted, _lanes("uint32", lanes)) << const(_MANTISSA_BITS, "uint32", lanes)
     return p * reinterpret(exponent, _lanes(F32, lanes))  # the other bits of the sum are shifted out
 
 
-def silu(v: Expr, lanes: int) -> Expr:
+def silu(v: Expr, lanes: int, fused: bool) -> Expr:
     """v * sigmoid(v) = v / (1 + e^-v) for float32 lanes, one division.
 
     The 1 hides or halves the error of e^-v. SiLU is -0 below v = -88.4, where float32 still has values, from -3.6e-37
     up: SiLU(-88.5) is -3.2e-37. NaN gives NaN.
     """
     v = hold(v, lanes)
-    return v / (const(1.0, F32, lanes) + inverse_exp(v, lanes))
+    return v / (const(1.0, F32, lanes) + inverse_exp(v, lanes, fused))
 
 
 def nearest(x: Expr, lanes: int) -> Expr:

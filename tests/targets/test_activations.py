@@ -12,10 +12,11 @@ from edgedm.targets.kernels import TensorSpec, mathematics, select
 from edgedm.targets.kernels.builder import build, load, loop, store
 
 ULP = 2.0**-23
-EXP_ULPS = 2  # stated in `mathematics`
+EXP_ULPS, EXP_ULPS_NEAR_0 = 6, 3  # stated in `mathematics`
 # normalising divides by sqrt(variance): a mean and a variance over n values carry about sqrt(n) roundings, n <= 4096
 NORM_BOUND = 64 * ULP
 MEAN_BOUND = 16 * ULP  # a mean over a few hundred magnitudes, in another order
+MEAN_ULPS = 2
 SPECIAL = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 3.4e38, -3.4e38], np.float32)
 
 
@@ -23,10 +24,11 @@ def rows(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def test_inverse_exp_is_within_two_units_in_the_last_place():
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3"])
+def test_inverse_exp_is_within_some_units_in_the_last_place(name):
     x = np.concatenate([np.linspace(-89.5, 104, 1 << 16), SPECIAL]).astype(np.float32)
     x = np.pad(x, (0, -x.size % 16))
-    target = resolve("x86-64")
+    target = resolve(name)
 
     def body(source, out):
         for lanes in (1, 16):
@@ -34,7 +36,7 @@ def test_inverse_exp_is_within_two_units_in_the_last_place():
 
     def with_lanes(source, out, lanes):
         with loop(x.size // lanes) as index:
-            value = mathematics.inverse_exp(load(source, index * lanes, lanes), lanes)
+            value = mathematics.inverse_exp(load(source, index * lanes, lanes), lanes, target.fused)
             store(out, value, index * lanes + (0 if lanes == 1 else x.size), lanes)
 
     parameters = [("x", TensorSpec((x.size,), "float32")), ("y", TensorSpec((2 * x.size,), "float32"))]
@@ -49,6 +51,7 @@ def test_inverse_exp_is_within_two_units_in_the_last_place():
     within = (x >= -88) & (x <= 87)
     error = np.abs(scalar[within] - exact[within]) / np.spacing(expected[within])
     assert error.max() <= EXP_ULPS
+    assert error[np.abs(x[within]) <= 30].max() <= EXP_ULPS_NEAR_0
     np.testing.assert_array_equal(np.isnan(scalar), np.isnan(x))
     assert np.all(scalar[x == 0] == 1)
     assert np.all(scalar[x < -88.73] == np.inf)
@@ -134,7 +137,26 @@ def test_codes_of_a_norm_are_the_codes_of_the_norm_that_is_written(target):
 def test_large_norms_share_both_sums_and_what_is_written(target):
     rng = np.random.default_rng(6)
     cases = [norm_case(rng, op, *shape) for shape in LARGE_NORMS for op in NORMS]
-    assert launches(cases, target) == 3 * len(cases)
+    assert launches(cases, target) == 2 * len(cases)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 8), (1, 3, 5, 70), (1, 40, 40, 24)])
+def test_a_norm_is_as_exact_far_from_0_and_with_outliers_where_its_anchors_lie(target, shape):
+    """Sums about an anchor lose little whatever the pixels hold: about values of 300, and where one pixel rules all."""
+    rng = np.random.default_rng(7)
+    channels = shape[-1]
+    far, spiky = rows(rng, *shape) + 300, rows(rng, *shape) / 1000
+    spiky[0, 0, 0] *= 1e6
+    gamma, beta = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    cases = [Case("GroupNorm", [x, gamma, beta], {"groups": 2, "epsilon": 1e-5}) for x in (far, spiky)]
+    for case, (got,) in zip(cases, run_kernels(cases, target), strict=True):
+        x = case.inputs[0].astype(np.float64).reshape(-1, 2, channels // 2)
+        centred = x - x.mean((0, 2), keepdims=True)
+        deviation = np.sqrt(np.square(centred).mean((0, 2)) + 1e-5)
+        exact = centred / deviation[:, None]
+        of_the_mean = MEAN_ULPS * np.abs(x).max() * ULP / deviation.min()  # a float32 near x is no closer to it
+        error = np.abs(got.reshape(exact.shape) - exact)
+        assert error.max() <= of_the_mean + NORM_BOUND * np.abs(exact).max()
 
 
 def test_bits_of_a_norm_follow_from_exact_ties(target):
@@ -175,7 +197,7 @@ def test_large_tensors_use_all_threads_and_agree(target):
         Case("QuantizeCodes", [x, np.array(0.3, np.float32)]),
         Case("GroupNormSilu", [x, rows(rng, 128), rows(rng, 128)], {"groups": 32, "epsilon": 1e-5}),
     ]
-    assert [launches([case], target) for case in cases] == [1, 1, 3]
+    assert [launches([case], target) for case in cases] == [1, 1, 2]
     bits, codes, y = (results[0] for results in run_kernels(cases, target))
     np.testing.assert_array_equal(bits, reference(cases[0])[0])
     np.testing.assert_array_equal(codes, reference(cases[1])[0])
