@@ -51,16 +51,18 @@ def bench_calls(bundle: str | os.PathLike[str], seconds: float = 2.0, variant: s
         needs = step_needs(runner.manifest)
         target = resolve(runner.manifest.target.name)
         peaks = arithmetic(sorted({need.kind for need in needs if need.macs}), target)
-        footprints = sorted({footprint_class(need.streamed) for need in needs if need.streamed})
-        streams = {footprint: stream(footprint, target) for footprint in footprints}
-        profiles, step, limits = _measure(
-            runner, {**peaks, **{str(size): each for size, each in streams.items()}}, seconds
-        )
+        streams = {str(footprint): stream(footprint, target) for footprint in footprints(needs)}
+        profiles, step, limits = _measure(runner, {**peaks, **streams}, seconds)
     rows = call_rows(needs, profiles, limits)
     figures = _figures(rows, step)
     rates = {name: value / 1e9 for name, value in limits.items()}
     details = {"target": target.name, "rates": rates, "groups": groups(rows), "calls": [asdict(row) for row in rows]}
     return Outcome(True, figures, details)
+
+
+def footprints(needs: Sequence[Need]) -> list[int]:
+    """The classes of footprints whose bandwidth the bound of the calls is made of, ascending."""
+    return sorted({footprint_class(need.footprint) for need in needs if need.streamed})
 
 
 def call_rows(needs: Sequence[Need], seconds: Sequence[float], limits: dict[str, float]) -> list[CallRow]:

@@ -4,7 +4,7 @@ import pytest
 import tiny_model
 
 from edgedm.bench.bound import FMA, XOR_POPCOUNT, arithmetic, multiplications, step_needs
-from edgedm.bench.breakdown import bench_calls, call_rows, groups
+from edgedm.bench.breakdown import bench_calls, call_rows, footprints, groups
 from edgedm.bench.machine import LARGEST, SMALLEST, footprint_class, level_of
 from edgedm.bundle import Manifest, Node, Operand, Port, Strips, load
 from edgedm.errors import InvalidModelError
@@ -51,6 +51,16 @@ def test_what_runs_strip_by_strip_moves_at_the_rate_of_the_cache_that_holds_a_st
     strips = Strips(first=0, heads=4, strips=2, tasks=2)
     (need,) = step_needs(manifest(softmax.model_copy(update={"strips": strips})))
     assert (need.streamed, need.footprint) == (2048, 2048 // 8)
+
+
+def test_streams_are_measured_at_every_footprint_that_a_call_has_also_of_a_strip():
+    x = operand("strips", 1, 4, 1024, 1024)
+    call = node(0, "Softmax", "softmax 16", 0, [x], [x])
+    strips = Strips(first=0, heads=4, strips=32, tasks=2)
+    needs = step_needs(manifest(call.model_copy(update={"strips": strips}), call))
+    assert footprints(needs) == [1 << 18, 1 << 25]
+    rows = call_rows(needs, [1.0, 1.0], {str(1 << 18): 2e9, str(1 << 25): 1e9})
+    assert [row.bound_us for row in rows] == [needs[0].streamed / 2e3, needs[0].streamed / 1e3]
     assert need.seconds({}, float) == 8.0
 
 
