@@ -9,7 +9,9 @@ the y that is written.
 
 Where threads pay, sums are made of FEWEST_UNITS parts of the pixels apart (of each pixel, where they are fewer) and
 then added, whatever the number of threads: so they do not depend on it. The parts are those of the last pass and of
-most layers before, up to a row, so a thread mostly sums what its core's cache holds. Smaller norms sum all at once.
+most layers before, up to a row, so a thread mostly sums what its core's cache holds. The last part goes first: of a
+tensor larger than the cache its pixels were written last, and what is summed last is what the second pass begins with.
+Smaller norms sum all at once.
 
 SiLU is v / (1 + e^-v): about 20 operations and one division for `lanes` values, which is the limit of the last pass.
 """
@@ -72,7 +74,8 @@ class Norm:
         """Fill `mean` and `scale` = gamma / sqrt(variance + epsilon), f32[channels]; `scratch` as `scratch_rows`."""
         sums, squares, anchors = scratch
         self._anchor(x, anchors)
-        with parallel(self.parts, self.worthwhile) as part:
+        with parallel(self.parts, self.worthwhile) as turn:
+            part = let(self.parts - 1 - turn)
             self._in_strips(lambda first, vectors: self._sum(x, sums, squares, anchors, part, first, vectors))
         count = const(self.rows, F32)
 
