@@ -207,7 +207,8 @@ def no_epsilon(patch: pytest.MonkeyPatch) -> None:
 
 
 def relu_for_silu(patch: pytest.MonkeyPatch) -> None:
-    def relu(v: Any, lanes: int) -> Any:
+    def relu(v: Any, lanes: int, fused: bool) -> Any:
+        del fused
         zero = const(0.0, "float32", lanes)
         return where(v > zero, v, zero)
 
