@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
+from edgedm.onnx_session import OnnxSession
 from edgedm.passes.editing import Array
 
 Feeds = Mapping[str, Array]
@@ -36,23 +35,25 @@ class Side:
         for item in graph.initializer:
             self.types[item.name] = onnx.helper.make_tensor_value_info(item.name, item.data_type, list(item.dims))
         self._order = {node.output[0]: index for index, node in enumerate(graph.node)}
-        self._outputs: Session | None = None
+        self._outputs: OnnxSession | None = None
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """The outputs for `feeds`, the inputs by name (others are ignored)."""
-        self._outputs = self._outputs or Session(self.proto)
+        self._outputs = self._outputs or OnnxSession(self.proto)
         return self._outputs.run(feeds)
 
-    def all_values(self) -> "Session":
+    def all_values(self) -> OnnxSession:
         """A session for every value but those of 4 bits, which numpy cannot take from ONNX Runtime."""
         names = [name for name in self.makers if self.types[name].type.tensor_type.elem_type not in _INT4]
-        return Session(self._model(self._nodes(names, self.inputs), self.inputs, [self.types[name] for name in names]))
+        return OnnxSession(
+            self._model(self._nodes(names, self.inputs), self.inputs, [self.types[name] for name in names])
+        )
 
     def model_of(self, region: Region) -> onnx.ModelProto:
         """The model of one region."""
         return self._model(self._nodes([region.name], region.edge), region.edge, [self.types[region.name]])
 
-    def separately(self, regions: Sequence[Region]) -> "Session":
+    def separately(self, regions: Sequence[Region]) -> OnnxSession:
         """One session for many regions, each fed at its own edge, whatever the others compute."""
         nodes: list[onnx.NodeProto] = []
         outputs: list[onnx.ValueInfoProto] = []
@@ -74,7 +75,7 @@ class Side:
             result.name = f"{region.name}@{index}"
             outputs.append(result)
         edges = sorted({name for region in regions for name in region.edge})
-        return Session(self._model(nodes, edges, outputs), [region.name for region in regions])
+        return OnnxSession(self._model(nodes, edges, outputs), [region.name for region in regions])
 
     def edge(
         self, name: str, known: Iterable[str], through: Iterable[str], stops: Iterable[str] = ()
@@ -124,22 +125,3 @@ class Side:
         model.functions.extend(self.proto.functions)
         model.ir_version = self.proto.ir_version
         return model
-
-
-class Session:
-    """ONNX Runtime on one model: one thread, every optimisation off. `names` renames its outputs, in order."""
-
-    def __init__(self, model: onnx.ModelProto, names: Sequence[str] | None = None) -> None:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        data = model.SerializeToString()
-        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        self._names = list(names) if names is not None else [item.name for item in model.graph.output]
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """The outputs by name."""
-        wanted = [item.name for item in self._session.get_inputs()]
-        results = self._session.run(None, {name: np.asarray(feeds[name]) for name in wanted})
-        return dict(zip(self._names, results, strict=True))

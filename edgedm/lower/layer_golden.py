@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgedm.bundle.manifest import Node, Operand
 from edgedm.errors import InvalidModelError
 from edgedm.export.graph_io import serialize_graph
 from edgedm.golden_file import read_golden
+from edgedm.onnx_session import OnnxSession
 from edgedm.ops import attach_functions, infer_shapes
 
 MAGIC = b"EDMLAYR1"
@@ -81,13 +81,9 @@ def _run(model: ir.Model, tensors: Mapping[str, Array], wanted: set[str]) -> dic
     there = {value.name for value in copy.graph.outputs}
     copy.graph.outputs.extend(made[name] for name in sorted(wanted - there) if name in made)
     attach_functions(copy)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(ir.serde.serialize_model(copy).SerializeToString(), options)
-    feeds = {each.name: _fitting(tensors[each.name], tuple(each.shape)) for each in session.get_inputs()}
-    names = [each.name for each in session.get_outputs()]
-    return {**feeds, **dict(zip(names, session.run(names, feeds), strict=True))}
+    session = OnnxSession(ir.serde.serialize_model(copy))
+    feeds = {name: _fitting(tensors[name], shape) for name, shape in session.inputs.items()}
+    return {**feeds, **session.run(feeds)}
 
 
 def _fitting(array: Array, shape: tuple[int, ...]) -> Array:

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgedm.errors import InvalidModelError
+from edgedm.onnx_session import OnnxSession
 from edgedm.ops import attach_functions, infer_shapes
 from edgedm.verify.float64 import evaluate
 from edgedm.verify.rounding import Bounded
@@ -120,20 +119,12 @@ class Part:
         self.model = model
         self.outputs = [item.name for item in model.graph.output]
         self._inputs = [item.name for item in model.graph.input]
-        self._session: Any = None
+        self._session: OnnxSession | None = None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs under ONNX Runtime: one thread, every optimisation off."""
-        if self._session is None:
-            options = onnxruntime.SessionOptions()
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.intra_op_num_threads = 1
-            options.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(
-                self.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        fed = {name: np.asarray(feeds[name]) for name in self._inputs}
-        return dict(zip(self.outputs, self._session.run(self.outputs, fed), strict=True))
+        """All outputs under ONNX Runtime."""
+        self._session = self._session or OnnxSession(self.model)
+        return self._session.run(feeds)
 
     def evaluate(self, feeds: Mapping[str, Array], lean: int = 0) -> dict[str, Bounded]:
         """All values in float64 with rounding bounds; see `edgedm.verify.float64`."""
